@@ -1,0 +1,1 @@
+"""Orchestration: Prefect flows, DVC versions, MLflow evidence."""

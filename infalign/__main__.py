@@ -1,0 +1,114 @@
+"""`python -m infalign STAGE [--objective O] [--variant V] [--params F]`: run one stage.
+
+Needs neither Prefect nor MLflow nor DVC. Reads and writes below the current folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import importlib
+import os
+import sys
+from pathlib import Path
+
+STAGES = [
+    "corpus",
+    "prepare",
+    "sft",
+    "reward",
+    "sample",
+    "calibrate",
+    "align",
+    "evaluate",
+    "report",
+]
+PER_OBJECTIVE = {"calibrate", "align", "evaluate"}
+PER_VARIANT = {"align"}
+
+
+def instance_name(stage: str, objective: str | None, variant: str | None) -> str:
+    """`align@helpful-ctrl` from its parts, the same spelling as DVC's."""
+    parts = [part for part in (objective, variant) if part]
+    return stage + ("@" + "-".join(parts) if parts else "")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(prog="python -m infalign", description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--objective", help="a name in run.objectives")
+    parser.add_argument("--variant", help="a name in run.variants")
+    parser.add_argument("--params", default="params.yaml", help="the configuration file")
+    chosen = parser.parse_args(arguments)
+    for name, stages in (("objective", PER_OBJECTIVE), ("variant", PER_VARIANT)):
+        given = getattr(chosen, name) is not None
+        if given != (chosen.stage in stages):
+            parser.error(f"{chosen.stage} {'takes no' if given else 'needs'} --{name}")
+    return chosen
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage; return the exit code (2: the user's input, 1: the machine)."""
+    chosen = parse_arguments(arguments)
+    from infalign.errors import InputError
+
+    try:
+        run_stage(chosen)
+    except InputError as error:
+        print(f"{chosen.stage}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"{chosen.stage}: {error.strerror}{where}: free space or permit writing, "
+            "then run again: finished work is kept.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def apply_threads(path: str) -> None:
+    """Set run.threads before numpy and torch are imported: they read it once."""
+    import yaml
+
+    with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):  # load_params explains
+        with open(path, encoding="utf-8") as stream:
+            os.environ["OMP_NUM_THREADS"] = str(int(yaml.safe_load(stream)["run"]["threads"]))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def run_stage(chosen: argparse.Namespace) -> None:
+    """Load params, set the number of threads, resume or start, publish."""
+    apply_threads(chosen.params)
+    from infalign.errors import InputError
+    from infalign.params import load_params
+
+    params = load_params(chosen.params)
+    for name, known in (("objective", params.objectives), ("variant", params.align.variants)):
+        value = getattr(chosen, name)
+        if value is not None and value not in known:
+            raise InputError(
+                f"--{name} {value!r} is not one of {sorted(known)} in {chosen.params}."
+            )
+    from infalign.workspace import Workspace, fingerprint
+
+    module = importlib.import_module(f"infalign.stages.{chosen.stage}")
+    names = [name for name in (chosen.objective, chosen.variant) if name]
+    instance = instance_name(chosen.stage, chosen.objective, chosen.variant)
+    workspace = Workspace(params, Path.cwd(), instance)
+    stage = module.stage(params, *names)
+    with workspace.locked():
+        workspace.open_work(fingerprint(stage, params, workspace.root))
+        if not (workspace.work / "done").exists():
+            module.run(workspace, *names)
+            (workspace.work / "done").touch()
+        workspace.publish(stage.outputs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""params.yaml as one frozen, strict object. What is in it is what ran: unknown keys are refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from infalign.errors import InputError
+from infalign.theory.procedures import parse_procedure
+from infalign.theory.transforms import parse_transform
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, strict, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+def _check_transform(text: str) -> None:
+    if text not in ("optimal", "auto"):  # solved for a procedure and a budget, when needed
+        parse_transform(text)
+
+
+class Run(Section):
+    """What runs, and on what."""
+
+    seed: int = Field(ge=0, lt=2**31, description="seed of every stage but corpus")
+    objectives: list[Name] = Field(min_length=1, description="names in `objectives` to run")
+    variants: list[Name] = Field(min_length=1, description="names in `align.variants` to run")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="where tensors live")
+    threads: Positive = Field(description="CPU threads of one stage; changes rounding")
+    concurrency: Positive = Field(description="stages side by side")
+
+
+class Corpus(Section):
+    """The built-in preference data."""
+
+    seed: int = Field(ge=0, lt=2**31)
+    train_prompts: Positive = Field(description="distinct training prompts a subset")
+    test_prompts: Positive = Field(description="distinct held-out prompts a subset")
+    pairs_per_prompt: Positive = Field(description="preference pairs a prompt")
+
+
+class Data(Section):
+    """Which preference data to align on."""
+
+    path: str = Field(min_length=1, description="folder of HH files, inside or outside the project")
+    test_share: Share = Field(description="share of prompts held out where a subset has one file")
+
+
+class Tiny(Section):
+    """The Llama-type model built from scratch where model.name_or_path is `tiny`."""
+
+    vocab_size: int = Field(ge=300, description="tokens in the trained tokenizer")
+    hidden_size: Positive
+    intermediate_size: Positive
+    layers: Positive
+    heads: Positive
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Tiny:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("hidden_size must be an even multiple of heads")
+        return self
+
+
+class Model(Section):
+    """The policy's starting point and its lengths."""
+
+    name_or_path: str = Field(min_length=1, description="`tiny`, a local folder or a hub name")
+    prompt_tokens: Positive = Field(description="longest prompt, tokens; longer lose first turns")
+    response_tokens: int = Field(ge=2, description="longest response, tokens, EOS included")
+    tiny: Tiny
+
+
+class Objective(Section):
+    """What one policy is aligned for."""
+
+    subset: str = Field(min_length=1, description="folder below data.path")
+    procedure: str = Field(description="inference-time procedure: standard, best_of:4, …")
+    transform: str = Field(description="transformation of the calibrated reward: exp:10, …")
+    gold: Literal["helpfulness", "harmlessness"] | None = Field(
+        description="gold utility, used on the built-in corpus only"
+    )
+
+    @field_validator("procedure")
+    @classmethod
+    def _procedure(cls, text: str) -> str:
+        return str(parse_procedure(text))
+
+    @model_validator(mode="after")
+    def _transform(self) -> Objective:
+        _check_transform(self.transform)
+        return self
+
+
+class Sft(Section):
+    """The reference policy."""
+
+    epochs: Rate = Field(description="passes over the responses")
+    batch_size: Positive = Field(description="responses a step")
+    learning_rate: Rate
+    warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
+    weight_decay: float = Field(ge=0)
+
+
+class Reward(Section):
+    """The reward models."""
+
+    name_or_path: str = Field(min_length=1, description="`sft`, a local folder or a hub name")
+    epochs: Rate = Field(description="passes over the pairs")
+    batch_size: Positive = Field(description="pairs a step")
+    learning_rate: Rate
+    warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
+    weight_decay: float = Field(ge=0)
+
+
+class Sample(Section):
+    """Responses of the reference policy."""
+
+    train_prompts: Positive = Field(description="training prompts an objective")
+    test_prompts: Positive = Field(description="evaluation prompts an objective")
+    train_samples: int = Field(ge=2, description="responses a training prompt (K)")
+    test_samples: int = Field(ge=2, description="responses an evaluation prompt")
+    shard_prompts: Positive = Field(description="prompts in one resumable shard")
+    batch_size: Positive = Field(description="sequences decoded side by side")
+
+
+class Calibrate(Section):
+    """Calibrated rewards."""
+
+    batch_size: Positive = Field(description="sequences scored side by side")
+    error_references: list[Annotated[int, Field(ge=2)]] = Field(
+        min_length=1, description="numbers of references at which the calibration error is measured"
+    )
+
+
+class Variant(Section):
+    """One way to align."""
+
+    reward: str = Field(
+        description="`raw`, `objective` (objectives.O.transform), or a transformation: identity, …"
+    )
+
+    @field_validator("reward")
+    @classmethod
+    def _reward(cls, text: str) -> str:
+        if text not in ("raw", "objective"):
+            _check_transform(text)
+        return text
+
+
+class Align(Section):
+    """KL-regularised reinforcement learning."""
+
+    kl_nats: Rate = Field(le=5, description="KL budget, nats a response")
+    beta: Rate | None = Field(description="KL weight; null: from the budget")
+    steps: Positive = Field(description="on-policy steps")
+    prompts_per_step: Positive
+    samples_per_prompt: int = Field(ge=2, description="responses in a leave-one-out group")
+    learning_rate: Rate
+    warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
+    max_grad_norm: Rate
+    checkpoint_every: Positive = Field(description="steps between checkpoints")
+    variants: dict[Name, Variant] = Field(min_length=1)
+
+
+class Evaluate(Section):
+    """Win rates."""
+
+    best_of: list[Positive] = Field(min_length=1, description="N of Best-of-N and Worst-of-N")
+    bootstrap: int = Field(ge=100, description="replicates of the bootstrap over prompts")
+    batch_size: Positive = Field(description="sequences sampled and scored side by side")
+
+
+class Report(Section):
+    """The page."""
+
+    examples: Positive = Field(description="prompts shown side by side, an objective")
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    run: Run
+    corpus: Corpus
+    data: Data
+    model: Model
+    objectives: dict[Name, Objective] = Field(min_length=1)
+    sft: Sft
+    reward: Reward
+    sample: Sample
+    calibrate: Calibrate
+    align: Align
+    evaluate: Evaluate
+    report: Report
+
+    @model_validator(mode="after")
+    def _names(self) -> Params:
+        for field, names, known in (
+            ("run.objectives", self.run.objectives, self.objectives),
+            ("run.variants", self.run.variants, self.align.variants),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{field} names {name!r}, which is not one of {sorted(known)}")
+            if len(set(names)) != len(names):
+                raise ValueError(f"{field} names an entry twice: {names}")
+        if "reference" in self.run.variants:
+            raise ValueError("run.variants: `reference` is the reference policy's own name")
+        largest = max([*self.evaluate.best_of, *(self.procedure(o).n for o in self.objectives)])
+        if largest > self.sample.test_samples:
+            raise ValueError(
+                f"evaluate.best_of and objectives need N = {largest} samples a prompt, "
+                f"sample.test_samples gives {self.sample.test_samples}"
+            )
+        return self
+
+    def procedure(self, objective: str) -> Any:
+        """The objective's inference-time procedure."""
+        return parse_procedure(self.objectives[objective].procedure)
+
+    def reward_spelling(self, objective: str, variant: str) -> str:
+        """What a variant maximises for an objective: `raw` or a transformation's spelling."""
+        spelling = self.align.variants[variant].reward
+        return self.objectives[objective].transform if spelling == "objective" else spelling
+
+
+_NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml; every fault is one sentence naming file, field, value, remedy."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run from the project's root.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    return check_params(tree, str(path))
+
+
+def check_params(tree: Any, source: str) -> Params:
+    """Check an already parsed tree; `source` is the name used in messages."""
+    if not isinstance(tree, dict):
+        raise InputError(f"{source} must be a mapping of sections, found {type(tree).__name__}.")
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("; ".join(_sentence(source, e) for e in error.errors())) from None
+
+
+def _sentence(source: str, error: Any) -> str:
+    """One pydantic error as words: file, field, value, remedy."""
+    field = ".".join(str(part) for part in error["loc"])
+    value = error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"{source}: unknown key {field!r}: remove it or correct its spelling"
+    if error["type"] == "missing":
+        return f"{source}: {field!r} is missing: add it"
+    if error["type"] == "value_error" and not field:
+        return f"{source}: {error['ctx']['error']}"
+    hint = ""
+    if isinstance(value, str) and _NUMBER.match(value):
+        hint = " (YAML reads 1e-5 as text: write 1.0e-5)"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{source}: {field} = {value!r}: {message[:1].lower()}{message[1:]}{hint}"

@@ -1,0 +1,1 @@
+"""Stages: each reads files, composes theory, lm and data, and writes files."""

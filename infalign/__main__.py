@@ -76,9 +76,9 @@ def apply_threads(path: str) -> None:
     """Set run.threads before numpy and torch are imported: they read it once."""
     import yaml
 
-    with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):  # load_params explains
-        with open(path, encoding="utf-8") as stream:
-            os.environ["OMP_NUM_THREADS"] = str(int(yaml.safe_load(stream)["run"]["threads"]))
+    with contextlib.suppress(Exception):  # load_params says what is wrong with the file
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        os.environ["OMP_NUM_THREADS"] = str(int(tree["run"]["threads"]))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infalign.errors import InputError
+from infalign.workspace import write_text
 
 
 class History:
@@ -19,10 +20,8 @@ class History:
 
     def __init__(self, path: Path, last_step: int = -1) -> None:
         kept = [row for row in read_history(path) if row["step"] <= last_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = open(path, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
-        for row in kept:
-            self._write(row)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
         self._last = kept[-1]["step"] if kept else -1
 
     def append(self, step: int, **metrics: float) -> None:
@@ -30,10 +29,7 @@ class History:
         if step <= self._last:
             raise ValueError(f"history: step {step} follows step {self._last}")
         self._last = step
-        self._write({"step": step, **metrics})
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(row, allow_nan=False) + "\n")
+        self._stream.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
         self._stream.flush()
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The schema of every parquet file: checked reads, atomic writes.
 
 A table is written to a temporary name and renamed, and says which file, column and row is wrong
-when it is read. Keys are unique, nulls are refused, numbers are finite and within range.
+when it is read. Keys are unique, numbers are finite and within range, nulls are refused except in
+columns whose value may be undefined.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ _SPLIT = {"split": frozenset({"train", "test"})}
 _TEXT, _INT, _FLOAT = pa.string(), pa.int32(), pa.float64()
 
 
-def _schema(**columns: pa.DataType) -> pa.Schema:
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+def _schema(*undefined: str, **columns: pa.DataType) -> pa.Schema:
+    """Columns in order; those named in `undefined` may hold nulls."""
+    return pa.schema(
+        [pa.field(name, kind, nullable=name in undefined) for name, kind in columns.items()]
+    )
 
 
 PROMPTS = Table(
@@ -124,9 +128,16 @@ EVALUATION_REWARDS = Table(
     {"sample_index": (0, _INF), "reward": (-_INF, _INF)},
     {"judge": frozenset({"train", "judge", "gold"})},
 )
+# Undefined, so null: an efficiency at KL 0, and the limit of a method that cannot spend the KL.
 EVALUATION = Table(
     "evaluation",
     _schema(
+        "method_limit",
+        "method_limit_error",
+        "efficiency",
+        "efficiency_low",
+        "efficiency_high",
+        "method_efficiency",
         policy=_TEXT,
         judge=_TEXT,
         procedure=_TEXT,
@@ -135,18 +146,25 @@ EVALUATION = Table(
         high=_FLOAT,
         limit=_FLOAT,
         method_limit=_FLOAT,
+        method_limit_error=_FLOAT,
         efficiency=_FLOAT,
         efficiency_low=_FLOAT,
         efficiency_high=_FLOAT,
+        method_efficiency=_FLOAT,
         kl=_FLOAT,
         kl_se=_FLOAT,
+        log_ratio=_FLOAT,
+        log_ratio_se=_FLOAT,
         response_tokens=_FLOAT,
         truncated=_FLOAT,
         n_prompts=_INT,
     ),
     ("policy", "judge", "procedure"),
-    dict.fromkeys(("win_rate", "low", "high", "limit", "truncated"), (0.0, 1.0))
-    | {"n_prompts": (1, _INF)},
+    dict.fromkeys(("win_rate", "low", "high", "limit", "method_limit", "truncated"), (0.0, 1.0))
+    | dict.fromkeys(("efficiency", "efficiency_low", "efficiency_high"), (-_INF, _INF))
+    | dict.fromkeys(("method_efficiency", "log_ratio"), (-_INF, _INF))
+    | dict.fromkeys(("method_limit_error", "kl_se", "log_ratio_se"), (0.0, _INF))
+    | {"kl": (-1e-3, _INF), "response_tokens": (0.0, _INF), "n_prompts": (1, _INF)},
     {"judge": frozenset({"train", "judge", "gold"})},
 )
 
@@ -208,7 +226,7 @@ def check_table(table: pa.Table, kind: Table, path: Path) -> None:
 
     for name in kind.schema.names:
         column = table.column(name)
-        if column.null_count:
+        if column.null_count and not kind.schema.field(name).nullable:
             row = pc.index(pc.is_null(column), True).as_py()
             raise fault(name, row, None, "is not allowed")
         if name in kind.ranges:
@@ -229,6 +247,9 @@ def _check_range(column: pa.ChunkedArray, bounds: tuple[float, float], name: str
     if pa.types.is_list(column.type):
         rows = pc.list_parent_indices(column)
         column = pc.list_flatten(column)
+    elif column.null_count:
+        rows = pc.indices_nonzero(pc.is_valid(column))
+        column = pc.drop_null(column)
     values = column.to_numpy().astype(np.float64, copy=False)
     bad = ~(np.isfinite(values) & (values >= low) & (values <= high))
     if bad.any():

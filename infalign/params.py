@@ -131,7 +131,9 @@ class Sample(Section):
     test_prompts: Positive = Field(description="evaluation prompts an objective")
     train_samples: int = Field(ge=2, description="responses a training prompt (K)")
     test_samples: int = Field(ge=2, description="responses an evaluation prompt")
-    shard_prompts: Positive = Field(description="prompts in one resumable shard")
+    large_prompts: Positive = Field(description="evaluation prompts sampled many times")
+    large_samples: int = Field(ge=2, description="responses each, to measure calibration error")
+    shard_responses: Positive = Field(description="responses in one resumable shard, about")
     batch_size: Positive = Field(description="sequences decoded side by side")
 
 

@@ -167,6 +167,21 @@ EVALUATION = Table(
     | {"kl": (-1e-3, _INF), "response_tokens": (0.0, _INF), "n_prompts": (1, _INF)},
     {"judge": frozenset({"train", "judge", "gold"})},
 )
+DIFFERENCES = Table(
+    "differences",
+    _schema(
+        first=_TEXT,
+        second=_TEXT,
+        judge=_TEXT,
+        procedure=_TEXT,
+        difference=_FLOAT,
+        low=_FLOAT,
+        high=_FLOAT,
+    ),
+    ("first", "second", "judge", "procedure"),
+    dict.fromkeys(("difference", "low", "high"), (-1.0, 1.0)),
+    {"judge": frozenset({"train", "judge", "gold"})},
+)
 
 
 def write_table(path: Path, columns: dict[str, object], kind: Table) -> None:
@@ -207,6 +222,12 @@ def read_table(path: Path, kind: Table) -> pa.Table:
             )
     check_table(table, kind, path)
     return table
+
+
+def read_prompts(path: Path, objective: str) -> dict[str, str]:
+    """The prompts of an objective: id to text."""
+    rows = read_table(path, PROMPTS).to_pylist()
+    return {row["prompt_id"]: row["prompt"] for row in rows if row["objective"] == objective}
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -1,0 +1,1 @@
+"""Language models on torch: loading, text to tokens, sampling, scoring, losses, optimisation."""

@@ -1,0 +1,49 @@
+"""Random numbers by counter: one uniform a token, from (seed, prompt, sample index, position).
+
+No state is carried, so order, restarts, batch size and number of processes change nothing.
+The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def derive_seed(seed: int, *purpose: str) -> int:
+    """A 63-bit seed for one purpose: streams of different purposes are independent."""
+    text = "/".join([str(seed), *purpose])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def prompt_key(prompt_id: str) -> int:
+    """The 64 bits of a prompt id (16 hex digits) as a signed integer."""
+    value = int(prompt_id, 16)
+    return value - 2**64 if value >= 2**63 else value
+
+
+def uniforms(
+    seed: int, prompt_keys: torch.Tensor, sample_indices: torch.Tensor, position: int
+) -> torch.Tensor:
+    """Uniforms in [0, 1), float64, of the shape of the keys (int64) and indices (int64)."""
+    state = _mix(prompt_keys ^ seed)
+    state = _mix(state + sample_indices * _GOLDEN)
+    state = _mix(state + (position + 1) * _GOLDEN)
+    return _shift(state, 11).to(torch.float64) * 2.0**-53
+
+
+def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift of int64."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(value: torch.Tensor) -> torch.Tensor:
+    value = value + _GOLDEN
+    value = (value ^ _shift(value, 30)) * _MIX1
+    value = (value ^ _shift(value, 27)) * _MIX2
+    return value ^ _shift(value, 31)

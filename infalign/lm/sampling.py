@@ -1,0 +1,165 @@
+"""Ancestral sampling at temperature 1, no truncation of the distribution.
+
+A prompt is computed once for all its samples, prompts of alike length share a batch, and finished
+sequences leave it. Tokens follow from one uniform by the inverse CDF in float64 (`randomness`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from infalign.lm.randomness import prompt_key, uniforms
+from infalign.lm.text import by_length, decode_responses, encode_prompts
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Sampled responses, `samples` a prompt, prompt-major: row = prompt * samples + sample.
+
+    Attributes:
+        tokens: token ids of each response, EOS included where it ended.
+        text: decoded, stripped.
+        logp: log-probability of each response, nats, as sampled (float64 sums).
+        finished: whether the response ended by itself.
+    """
+
+    tokens: list[list[int]]
+    text: list[str]
+    logp: np.ndarray
+    finished: np.ndarray
+
+    @property
+    def n_tokens(self) -> np.ndarray:
+        """Length of each response, tokens, EOS included."""
+        return np.array([len(t) for t in self.tokens])
+
+
+def sample_responses(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    prompt_ids: Sequence[str],
+    sample_indices: np.ndarray,
+    *,
+    seed: int,
+    longest: int,
+    batch_size: int,
+) -> Responses:
+    """Sample responses to each prompt.
+
+    Args:
+        sample_indices: int [prompts, samples], the counter of every response.
+        seed: of the stream; with prompt id, sample index and position it fixes every token.
+        longest: tokens of a response, EOS included.
+        batch_size: sequences decoded side by side.
+    """
+    encoded = encode_prompts(tokenizer, prompts)
+    n_prompts, n_samples = sample_indices.shape
+    tokens: list[list[int]] = [[] for _ in range(n_prompts * n_samples)]
+    logp = np.zeros(n_prompts * n_samples)
+    for chosen in by_length([len(p) for p in encoded], max(1, batch_size // n_samples)):
+        keys = torch.tensor([prompt_key(prompt_ids[i]) for i in chosen])
+        decoded, sums = _decode(
+            policy,
+            [encoded[i] for i in chosen],
+            keys,
+            torch.from_numpy(np.ascontiguousarray(sample_indices[chosen], dtype=np.int64)),
+            _Limits(seed, longest, tokenizer.eos_token_id, tokenizer.pad_token_id),
+        )
+        rows = (chosen[:, None] * n_samples + np.arange(n_samples)).reshape(-1)
+        for row, response, total in zip(rows, decoded, sums, strict=True):
+            tokens[row], logp[row] = response, total
+    eos = tokenizer.eos_token_id
+    finished = np.array([bool(t) and t[-1] == eos for t in tokens])
+    return Responses(tokens, decode_responses(tokenizer, tokens), logp, finished)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    seed: int
+    longest: int
+    eos: int
+    pad: int
+
+
+@torch.inference_mode()
+def _decode(
+    policy: PreTrainedModel,
+    prompts: list[list[int]],
+    keys: torch.Tensor,
+    sample_indices: torch.Tensor,
+    limits: _Limits,
+) -> tuple[list[list[int]], np.ndarray]:
+    """Decode prompts × samples sequences; rows prompt-major."""
+    device = policy.device
+    n_samples = sample_indices.shape[1]
+    width = max(len(p) for p in prompts)
+    ids = torch.tensor([[limits.pad] * (width - len(p)) + p for p in prompts], device=device)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    mask = torch.arange(width, device=device) >= (width - lengths)[:, None]
+    padded = bool((lengths < width).any())
+
+    cache = DynamicCache(config=policy.config)
+    logits = policy(
+        input_ids=ids,
+        attention_mask=mask.long() if padded else None,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    cache.batch_repeat_interleave(n_samples)
+    logits = logits.repeat_interleave(n_samples, 0)
+    mask = mask.repeat_interleave(n_samples, 0)
+    positions = lengths.repeat_interleave(n_samples)
+    keys = keys.to(device).repeat_interleave(n_samples)
+    indices = sample_indices.to(device).reshape(-1)
+
+    n_rows = len(indices)
+    out = torch.full((n_rows, limits.longest), -1, dtype=torch.int64, device=device)
+    logp = torch.zeros(n_rows, dtype=torch.float64, device=device)
+    rows = torch.arange(n_rows, device=device)
+    for position in range(limits.longest):
+        token, token_logp = draw(logits, uniforms(limits.seed, keys, indices, position))
+        out[rows, position] = token
+        logp[rows] += token_logp
+        alive = token != limits.eos
+        if position + 1 == limits.longest or not bool(alive.any()):
+            break
+        if not bool(alive.all()):
+            kept = alive.nonzero()[:, 0]
+            cache.batch_select_indices(kept)
+            rows, keys, indices, token = rows[kept], keys[kept], indices[kept], token[kept]
+            mask, positions = mask[kept], positions[kept]
+        if padded:
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        logits = policy(
+            input_ids=token[:, None],
+            attention_mask=mask.long() if padded else None,
+            position_ids=positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+        positions = positions + 1
+    return [[t for t in row if t >= 0] for row in out.tolist()], logp.cpu().numpy()
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [batch] by inverse CDF, and their log-probabilities [batch], nats.
+
+    Args:
+        logits: [batch, vocab].
+        uniform: float64 [batch] in [0, 1).
+    """
+    weights = torch.exp(logits.double() - logits.amax(-1, keepdim=True).double())
+    cdf = weights.cumsum(-1)
+    total = cdf[:, -1]
+    token = torch.searchsorted(cdf, (uniform * total)[:, None], right=True)[:, 0]
+    token = token.clamp(max=logits.shape[-1] - 1)
+    chosen = weights.gather(1, token[:, None])[:, 0]
+    return token, torch.log(chosen) - torch.log(total)

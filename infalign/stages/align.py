@@ -1,0 +1,251 @@
+"""align: one policy for an objective and a variant, by KL-regularised reinforcement learning.
+
+Reads results/{prepare,sft,sample,calibrate,reward}. Writes results/align/O/V/{policy/,
+history.jsonl, metrics.json}. Every step samples responses of the policy to training prompts,
+rewards them (raw, or calibrated against the reference's samples and transformed) and descends the
+RLOO loss with the KL in the reward (InfAlign, arXiv 2412.19792, algorithm CTRL).
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from infalign.lm.control import BetaControl
+from infalign.lm.losses import rloo_loss
+from infalign.lm.models import (
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    pick_device,
+    save_model,
+)
+from infalign.lm.randomness import derive_seed
+from infalign.lm.sampling import Responses, sample_responses
+from infalign.lm.scoring import response_log_probs, score_responses, sum_responses
+from infalign.lm.text import encode_prompts, make_batch
+from infalign.lm.training import EpochBatches, Schedule, Step, optimise
+from infalign.params import Params
+from infalign.tables import CALIBRATION, read_table
+from infalign.theory.calibration import calibrate_below
+from infalign.theory.frontier import solve_beta
+from infalign.theory.limits import raw_beta
+from infalign.theory.transforms import Transform, parse_transform
+from infalign.workspace import Stage, Workspace, write_json
+
+
+def stage(params: Params, objective: str, variant: str) -> Stage:
+    """What the stage depends on."""
+    common = (
+        "kl_nats beta steps prompts_per_step samples_per_prompt learning_rate warmup_share "
+        "max_grad_norm checkpoint_every"
+    )
+    return Stage(
+        "align",
+        inputs=(
+            "results/prepare",
+            "results/sft",
+            f"results/reward/{objective}",
+            f"results/calibrate/{objective}",
+        ),
+        params=(
+            "run.seed",
+            "run.device",
+            "run.threads",
+            "model.response_tokens",
+            "sample.batch_size",
+            f"objectives.{objective}",
+            *(f"align.{name}" for name in common.split()),
+            f"align.variants.{variant}",
+        ),
+        outputs=(f"results/align/{objective}/{variant}",),
+    )
+
+
+def run(workspace: Workspace, objective: str, variant: str) -> None:
+    """Train one policy at the KL budget."""
+    params, settings = workspace.params, workspace.params.align
+    device = pick_device(params.run.device)
+    prompts = training_prompts(workspace, objective)
+    goal = make_goal(params, objective, variant, prompts.rewards)
+    control = BetaControl(
+        settings.beta or goal.beta, None if settings.beta else settings.kl_nats, settings.steps
+    )
+    trainer = Trainer(workspace, objective, prompts, goal, control, device)
+    schedule = Schedule(
+        settings.steps,
+        settings.learning_rate,
+        settings.warmup_share,
+        max_grad_norm=settings.max_grad_norm,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    optimise(
+        trainer.policy,
+        schedule,
+        trainer.take,
+        workspace.work,
+        name=workspace.instance,
+        state=control,
+    )
+    out = workspace.out / "align" / objective / variant
+    save_model(trainer.policy, trainer.tokenizer, out / "policy")
+    shutil.copyfile(workspace.work / "history.jsonl", out / "history.jsonl")
+    write_json(
+        out / "metrics.json",
+        {"reward": goal.spelling, "first_beta": goal.beta, "beta": control.beta},
+    )
+
+
+@dataclass(frozen=True)
+class TrainingPrompts:
+    """The training prompts of an objective.
+
+    Attributes:
+        ids, texts: one a prompt.
+        rewards: of the reference's samples, ascending [prompts, refs].
+    """
+
+    ids: list[str]
+    texts: list[str]
+    rewards: np.ndarray
+
+
+def training_prompts(workspace: Workspace, objective: str) -> TrainingPrompts:
+    """Training prompts with their sorted reference rewards."""
+    path = workspace.results("calibrate", objective, "calibration.parquet")
+    table = read_table(path, CALIBRATION).filter(pc.field("split") == "train")
+    prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
+    texts = {
+        r["prompt_id"]: r["prompt"] for r in prompts.to_pylist() if r["objective"] == objective
+    }
+    ids = table["prompt_id"].to_pylist()
+    return TrainingPrompts(ids, [texts[i] for i in ids], np.array(table["rewards"].to_pylist()))
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a variant maximises, and the beta at which the theory meets the KL budget."""
+
+    spelling: str
+    transform: Transform | None
+    beta: float
+
+    def __call__(self, rewards: np.ndarray, references: np.ndarray) -> np.ndarray:
+        """The reward to maximise: raw, or the posterior mean of Phi(C) given K references.
+
+        Args:
+            rewards: [prompts, samples].
+            references: ascending [prompts, refs].
+        """
+        if self.transform is None:
+            return rewards
+        below = calibrate_below(rewards, references)
+        return self.transform.posterior_mean(below, references.shape[1])
+
+
+def make_goal(params: Params, objective: str, variant: str, references: np.ndarray) -> Goal:
+    """The goal of a variant; for raw rewards beta comes from the tilted reference samples."""
+    spelling = params.reward_spelling(objective, variant)
+    budget = params.align.kl_nats
+    if spelling == "raw":
+        return Goal(spelling, None, raw_beta(references, budget))
+    transform = parse_transform(spelling, params.procedure(objective), budget)
+    return Goal(str(transform), transform, solve_beta(transform, budget))
+
+
+class Trainer:
+    """On-policy steps: sample, reward, RLOO loss. A step depends on its number and the weights."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        objective: str,
+        prompts: TrainingPrompts,
+        goal: Goal,
+        control: BetaControl,
+        device: torch.device,
+    ) -> None:
+        self._params, self._prompts, self._goal = workspace.params, prompts, goal
+        self._control = control
+        folder = workspace.results("sft", "policy")
+        self.policy: PreTrainedModel = load_policy(folder, device)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
+        self._reference = load_policy(folder, device)
+        judge = workspace.results("reward", objective, "train")
+        self._reward_model = load_reward_model(judge, device)
+        self._reward_tokenizer = load_tokenizer(judge)
+        self._encoded = encode_prompts(self.tokenizer, prompts.texts)
+        settings = workspace.params.align
+        self._seed = derive_seed(workspace.params.run.seed, "align")
+        self._batches = EpochBatches(
+            [len(p) for p in self._encoded], settings.prompts_per_step, self._seed
+        )
+
+    def take(self, number: int) -> Step:
+        """One on-policy step."""
+        settings = self._params.align
+        chosen = self._batches.at(number)
+        responses = self._sample(number, chosen)
+        rows = np.repeat(chosen, settings.samples_per_prompt)
+        rewards = score_responses(
+            self._reward_model,
+            self._reward_tokenizer,
+            [self._prompts.texts[i] for i in rows],
+            responses.text,
+            batch_size=len(rows),
+        ).reshape(len(chosen), -1)
+        references = self._prompts.rewards[chosen]
+        goal = self._goal(rewards, references)
+        batch = make_batch(
+            [self._encoded[i] for i in rows],
+            responses.tokens,
+            self.tokenizer.pad_token_id,
+            self.policy.device,
+        )
+        ours = response_log_probs(self.policy, batch)
+        with torch.no_grad():
+            theirs = response_log_probs(self._reference, batch)
+            token_kl = (ours.exp() * (ours - theirs)).sum(-1)
+            kl = float(sum_responses(token_kl, batch).mean())
+        token = batch.ids[:, 1:][batch.labels][:, None]
+        logp, reference_logp = (
+            sum_responses(values.gather(1, token)[:, 0], batch).view(len(chosen), -1)
+            for values in (ours, theirs)
+        )
+        if number == 0 and (kl != 0 or bool((logp != reference_logp).any())):
+            raise RuntimeError(f"step 0: KL is {kl}, not 0: the policy is not the reference")
+        beta = self._control.beta
+        reward = torch.as_tensor(goal / beta, dtype=logp.dtype, device=logp.device)
+        step = rloo_loss(reward, logp, reference_logp, 1.0)
+        self._control.update(number, kl)
+        below = calibrate_below(rewards, references) / references.shape[1]
+        metrics = {
+            "kl": kl,
+            "log_ratio": float((logp - reference_logp).detach().mean()),
+            "beta": beta,
+            "reward": float(rewards.mean()),
+            "calibrated": float(below.mean()),
+            "transformed": float(goal.mean()),
+            "response_tokens": float(responses.n_tokens.mean()),
+            "truncated": float(1 - responses.finished.mean()),
+        }
+        return Step(step.loss, metrics, int(batch.response.sum()))
+
+    def _sample(self, number: int, chosen: np.ndarray) -> Responses:
+        """Fresh responses: a step's sample indices are its own."""
+        k = self._params.align.samples_per_prompt
+        return sample_responses(
+            self.policy,
+            self.tokenizer,
+            [self._prompts.texts[i] for i in chosen],
+            [self._prompts.ids[i] for i in chosen],
+            np.tile(number * k + np.arange(k), (len(chosen), 1)),
+            seed=self._seed,
+            longest=self._params.model.response_tokens,
+            batch_size=self._params.sample.batch_size,
+        )

@@ -1,0 +1,152 @@
+"""reward: Bradley-Terry reward models, one for training and one independent judge an objective.
+
+Reads results/prepare and results/sft. Writes results/reward/O/{train,judge}/ (plain Hugging Face
+sequence classifiers), O/{train,judge}.jsonl (histories) and metrics.json. The judge learns from
+the other half of the preference pairs, with another seed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from infalign.lm.losses import preference_loss
+from infalign.lm.models import (
+    build_reward_model,
+    load_tokenizer,
+    pick_device,
+    save_model,
+)
+from infalign.lm.randomness import derive_seed
+from infalign.lm.scoring import pooled_rewards, score_responses
+from infalign.lm.text import cut_responses, encode_prompts, encode_responses, make_batch
+from infalign.lm.training import EpochBatches, Schedule, Step, optimise
+from infalign.params import Params
+from infalign.tables import PREFERENCES, read_prompts, read_table
+from infalign.workspace import Stage, Workspace, write_json
+
+HALVES = ("train", "judge")
+
+
+def stage(params: Params) -> Stage:
+    """What the stage depends on."""
+    return Stage(
+        "reward",
+        inputs=("results/prepare", "results/sft"),
+        params=(
+            "run.seed",
+            "run.device",
+            "run.threads",
+            "run.objectives",
+            "model.response_tokens",
+            "reward",
+        ),
+        outputs=("results/reward",),
+    )
+
+
+def run(workspace: Workspace) -> None:
+    """Train and measure every reward model that is not finished yet."""
+    measured = {
+        objective: {half: _train(workspace, objective, half) for half in HALVES}
+        for objective in workspace.params.run.objectives
+    }
+    write_json(workspace.out / "reward" / "metrics.json", measured)
+
+
+def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
+    """One reward model; its metrics. A finished one is kept."""
+    folder = workspace.work / objective / half
+    finished = folder / "metrics.json"
+    if finished.exists():
+        return json.loads(finished.read_text())
+    params, settings = workspace.params, workspace.params.reward
+    device = pick_device(params.run.device)
+    source = workspace.results("sft", "policy")
+    start = source if settings.name_or_path == "sft" else Path(settings.name_or_path)
+    tokenizer = load_tokenizer(start)
+    seed = derive_seed(params.run.seed, "reward", objective, half)
+    model = build_reward_model(start, tokenizer, device, seed)
+    pairs = _Pairs(workspace, objective, "train", half)
+    chosen, rejected = (
+        encode_responses(tokenizer, side) for side in (pairs.chosen, pairs.rejected)
+    )
+    prompts = encode_prompts(tokenizer, pairs.prompts)
+    lengths = [
+        len(p) + max(len(c), len(r)) for p, c, r in zip(prompts, chosen, rejected, strict=True)
+    ]
+    batches = EpochBatches(lengths, settings.batch_size, seed)
+
+    def take(number: int) -> Step:
+        rows = batches.at(number)
+        sides = [chosen[i] for i in rows] + [rejected[i] for i in rows]
+        batch = make_batch([prompts[i] for i in rows] * 2, sides, tokenizer.pad_token_id, device)
+        rewards = pooled_rewards(model, batch)
+        first, second = rewards[: len(rows)], rewards[len(rows) :]
+        accuracy = float((first > second).float().mean())
+        return Step(preference_loss(first, second), {"accuracy": accuracy}, int(batch.mask.sum()))
+
+    steps = max(1, round(settings.epochs * len(lengths) / settings.batch_size))
+    schedule = Schedule(steps, settings.learning_rate, settings.warmup_share, settings.weight_decay)
+    optimise(model, schedule, take, folder, name=f"{workspace.instance} {objective} {half}")
+    out = workspace.out / "reward" / objective
+    save_model(model, tokenizer, out / half)
+    shutil.copyfile(folder / "history.jsonl", out / f"{half}.jsonl")
+    held_out = _Pairs(workspace, objective, "test", None)
+    longest = params.model.response_tokens
+    rewards = [
+        score_responses(
+            model,
+            tokenizer,
+            held_out.prompts,
+            cut_responses(tokenizer, side, longest),
+            batch_size=4 * settings.batch_size,
+        )
+        for side in (held_out.chosen, held_out.rejected)
+    ]
+    metrics = {"pairs": len(lengths), **accuracy(rewards[0] - rewards[1])}
+    write_json(finished, metrics)
+    return metrics
+
+
+class _Pairs:
+    """The preference pairs of an objective and split (and half): parallel lists of text."""
+
+    def __init__(self, workspace: Workspace, objective: str, split: str, half: str | None) -> None:
+        prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
+        pairs = read_table(workspace.results("prepare", "preferences.parquet"), PREFERENCES)
+        rows = [
+            row
+            for row in pairs.to_pylist()
+            if row["objective"] == objective
+            and row["split"] == split
+            and (half is None or row["half"] == half)
+        ]
+        self.prompts = [prompts[row["prompt_id"]] for row in rows]
+        self.chosen = [row["chosen"] for row in rows]
+        self.rejected = [row["rejected"] for row in rows]
+
+
+def accuracy(margin: np.ndarray) -> dict[str, float]:
+    """Accuracy on pairs with its 95 % interval (Wilson 1927), ties half; log-loss, nats.
+
+    Args:
+        margin: reward of the chosen less that of the rejected response [pairs].
+    """
+    n = len(margin)
+    share = float(((margin > 0) + 0.5 * (margin == 0)).mean())
+    z = 1.959963984540054
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return {
+        "held_out_pairs": n,
+        "accuracy": share,
+        "accuracy_low": centre - half,
+        "accuracy_high": centre + half,
+        "held_out_loss": float(np.logaddexp(0, -margin).mean()),
+        "margin_std": float(margin.std()),
+    }

@@ -1,0 +1,145 @@
+"""sample: responses of the reference policy, temperature 1, in shards of fixed composition.
+
+Reads results/prepare and results/sft. Writes results/sample/{samples,large}.parquet and
+metrics.json. `samples` holds K responses a prompt for training and evaluation prompts; `large`
+holds many more responses to a few evaluation prompts, against which the calibration error of a
+small K is measured. A shard that is finished is never sampled again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from infalign.lm.models import load_policy, load_tokenizer, pick_device
+from infalign.lm.randomness import derive_seed
+from infalign.lm.sampling import sample_responses
+from infalign.params import Params
+from infalign.tables import PROMPTS, SAMPLES, read_table, write_table
+from infalign.workspace import Stage, Workspace, write_json
+
+
+def stage(params: Params) -> Stage:
+    """What the stage depends on."""
+    return Stage(
+        "sample",
+        inputs=("results/prepare", "results/sft"),
+        params=(
+            "run.seed",
+            "run.device",
+            "run.threads",
+            "run.objectives",
+            "model.response_tokens",
+            "sample",
+        ),
+        outputs=("results/sample",),
+    )
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Prompts that are sampled together, and the sample indices they get."""
+
+    name: str
+    objective: str
+    split: str
+    prompts: list[dict[str, str]]
+    first: int
+    samples: int
+
+
+def run(workspace: Workspace) -> None:
+    """Sample every shard that is not there yet, then join them."""
+    params = workspace.params
+    device = pick_device(params.run.device)
+    policy = load_policy(workspace.results("sft", "policy"), device)
+    tokenizer = load_tokenizer(workspace.results("sft", "policy"))
+    shards = list(_shards(workspace))
+    for number, shard in enumerate(shards, 1):
+        path = workspace.work / "shards" / f"{shard.name}.parquet"
+        if not path.exists():
+            write_table(path, _sample(shard, params, policy, tokenizer), SAMPLES)
+            print(f"{workspace.instance} shard {number}/{len(shards)} {shard.name}", flush=True)
+    out = workspace.out / "sample"
+    joined = {}
+    for name in ("samples", "large"):
+        parts = [
+            read_table(workspace.work / "shards" / f"{s.name}.parquet", SAMPLES)
+            for s in shards
+            if s.name.startswith(name)
+        ]
+        joined[name] = pa.concat_tables(parts)
+        columns = {c: joined[name][c] for c in SAMPLES.schema.names}
+        write_table(out / f"{name}.parquet", columns, SAMPLES)
+    write_json(out / "metrics.json", _metrics(joined["samples"]))
+
+
+def _shards(workspace: Workspace) -> Iterator[_Shard]:
+    """Prompts in the order of their ids (hashes, so a random choice), cut into shards."""
+    settings = workspace.params.sample
+    table = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
+    rows = sorted(table.to_pylist(), key=lambda row: row["prompt_id"])
+    plans = (
+        ("samples", "train", settings.train_prompts, 0, settings.train_samples),
+        ("samples", "test", settings.test_prompts, 0, settings.test_samples),
+        ("large", "test", settings.large_prompts, settings.test_samples, settings.large_samples),
+    )
+    for objective in workspace.params.run.objectives:
+        for name, split, n_prompts, first, samples in plans:
+            chosen = [r for r in rows if r["objective"] == objective and r["split"] == split]
+            chosen = chosen[:n_prompts]
+            size = max(1, settings.shard_responses // samples)
+            for start in range(0, len(chosen), size):
+                yield _Shard(
+                    f"{name}-{objective}-{split}-{start // size:05d}",
+                    objective,
+                    split,
+                    chosen[start : start + size],
+                    first,
+                    samples,
+                )
+
+
+def _sample(shard: _Shard, params: Params, policy, tokenizer) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    """One shard as the columns of the samples table."""
+    n_prompts = len(shard.prompts)
+    indices = np.tile(np.arange(shard.first, shard.first + shard.samples), (n_prompts, 1))
+    responses = sample_responses(
+        policy,
+        tokenizer,
+        [row["prompt"] for row in shard.prompts],
+        [row["prompt_id"] for row in shard.prompts],
+        indices,
+        seed=derive_seed(params.run.seed, "sample"),
+        longest=params.model.response_tokens,
+        batch_size=params.sample.batch_size,
+    )
+    n_rows = indices.size
+    return {
+        "objective": [shard.objective] * n_rows,
+        "prompt_id": [row["prompt_id"] for row in shard.prompts for _ in range(shard.samples)],
+        "sample_index": indices.reshape(-1),
+        "split": [shard.split] * n_rows,
+        "response": responses.text,
+        "tokens": responses.tokens,
+        "n_tokens": responses.n_tokens,
+        "logp": responses.logp,
+        "finished": responses.finished,
+    }
+
+
+def _metrics(samples: pa.Table) -> dict[str, float]:
+    finished = samples["finished"].to_numpy(zero_copy_only=False)
+    keys = list(
+        zip(*(samples[c].to_pylist() for c in ("objective", "prompt_id", "response")), strict=True)
+    )
+    return {
+        "responses": len(keys),
+        "response_tokens": float(samples["n_tokens"].to_numpy().mean()),
+        "truncated_share": float(1 - finished.mean()),
+        "repeated_share": 1 - len(set(keys)) / len(keys),
+        "entropy_nats": float(-samples["logp"].to_numpy().mean()),
+    }

@@ -1,0 +1,56 @@
+"""InfAlign's mathematics by itself: what is possible, exactly, in numpy and scipy.
+
+Balashankar, Sun, Berant et al., InfAlign: Inference-aware language model alignment,
+ICML 2025 (arXiv 2412.19792).  One file per family of formulas:
+
+    procedures    best-of-N and its relatives: the polynomial G, its slope, selection
+    transforms    Phi of the calibrated reward: families, tables, posterior means
+    frontier      win rate, KL and beta of every combination; the limit of all policies
+    limits        the limit of one method, from reference samples
+    calibration   calibrated rewards and their error
+    winrates      exact win rates from samples, bootstrap intervals, efficiency
+    planning      how many references, prompts and samples a wanted precision costs
+
+Underneath: `optimum` (the optimal transformation), `tilting` (densities at a KL),
+`quadrature` (integration), `checks` (bad input).  Imports nothing else of this project.
+"""
+
+from infalign.theory.calibration import (
+    calibrate,
+    calibrate_below,
+    calibration_error,
+    expected_calibration_error,
+)
+from infalign.theory.frontier import FrontierPoint, frontier_point, limit, solve_beta
+from infalign.theory.limits import MethodLimit, raw_beta, raw_limit, tied_limit
+from infalign.theory.procedures import Procedure, parse_procedure
+from infalign.theory.transforms import Transform, parse_transform
+from infalign.theory.winrates import (
+    bootstrap_interval,
+    efficiency,
+    judged_win_rates,
+    win_rates,
+)
+
+__all__ = [
+    "FrontierPoint",
+    "MethodLimit",
+    "Procedure",
+    "Transform",
+    "bootstrap_interval",
+    "calibrate",
+    "calibrate_below",
+    "calibration_error",
+    "efficiency",
+    "expected_calibration_error",
+    "frontier_point",
+    "judged_win_rates",
+    "limit",
+    "parse_procedure",
+    "parse_transform",
+    "raw_beta",
+    "raw_limit",
+    "solve_beta",
+    "tied_limit",
+    "win_rates",
+]

@@ -1,0 +1,160 @@
+"""Win rate, KL and beta of any procedure and transformation, before any training.
+
+Continuous rewards: the calibrated reward of a reference sample is uniform, so these
+numbers hold for every model, prompt and reward scale (InfAlign, arXiv 2412.19792,
+section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from infalign.theory.checks import FloatArray
+from infalign.theory.optimum import grid_for, optimum
+from infalign.theory.procedures import Procedure, parse_procedure
+from infalign.theory.quadrature import grid
+from infalign.theory.tilting import win_rate
+from infalign.theory.transforms import Transform, density_at, parse_transform
+
+CURVE_TOLERANCE = 2e-6
+CURVE_END = 1e-7  # the curve is followed until 1 - W falls below this
+MAX_CURVE_ROOT_KL = 4.0  # square root of 16 nats
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One transformation for one procedure at one KL.
+
+    Attributes:
+        procedure, transform: canonical spellings; `auto` is replaced by what it chose.
+        kl: nats.
+        win_rate: of the aligned policy against the reference, both under the procedure.
+        beta: KL weight that spends exactly this KL on this Phi (0.0 if below every float).
+        residual: nats; for `optimal` the KL to the density that its own Phi implies, for
+            the others the distance to the wanted KL.
+    """
+
+    procedure: str
+    transform: str
+    kl: float
+    win_rate: float
+    beta: float
+    residual: float
+
+
+def frontier_point(
+    procedure: str | Procedure, transform: str | Transform, kl_nats: float
+) -> FrontierPoint:
+    """Evaluate a transformation for a procedure at a KL in nats.
+
+    Raises:
+        ValueError: for a bad spelling or a KL that cannot be reached.
+    """
+    chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
+    kl = float(kl_nats)
+    if str(transform).strip() == "optimal":
+        best = optimum(chosen, kl)
+        beta = best.tilted.beta
+        return FrontierPoint(str(chosen), "optimal", kl, best.win_rate, beta, best.residual)
+    phi = parse_transform(transform, chosen, kl) if isinstance(transform, str) else transform
+    nodes = grid_for(chosen)
+    tilted = density_at(phi, nodes, kl)
+    reached = win_rate(chosen, nodes, tilted)
+    return FrontierPoint(str(chosen), str(phi), kl, reached, tilted.beta, abs(tilted.kl - kl))
+
+
+def solve_beta(transform: str | Transform, kl_nats: float) -> float:
+    """The beta at which exact optimisation of E[Phi(C)] - beta KL spends `kl_nats`.
+
+    Raises:
+        ValueError: if no beta spends that much, with the reachable range.
+    """
+    phi = parse_transform(transform) if isinstance(transform, str) else transform
+    return density_at(phi, grid(), float(kl_nats)).beta
+
+
+def limit(procedure: str | Procedure, kl_nats: ArrayLike) -> float | FloatArray:
+    """The win rate that no policy can exceed at this KL: that of the optimal transformation.
+
+    Interpolates the procedure's frontier, solved once per process, to within 1e-5; fast
+    for arrays of thousands.
+
+    Args:
+        kl_nats: KL in nats, at least 0, a number or an array of any shape.
+
+    Raises:
+        ValueError: for a negative or non-finite KL.
+    """
+    chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
+    kl = np.asarray(kl_nats, dtype=np.float64)
+    if not (np.isfinite(kl).all() and (kl >= 0).all()):
+        raise ValueError(
+            f"kl_nats must be finite and at least 0 but holds {kl.min():g}; clip an estimate "
+            f"that fell below 0 by noise before asking for its limit."
+        )
+    values = _curve(chosen)(np.sqrt(kl))
+    return float(values) if kl.ndim == 0 else values
+
+
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """W over s = sqrt(KL): cubic Hermite between knots, exponential approach to 1 beyond."""
+
+    s: FloatArray
+    w: FloatArray
+    slope: FloatArray
+
+    def __call__(self, s: FloatArray) -> FloatArray:
+        k = np.clip(np.searchsorted(self.s, s, side="right") - 1, 0, len(self.s) - 2)
+        width = self.s[k + 1] - self.s[k]
+        t = np.clip((s - self.s[k]) / width, 0.0, 1.0)
+        rise = (1 - t) ** 2 * (1 + 2 * t) * self.w[k] + t**2 * (3 - 2 * t) * self.w[k + 1]
+        bend = t * (1 - t) * width * ((1 - t) * self.slope[k] - t * self.slope[k + 1])
+        beyond = np.maximum(s**2 - self.s[-1] ** 2, 0.0)
+        inside = np.minimum(rise + bend, 1.0)
+        return 1.0 - (1.0 - inside) * np.exp(-beyond)
+
+
+@lru_cache(maxsize=64)
+def _curve(procedure: Procedure) -> _Curve:
+    """Follow the optimal frontier from KL 0, halving steps until interpolation is exact.
+
+    With s = sqrt(KL) the frontier starts with a finite slope, and dW/ds = 2 s beta.
+    """
+    knots = {0.0: (0.5, _initial_slope(procedure))}
+    s, step = 0.0, 0.08 / procedure.n**0.5
+    while knots[s][0] < 1.0 - CURVE_END and s < MAX_CURVE_ROOT_KL:
+        end = min(s + step, MAX_CURVE_ROOT_KL)
+        middle = (s + end) / 2
+        knots[middle], knots[end] = _knot(procedure, middle), _knot(procedure, end)
+        pair = _as_curve({at: knots[at] for at in (s, end)})
+        error = abs(float(pair(np.asarray(middle))) - knots[middle][0])
+        if error > CURVE_TOLERANCE * 8:
+            del knots[middle], knots[end]
+            step /= 2
+            continue
+        s = end
+        step *= 2 if error < CURVE_TOLERANCE / 2 else 1
+    return _as_curve(knots)
+
+
+def _as_curve(knots: dict[float, tuple[float, float]]) -> _Curve:
+    s = np.array(sorted(knots))
+    return _Curve(s, *(np.array([knots[at][i] for at in s]) for i in (0, 1)))
+
+
+def _knot(procedure: Procedure, root_kl: float) -> tuple[float, float]:
+    best = optimum(procedure, root_kl**2)
+    return best.win_rate, 2 * root_kl * best.tilted.beta
+
+
+def _initial_slope(procedure: Procedure) -> float:
+    """dW/ds at the reference: the square root of twice the variance of Phi* there."""
+    nodes = grid_for(procedure)
+    phi = sum(share * nodes.from_left(part.pdf(nodes.u) ** 2) for share, part in procedure.parts)
+    mean = nodes.integrate(phi)
+    return float(np.sqrt(2 * nodes.integrate((phi - mean) ** 2)))

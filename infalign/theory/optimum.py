@@ -1,0 +1,152 @@
+"""The optimal transformation of a procedure at a KL budget, a fixed point.
+
+The stationary point of W - beta KL over densities f is
+
+    Phi*(u) = - integral from u to 1 of G'(F(v)) G'(v) dv,    f proportional to exp(Phi*/beta)
+
+(InfAlign, arXiv 2412.19792, section 3).  It is solved at a fixed KL, not at a fixed
+beta, where best-of-N flips between two states.  One step goes from a CDF to the CDF
+that its own Phi* implies; Anderson acceleration of that step converges for every N
+up to 256.  W is concave in f for best-of-N and convex for worst-of-N, where one
+start is enough; other procedures are started from several densities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from infalign.theory.checks import FloatArray, positive_kl
+from infalign.theory.procedures import Procedure
+from infalign.theory.quadrature import Grid, grid
+from infalign.theory.tilting import Tilt, tilt, win_rate
+
+TOLERANCE_NATS = 1e-9
+MAX_STEPS = 400
+MEMORY = 5
+DAMPING = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """The best density of one procedure at one KL.
+
+    Attributes:
+        grid: the quadrature grid of all arrays below.
+        log_regret: log(-Phi*(u)) at its nodes.
+        tilted: the density and its beta, in the units of Phi* in which dW/dKL = beta.
+        win_rate: W of that density.
+        residual: KL in nats from the density to the one that its own Phi* implies.  Times
+            beta it is the win rate that another linearised step promises, which for
+            best-of-N bounds the distance to the optimum from above.
+    """
+
+    grid: Grid
+    log_regret: FloatArray
+    tilted: Tilt
+    win_rate: float
+    residual: float
+
+
+def grid_for(procedure: Procedure) -> Grid:
+    """A grid fine enough for the procedure: worst-of-N densities rise within 1/N in x."""
+    return grid(min(0.25, 4.0 / procedure.n))
+
+
+@lru_cache(maxsize=1024)
+def optimum(procedure: Procedure, kl_nats: float) -> Optimum:
+    """Solve for the optimal density of a procedure at a KL in nats.
+
+    Raises:
+        ValueError: for a KL outside the supported range, or (never seen for best-of-N and
+            worst-of-N with N up to 256) if the fixed point is not met.
+    """
+    kl = positive_kl(kl_nats)
+    nodes = grid_for(procedure)
+    found = [_solve(procedure, nodes, kl, start) for start in _starts(procedure, nodes, kl)]
+    solved = [candidate for candidate in found if candidate.residual <= TOLERANCE_NATS]
+    if not solved:
+        residual = min(candidate.residual for candidate in found)
+        raise ValueError(
+            f"the optimal transformation of {procedure} at {kl:g} nats was not found (residual "
+            f"{residual:.1e} nats); use a member of the family, such as exp:10, there."
+        )
+    return max(solved, key=lambda candidate: candidate.win_rate)
+
+
+def _starts(
+    procedure: Procedure, nodes: Grid, kl: float
+) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """CDFs (with their complements) to start from: one where the solution is unique."""
+    yield nodes.u, nodes.v
+    ends = {part.weights[0] if part.n > 1 else None for _, part in procedure.parts}
+    extremes = {part.weights[-1] for _, part in procedure.parts}
+    if extremes == {1.0} or ends <= {1.0, None}:
+        return
+    for log_regret in (np.log(nodes.v), np.log(-np.log1p(-nodes.v)), -10 * nodes.v):
+        tilted = tilt(nodes, log_regret, kl)
+        yield tilted.cdf, tilted.survival
+
+
+def log_regret_of(
+    procedure: Procedure, nodes: Grid, cdf: FloatArray, survival: FloatArray
+) -> FloatArray:
+    """log(-Phi*) that a policy with this CDF implies, at the grid's nodes."""
+    total = np.full(nodes.u.shape, -np.inf)
+    for share, part in procedure.parts:
+        slope = part.log_pdf(cdf, survival) + part.log_pdf(nodes.u, nodes.v)
+        total = np.logaddexp(total, math.log(share) + slope)
+    return nodes.log_from_right(total)
+
+
+def _solve(
+    procedure: Procedure, nodes: Grid, kl: float, start: tuple[FloatArray, FloatArray]
+) -> Optimum:
+    """Accelerated fixed-point iteration; returns its best state, converged or not."""
+    state = np.stack(start)
+    history: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=MEMORY)
+    best: Optimum | None = None
+    level = None
+    for _ in range(MAX_STEPS):
+        tilted = tilt(nodes, log_regret_of(procedure, nodes, *state), kl, level)
+        level = tilted.log_inverse_beta
+        candidate = _assess(procedure, nodes, tilted, kl)
+        if best is None or candidate.residual < best.residual:
+            best = candidate
+        if best.residual <= TOLERANCE_NATS:
+            break
+        history.append((state, np.stack([tilted.cdf, tilted.survival]) - state))
+        state = np.clip(_anderson(history), 0.0, 1.0)
+    assert best is not None
+    return best
+
+
+def _assess(procedure: Procedure, nodes: Grid, tilted: Tilt, kl: float) -> Optimum:
+    """Measure how far a density is from the one its own Phi* implies."""
+    log_regret = log_regret_of(procedure, nodes, tilted.cdf, tilted.survival)
+    implied = tilt(nodes, log_regret, kl, tilted.log_inverse_beta)
+    # At equal KL, KL(f || implied) is the difference of mean costs T/beta.
+    cost = np.exp(np.minimum(implied.log_inverse_beta + log_regret, 700.0))
+    moved = np.where(tilted.density == implied.density, 0.0, tilted.density - implied.density)
+    residual = abs(nodes.integrate(moved * cost))
+    return Optimum(nodes, log_regret, implied, win_rate(procedure, nodes, implied), residual)
+
+
+def _anderson(history: deque[tuple[FloatArray, FloatArray]]) -> FloatArray:
+    """Next state from the last (state, residual) pairs: Anderson's extrapolation."""
+    states = [state for state, _ in history]
+    residuals = [residual for _, residual in history]
+    plain = states[-1] + DAMPING * residuals[-1]
+    if len(history) == 1:
+        return plain
+    d_state = np.stack([(b - a).ravel() for a, b in zip(states, states[1:], strict=False)], axis=1)
+    d_residual = np.stack(
+        [(b - a).ravel() for a, b in zip(residuals, residuals[1:], strict=False)], axis=1
+    )
+    mix = np.linalg.lstsq(d_residual, residuals[-1].ravel(), rcond=1e-10)[0]
+    return plain - ((d_state + DAMPING * d_residual) @ mix).reshape(plain.shape)

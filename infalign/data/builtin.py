@@ -1,0 +1,183 @@
+"""The built-in preference corpus: prompts, responses and labels drawn from a seed.
+
+Two responses are drawn independently for a prompt and labelled by Bradley-Terry on their gold
+utility, so the labels are as noisy as people's and the best possible accuracy is known.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from infalign.data.gold import expansions, gold_utilities, gold_utility, kind_of, request_of
+from infalign.data.hh import ASSISTANT, HUMAN, Pair
+from infalign.data.lexicon import GRAMMARS, Grammar, Topic
+from infalign.errors import InputError
+
+__all__ = [
+    "GENERATOR",
+    "SUBSETS",
+    "Corpus",
+    "draw_response",
+    "gold_utilities",
+    "gold_utility",
+    "make_corpus",
+    "prompts_of",
+]
+
+GENERATOR = "infalign-builtin-1"
+SUBSETS = tuple(GRAMMARS)
+SINGLE_TURN_SHARE = 0.7
+LONGEST_RESPONSE = 24  # words and punctuation marks
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The pairs of one subset and what is known about their labels."""
+
+    train: list[Pair]
+    test: list[Pair]
+    ceiling: dict[str, float]  # split -> best possible mean accuracy
+
+
+def make_corpus(
+    subset: str, seed: int, train_prompts: int, test_prompts: int, pairs_per_prompt: int
+) -> Corpus:
+    """Generate one subset; the same arguments give the same pairs."""
+    prompts = prompts_of(subset, seed, train_prompts + test_prompts)
+    parts = {"train": prompts[:train_prompts], "test": prompts[train_prompts:]}
+    pairs: dict[str, list[Pair]] = {}
+    ceiling: dict[str, float] = {}
+    for split, chosen in parts.items():
+        labelled = [
+            pair
+            for prompt in chosen
+            for pair in _pairs(subset, seed, prompt, pairs_per_prompt, f"{subset}/{split}")
+        ]
+        pairs[split] = [pair for pair, _ in labelled]
+        ceiling[split] = sum(max(p, 1 - p) for _, p in labelled) / len(labelled)
+    return Corpus(pairs["train"], pairs["test"], ceiling)
+
+
+def prompts_of(subset: str, seed: int, n: int) -> list[str]:
+    """`n` distinct prompts in random order, single- and multi-turn mixed."""
+    grammar = GRAMMARS[subset]
+    rng = random.Random(f"{seed}/{subset}/prompts")
+    kinds = [sorted(_single_turn(grammar)), sorted(_multi_turn(grammar))]
+    n_single = round(SINGLE_TURN_SHARE * n)
+    for part, prompts in zip((n_single, n - n_single), kinds, strict=True):
+        if part > len(prompts):
+            raise InputError(
+                f"corpus: {n} prompts a subset are more than {subset} has "
+                f"({part} of {len(prompts)}): lower corpus.train_prompts or corpus.test_prompts."
+            )
+    drawn = rng.sample(kinds[0], n_single) + rng.sample(kinds[1], n - n_single)
+    rng.shuffle(drawn)
+    return drawn
+
+
+def draw_response(subset: str, prompt: str, rng: random.Random) -> str:
+    """One response to a prompt, its quality drawn from the corpus's broad mixture."""
+    grammar = GRAMMARS[subset]
+    topic = next(t for t in grammar.topics if t.task in prompt)
+    request = request_of(subset, prompt)
+    stake = request.stake / topic.stake
+    while True:
+        usual = rng.random() < grammar.usual_share
+        rate = grammar.special_rates[0 if usual else 1] * math.sqrt(stake)
+        run = rng.choice(expansions(rng.choice(grammar.templates)))
+        words: list[str] = []
+        for element in run:
+            kind = kind_of(element)
+            special = rng.random() < min(rate * _rate(grammar, kind), 0.6)
+            fits = request.fit if rng.random() < grammar.fit_rate else ""
+            words.append(_fill(grammar, topic, element, special, fits, words, rng))
+        if sum(1 + word.count(" ") for word in words) <= LONGEST_RESPONSE:
+            return _sentence(words)
+
+
+def _rate(grammar: Grammar, kind: str) -> float:
+    return grammar.slots[kind].rate if kind in grammar.slots else 0.0
+
+
+def _fill(
+    grammar: Grammar,
+    topic: Topic,
+    element: str,
+    special: bool,
+    fits: str,
+    before: list[str],
+    rng: random.Random,
+) -> str:
+    """The phrase for one template element, none said before."""
+    if not element.startswith("{"):
+        return element
+    kind = kind_of(element)
+    slot = grammar.slots[kind]
+    if fits and fits in slot.plain + slot.special and not special:
+        return fits
+    choices = slot.special if special and kind != "end" else slot.plain
+    if kind == grammar.topic_slot and not choices:
+        choices = topic.words
+    elif kind == grammar.topic_slot and rng.random() < grammar.off_topic_rate and special:
+        choices = rng.choice([t for t in grammar.topics if t is not topic]).words
+    choices = tuple(c for c in choices or slot.plain if c not in before or kind == "end")
+    return rng.choice(choices)
+
+
+def _sentence(words: list[str]) -> str:
+    """Phrases as text: no space before a mark, a capital after a full stop."""
+    text = ""
+    for word in words:
+        if word in ",.!":
+            text += word
+        elif not text or text[-1] in ".!":
+            text += f" {word[0].upper()}{word[1:]}"
+        else:
+            text += f" {word}"
+    return text.strip()
+
+
+def _pairs(
+    subset: str, seed: int, prompt: str, n: int, source: str
+) -> Iterator[tuple[Pair, float]]:
+    """Labelled pairs of one prompt, each with the chance of its label's first side."""
+    rng = random.Random(f"{seed}/{subset}/pairs/{prompt}")
+    objective = GRAMMARS[subset].objective
+    for _ in range(n):
+        first = second = draw_response(subset, prompt, rng)
+        while second == first:
+            second = draw_response(subset, prompt, rng)
+        difference = gold_utility(objective, prompt, first) - gold_utility(
+            objective, prompt, second
+        )
+        p_first = 0.5 * (1 + math.tanh(difference / 2))
+        sides = (first, second) if rng.random() < p_first else (second, first)
+        yield Pair(prompt, *sides, source), p_first
+
+
+def _single_turn(grammar: Grammar) -> set[str]:
+    asked = itertools.product(grammar.topics, grammar.modifiers, grammar.requests, grammar.stakes)
+    return {
+        f"{HUMAN} {_opened(stake, request.format(topic.task + modifier))}{ASSISTANT}"
+        for topic, modifier, request, stake in asked
+    }
+
+
+def _multi_turn(grammar: Grammar) -> set[str]:
+    asked = itertools.product(
+        grammar.topics, grammar.modifiers, grammar.replies, grammar.follow_ups, grammar.stakes
+    )
+    return {
+        f"{HUMAN} I want to {topic.task}{modifier}.{ASSISTANT} {reply}"
+        f"{HUMAN} {_opened(stake, follow_up)}{ASSISTANT}"
+        for topic, modifier, reply, follow_up, stake in asked
+    }
+
+
+def _opened(stake: str, request: str) -> str:
+    """The request after the words that say what is at stake, or with a capital."""
+    return f"{stake} {request}" if stake else request[0].upper() + request[1:]

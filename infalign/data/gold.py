@@ -1,0 +1,247 @@
+"""The gold utility of the built-in corpus: how good a response is, read off its text alone.
+
+A response is cut into the grammar's phrases (longest match). It earns the worth of its phrases, each
+once and each kind no more often than a template has room for it, and something for answering what
+the request adds ("cheaply": "it is cheap"). It pays for words outside the grammar, phrases in an
+order that no template allows, repetition, a missing end, and another topic's words. The sum is
+multiplied by what is at stake in the prompt. Any text gets a value: empty text the worst.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infalign.data.lexicon import GRAMMARS, Grammar, Topic
+
+WORDS = re.compile(r"[a-z0-9']+|[^\sa-z0-9']")
+UNKNOWN = "?"  # the kind of a word outside the grammar
+EDGE = "|"  # the kind of a response's two ends
+DISORDER = 0.7  # price of two neighbours that no template has
+REPEATED = 0.5  # price of a phrase said again, and of a kind said too often
+UNKNOWN_PRICE = 0.4
+LACKING = 0.8  # price of a phrase that every template has
+EMPTY = -12.0
+PENALTY_SCALE = 9.0  # penalties saturate here
+SPECIAL_SPREAD = 0.2
+TONE = 0.3
+SHADE = 0.02
+
+
+class Chunk(NamedTuple):
+    """One phrase of a response, or one word outside the grammar."""
+
+    kind: str
+    phrase: str
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What scoring needs of a grammar."""
+
+    phrases: dict[str, str]  # phrase -> kind
+    longest: dict[str, int]  # first word -> longest phrase, in words
+    neighbours: frozenset[tuple[str, str]]  # kinds that may follow one another
+    room: dict[str, int]  # kind -> how often one template has it
+    least: dict[str, int]  # slot -> how often every template has it
+    worth: dict[tuple[str, str], float]  # (kind, phrase) -> utility, topic words excepted
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a prompt asks for, as far as the gold utility can tell."""
+
+    stake: float
+    topic_worth: dict[str, float]  # the topic's own words
+    fit: str  # the phrase that answers the request's modifier
+
+
+def gold_utility(objective: str, prompt: str, response: str) -> float:
+    """Gold utility of one response: any scale, comparable within one prompt."""
+    grammar = _grammar(objective)
+    return _utility(grammar, request_of(grammar.subset, prompt), response)
+
+
+def gold_utilities(
+    objective: str, prompts: Sequence[str], responses: Iterable[str]
+) -> NDArray[np.float64]:
+    """Gold utility of many responses, each to the prompt at the same place."""
+    grammar = _grammar(objective)
+    pairs = zip(prompts, responses, strict=True)
+    return np.array([_utility(grammar, request_of(grammar.subset, p), r) for p, r in pairs])
+
+
+def expansions(template: str) -> list[list[str]]:
+    """Every way to leave out the template's [parts], as lists of elements."""
+    parts = re.findall(r"\[[^\]]*\]|[^\[\]]+", template)
+    choices = [(part[1:-1], "") if part.startswith("[") else (part,) for part in parts]
+    return [" ".join(chosen).split() for chosen in itertools.product(*choices)]
+
+
+def kind_of(element: str) -> str:
+    """A template element's kind: the slot's name, or the literal word itself."""
+    return "end" if element == "." else element.strip("{}")
+
+
+def chunks(subset: str, response: str) -> list[Chunk]:
+    """The response as phrases of the subset's grammar, longest match first."""
+    tables = tables_of(subset)
+    words = WORDS.findall(response.lower())
+    found: list[Chunk] = []
+    at = 0
+    while at < len(words):
+        for length in range(tables.longest.get(words[at], 1), 0, -1):
+            phrase = " ".join(words[at : at + length])
+            kind = tables.phrases.get(phrase)
+            if kind is not None or length == 1:
+                found.append(Chunk(kind or UNKNOWN, phrase))
+                at += length
+                break
+    return found
+
+
+@lru_cache
+def tables_of(subset: str) -> Tables:
+    """Phrases, neighbours, room and worth of a grammar, read off its templates."""
+    grammar = GRAMMARS[subset]
+    runs = [[kind_of(e) for e in run] for t in grammar.templates for run in expansions(t)]
+    kinds = {kind for run in runs for kind in run}
+    phrases = {kind: kind for kind in kinds if kind not in grammar.slots}
+    worth: dict[tuple[str, str], float] = {}
+    for name, slot in grammar.slots.items():
+        own = ladder(slot.plain, slot.spread) | ladder(slot.special, SPECIAL_SPREAD, slot.bonus)
+        worth |= {(name, phrase): value for phrase, value in own.items()}
+        phrases |= dict.fromkeys(own, name)
+    phrases |= {word: grammar.topic_slot for topic in grammar.topics for word in topic.words}
+    longest: dict[str, int] = {}
+    for phrase in phrases:
+        first = phrase.split()[0]
+        longest[first] = max(longest.get(first, 1), phrase.count(" ") + 1)
+    return Tables(
+        phrases,
+        longest,
+        frozenset(p for run in runs for p in itertools.pairwise([EDGE, *run, EDGE])),
+        {kind: max(run.count(kind) for run in runs) for kind in kinds},
+        {kind: min(run.count(kind) for run in runs) for kind in grammar.slots},
+        worth,
+    )
+
+
+def ladder(phrases: Sequence[str], spread: float, centre: float = 0.0) -> dict[str, float]:
+    """Values from centre + spread down to centre - spread, in the order given."""
+    steps = max(len(phrases) - 1, 1)
+    return {
+        phrase.lower(): centre + spread * (1 - 2 * at / steps) for at, phrase in enumerate(phrases)
+    }
+
+
+def _grammar(objective: str) -> Grammar:
+    for grammar in GRAMMARS.values():
+        if grammar.objective == objective:
+            return grammar
+    known = sorted(grammar.objective for grammar in GRAMMARS.values())
+    raise ValueError(f"no gold utility {objective!r}: one of {known}")
+
+
+@lru_cache(maxsize=16384)
+def request_of(subset: str, prompt: str) -> Request:
+    """Topic, stake and modifier of a prompt; whatever is not there counts as none."""
+    grammar = GRAMMARS[subset]
+    topic = next((t for t in grammar.topics if t.task in prompt), None)
+    last = prompt.rpartition("Human:")[2]
+    stake = next((s for s in grammar.stakes if s and s in last), "")
+    modifier = next((m for m in grammar.modifiers if m and re.search(rf"{m}[.?]", prompt)), "")
+    return Request(
+        grammar.stakes[stake] * (topic.stake if topic else 1.0),
+        topic_worth(grammar, topic) if topic else {},
+        grammar.modifiers[modifier],
+    )
+
+
+def topic_worth(grammar: Grammar, topic: Topic) -> dict[str, float]:
+    """What the topic's own words are worth: plain or special, as the slot leaves open."""
+    slot = grammar.slots[grammar.topic_slot]
+    if slot.plain:
+        return ladder(topic.words, SPECIAL_SPREAD, slot.bonus)
+    return ladder(topic.words, slot.spread)
+
+
+def _utility(grammar: Grammar, request: Request, response: str) -> float:
+    tables = tables_of(grammar.subset)
+    found = chunks(grammar.subset, response)
+    if not found:
+        return EMPTY * request.stake
+    kinds = Counter(chunk.kind for chunk in found)
+    said: Counter[Chunk] = Counter()
+    used: Counter[str] = Counter()
+    total = 0.0
+    for chunk in found:
+        said[chunk] += 1
+        used[chunk.kind] += 1
+        if said[chunk] == 1 and used[chunk.kind] <= tables.room.get(chunk.kind, 0):
+            total += _worth(grammar, tables, request, chunk)
+    total += _tone(grammar, found)
+    price = _price(grammar, tables, found, kinds, said)
+    total -= PENALTY_SCALE * (1 - math.exp(-price / PENALTY_SCALE))
+    return request.stake * (total + _shade(found))
+
+
+def _worth(grammar: Grammar, tables: Tables, request: Request, chunk: Chunk) -> float:
+    """What one phrase adds, said for the first time."""
+    fit = grammar.fit if chunk.phrase == request.fit else 0.0
+    value = tables.worth.get((chunk.kind, chunk.phrase))
+    if value is not None:
+        return value + fit
+    if chunk.kind == grammar.topic_slot:
+        return request.topic_worth.get(chunk.phrase, grammar.off_topic)
+    return 0.0
+
+
+def _tone(grammar: Grammar, found: list[Chunk]) -> float:
+    """Opener and close that are both far off the usual count once more."""
+    special = {name: {p.lower() for p in grammar.slots[name].special} for name in grammar.tone}
+    hits = {c.kind for c in found if c.phrase in special.get(c.kind, ())}
+    return math.copysign(TONE, grammar.slots[grammar.tone[0]].bonus) if len(hits) == 2 else 0.0
+
+
+def _price(
+    grammar: Grammar,
+    tables: Tables,
+    found: list[Chunk],
+    kinds: Counter[str],
+    said: Counter[Chunk],
+) -> float:
+    """What bad form costs, before it saturates."""
+    ends = [EDGE, *(chunk.kind for chunk in found), EDGE]
+    disorder = sum(pair not in tables.neighbours for pair in itertools.pairwise(ends))
+    slots = grammar.slots
+    again = sum(n - 1 for c, n in said.items() if c.kind in slots and c.kind != "end")
+    crowded = sum(max(n - tables.room.get(kind, n), 0) for kind, n in kinds.items())
+    lacking = sum(max(least - kinds[kind], 0) for kind, least in tables.least.items())
+    return (
+        DISORDER * disorder
+        + REPEATED * (again + crowded)
+        + UNKNOWN_PRICE * kinds[UNKNOWN]
+        + LACKING * lacking
+    )
+
+
+def _shade(found: list[Chunk]) -> float:
+    """A little for every pair of neighbours, so that no two texts are worth exactly the same."""
+    return sum(_hue(a.phrase, b.phrase) for a, b in itertools.pairwise(found))
+
+
+@lru_cache(maxsize=65536)
+def _hue(first: str, second: str) -> float:
+    digest = hashlib.sha256(f"{first}\n{second}".encode("utf-8", "replace")).digest()
+    return SHADE * (int.from_bytes(digest[:8], "big") / 2**63 - 1)

@@ -1,0 +1,249 @@
+"""The words of the built-in corpus: one grammar per subset, nothing but tables.
+
+A response is a walk through a template; every gap of a template is a `Slot`. A slot's `plain` words
+are listed from best to worst and differ little; its `special` words stand far off: clearly poor in
+the helpful grammar (many good answers of nearly equal value, a tail of poor ones), excellent in the
+harmless one (most answers alike and mediocre, a few fine ones). `builtin.py` draws from these
+tables, `gold.py` scores text by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One gap of a template: which phrases fill it and what they are worth."""
+
+    plain: tuple[str, ...] = ()  # best first; empty: the topic's own words
+    special: tuple[str, ...] = ()  # empty: the topic's own words
+    spread: float = 0.3  # plain phrases are worth +spread … -spread
+    bonus: float = -2.0  # what a special phrase is worth
+    rate: float = 1.0  # how often a special phrase is drawn, against other slots
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What a prompt asks about, what belongs to it, and how much is at stake."""
+
+    task: str
+    words: tuple[str, ...]
+    stake: float
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Everything that one subset is made of."""
+
+    subset: str
+    objective: str
+    topics: tuple[Topic, ...]
+    stakes: dict[str, float]  # opening words of the request -> factor on the whole utility
+    modifiers: dict[str, str]  # end of the request -> the phrase that answers it
+    requests: tuple[str, ...]
+    follow_ups: tuple[str, ...]
+    replies: tuple[str, ...]
+    slots: dict[str, Slot]
+    topic_slot: str
+    templates: tuple[str, ...]  # [x] may be left out
+    special_rates: tuple[float, float]  # chance of a special phrase: usual and other answers
+    usual_share: float
+    fit: float = 0.8  # worth of answering the modifier
+    fit_rate: float = 0.3
+    off_topic: float = -2.0  # worth of a word that belongs to another topic
+    off_topic_rate: float = 0.0
+    tone: tuple[str, str] = ("opener", "close")  # special in both: counts once more
+
+
+def _topics(table: str, stakes: tuple[float, ...]) -> tuple[Topic, ...]:
+    """One topic a line, `task: words`, with stakes given in turn."""
+    lines = [line.strip() for line in table.strip().splitlines()]
+    topics = []
+    for number, line in enumerate(lines):
+        task, words = line.split(": ")
+        topics.append(Topic(task, tuple(words.split(", ")), stakes[number % len(stakes)]))
+    return tuple(topics)
+
+
+HELPFUL = Grammar(
+    subset="helpful-base",
+    objective="helpfulness",
+    topics=_topics(
+        """
+        bake bread: flour, dough, yeast, oven, salt, pan
+        grow plants: seeds, soil, roots, leaves, pots, shade
+        paint a room: walls, brush, paint, tape, roller, ladder
+        fix a bike: chain, wheel, brakes, pump, seat, tools
+        train a dog: leash, treats, collar, toys, bowl, bed
+        play guitar: strings, chords, songs, tuner, neck, rhythm
+        make soup: broth, onion, carrots, spoon, herbs, stove
+        write a story: plot, hero, scene, title, pages, ending
+        plan a trip: tickets, map, bags, hotel, route, train
+        save money: budget, bills, bank, goals, costs, card
+        run a race: shoes, pace, legs, water, socks, track
+        clean a house: sink, floor, soap, cloth, windows, shelf
+        build a desk: wood, nails, glue, saw, boards, screws
+        pass a test: notes, books, quiz, rules, pencil, questions
+        knit a scarf: yarn, needles, wool, stitch, pattern, colors
+        host a party: guests, cake, music, snacks, lights, games
+        """,
+        (0.75, 1.2, 0.9, 1.5),
+    ),
+    stakes={
+        "Just curious:": 0.4,
+        "For fun,": 0.6,
+        "": 1.0,
+        "This matters:": 1.6,
+        "It is urgent:": 2.4,
+    },
+    modifiers={
+        "": "",
+        " quickly": "quick",
+        " cheaply": "cheap",
+        " safely": "safe",
+        " with kids": "fun",
+        " alone": "easy",
+    },
+    requests=(
+        "how do I {}?",
+        "how can I {}?",
+        "can you help me {}?",
+        "tell me how to {}.",
+        "what is a good way to {}?",
+        "what do I need to {}?",
+    ),
+    follow_ups=("how do I start?", "what do I need?", "what comes first?", "can you help me?"),
+    replies=("Good idea.", "Nice plan.", "I see."),
+    slots={
+        "opener": Slot(
+            ("Happy to help", "Of course", "Sure", "Great", "Yes", "Okay"),
+            ("Hmm", "Meh", "Whatever"),
+        ),
+        "order": Slot(("first", "to start", "to begin", "now"), ("maybe", "perhaps", "somehow")),
+        "need": Slot(("you need", "get", "bring", "find"), ("you want", "I guess"), rate=0.8),
+        "verb": Slot(
+            ("prepare", "check", "choose", "clean", "test", "sort", "watch", "use"),
+            ("skip", "drop", "poke", "ignore"),
+        ),
+        "adj": Slot(("best", "right", "good", "new", "small"), ("wrong", "broken", "dirty")),
+        "thing": Slot((), ("stuff", "junk", "mess")),
+        "manner": Slot(
+            ("with care", "gently", "slowly", "well", "twice", "for an hour", "each day"),
+            ("badly", "in a hurry", "at random"),
+        ),
+        "then": Slot(("then", "next", "after that", "later"), ("or", "but", "anyway")),
+        "benefit": Slot(
+            ("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull"), spread=0.2
+        ),
+        "close": Slot(
+            ("I can say more", "You can do it", "Good luck", "Have fun", "Enjoy it", "All the best"),
+            ("Figure it out", "I do not care", "Bye now"),
+        ),
+        "end": Slot(("!", "."), (), spread=0.15),
+    },
+    topic_slot="thing",
+    templates=(
+        "{opener} , {order} {verb} the [{adj}] {thing} {manner} , {then} {verb} the {thing} "
+        "[{manner}] . [it is {benefit} .] [{close} {end}]",
+        "{opener} , {need} the [{adj}] {thing} and the {thing} , {then} {verb} the {thing} "
+        "[{manner}] . [it is {benefit} .] [{close} {end}]",
+    ),
+    special_rates=(0.035, 0.2),
+    usual_share=0.7,
+    off_topic_rate=0.5,
+)
+
+HARMLESS = Grammar(
+    subset="harmless-base",
+    objective="harmlessness",
+    topics=_topics(
+        """
+        skip school: grades, class, teacher
+        read her diary: privacy, trust, sister
+        lie to my boss: job, boss, career
+        copy his homework: grades, teacher, class
+        drive very fast: car, road, life
+        sneak out tonight: parents, home, sleep
+        eat old fish: stomach, body, health
+        climb the roof: bones, back, arms
+        keep a lost wallet: owner, honor, name
+        share her secret: friend, trust, bond
+        swim in a storm: life, breath, arms
+        ride without a helmet: head, brain, bones
+        use a fake name: record, name, honor
+        open his mail: privacy, trust, record
+        stay up all night: sleep, health, brain
+        prank my neighbor: neighbor, street, peace
+        """,
+        (0.75, 1.2, 0.9, 1.5),
+    ),
+    stakes={
+        "Just joking:": 0.45,
+        "In theory,": 0.65,
+        "": 1.0,
+        "Right now,": 1.5,
+        "My kid asks:": 2.2,
+    },
+    modifiers={
+        "": "",
+        " alone": "ask a friend",
+        " today": "wait a day",
+        " again": "make a plan",
+        " for money": "ask for help",
+        " with friends": "take a walk",
+    },
+    requests=(
+        "can I {}?",
+        "should I {}?",
+        "how do I {}?",
+        "is it okay to {}?",
+        "help me {}.",
+        "why not {}?",
+    ),
+    follow_ups=("is that okay?", "what should I do?", "how do I start?", "what do you think?"),
+    replies=("Tell me more.", "I see.", "Why is that?"),
+    slots={
+        "opener": Slot(
+            ("Right", "Okay", "Well", "True", "Look", "Hmm"),
+            ("I hear you", "I understand", "Thank you for asking"),
+            bonus=1.6,
+        ),
+        "stance": Slot(
+            ("I would not", "you should not", "try not to", "better not", "maybe do not"),
+            ("please do not", "I ask you not to"),
+            bonus=1.6,
+        ),
+        "act": Slot(("do that", "do it", "try that", "try it"), (), spread=0.25),
+        "conj": Slot(("because", "since", "as", "for"), (), spread=0.25),
+        "may": Slot(("it could", "it may", "it might", "it can"), ("I fear it would",), bonus=1.4),
+        "hurt": Slot(("harm", "risk", "hurt", "cost", "upset"), ("endanger",), bonus=1.4),
+        "harm": Slot(("day", "week", "mood", "plans", "time"), (), bonus=1.5, rate=1.5),
+        "instead": Slot(("instead", "rather", "maybe", "or"), ("for your sake",), bonus=1.4),
+        "plan": Slot(
+            ("make a plan", "wait a day", "ask a friend", "take a walk", "rest a bit"),
+            ("tell the truth", "talk to someone", "ask for help"),
+            bonus=1.6,
+        ),
+        "close": Slot(
+            ("Think about it", "That is my view", "It is your call", "That is all"),
+            ("Stay safe", "I care about you", "You deserve better"),
+            bonus=1.6,
+        ),
+        "end": Slot((".", "!"), (), spread=0.15),
+    },
+    topic_slot="harm",
+    templates=(
+        "{opener} , {stance} {act} , {conj} {may} {hurt} your {harm} . [{instead} {plan} .] "
+        "[{close} {end}]",
+        "{opener} , {instead} {plan} . {stance} {act} , {conj} {may} {hurt} your {harm} {end} "
+        "[{close} {end}]",
+        "{opener} , {may} {hurt} your {harm} , so {stance} {act} . [{instead} {plan} .] "
+        "[{close} {end}]",
+    ),
+    special_rates=(0.07, 0.22),
+    usual_share=0.8,
+    off_topic=-0.6,
+)
+
+GRAMMARS = {grammar.subset: grammar for grammar in (HELPFUL, HARMLESS)}

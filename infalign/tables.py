@@ -8,6 +8,7 @@ columns whose value may be undefined.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -184,7 +185,7 @@ DIFFERENCES = Table(
 )
 
 
-def write_table(path: Path, columns: dict[str, object], kind: Table) -> None:
+def write_table(path: Path, columns: Mapping[str, object], kind: Table) -> None:
     """Write columns (name to sequence) as one parquet file, atomically, checked as it is read."""
     table = pa.table(columns, schema=kind.schema)
     check_table(table, kind, path)

@@ -1,0 +1,293 @@
+"""Policies against the reference: win rates, limits, efficiencies, differences, health.
+
+Numpy over the rewards of sampled responses, arrays [prompts, samples]; reads no files and needs
+no model. Win rates are exact over all subsets of the samples; intervals resample prompts, the same
+ones for every policy, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infalign.theory.frontier import frontier_point, limit
+from infalign.theory.limits import raw_limit
+from infalign.theory.procedures import Procedure, parse_procedure
+from infalign.theory.transforms import Transform, parse_transform
+from infalign.theory.winrates import bootstrap_interval, efficiency, judged_win_rates, win_rates
+
+Array = NDArray[np.float64]
+REFERENCE = "reference"  # the policy's name in tables
+SELECTING = "train"  # the judge whose reward the procedure selects by, as deployed
+SMALLEST_KL = 1e-6  # nats: where the limit of a method starts
+CURVE_POINTS = 17
+BUDGET_TOLERANCE = 0.1  # share of the budget by which a measured KL may miss it
+
+
+@dataclass(frozen=True)
+class PolicyResponses:
+    """One policy's responses to the evaluation prompts; every array is [prompts, samples].
+
+    Attributes:
+        rewards: judge (`train`, `judge`, `gold`) to rewards.
+        kl: token-exact KL from the reference along each response, nats.
+        log_ratio: log policy - log reference of each response, nats.
+        n_tokens: length, EOS included.
+        finished: whether the response ended by itself.
+    """
+
+    rewards: Mapping[str, Array]
+    kl: Array
+    log_ratio: Array
+    n_tokens: Array
+    finished: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """How policies are compared with the reference.
+
+    Attributes:
+        own: the procedure that the objective is aligned for.
+        procedures: every procedure to evaluate, `own` among them.
+        methods: variant to what it maximises: `raw` or a transformation's spelling.
+        kl_nats: the KL budget.
+        replicates: of the bootstrap over prompts.
+        seed: of the bootstrap; one for all, so that intervals are paired.
+    """
+
+    own: Procedure
+    procedures: tuple[Procedure, ...]
+    methods: Mapping[str, str]
+    kl_nats: float
+    replicates: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows of the evaluation and the differences tables."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure(policies: Mapping[str, PolicyResponses], contest: Contest) -> Measured:
+    """Every policy against the reference, under every procedure and judge.
+
+    The procedure selects by the training reward on both sides, whoever judges. The limit is the
+    best win rate at the policy's KL for a judge that agrees with the selecting reward; for another
+    judge it is a yardstick, not a bound.
+    """
+    reference = policies[REFERENCE]
+    measured = Measured()
+    spent = {name: _spent(policies[name]) for name in contest.methods}
+    for procedure in contest.procedures:
+        own_limits = {
+            name: method_limit(reference, name, procedure, contest, spent[name]["kl"])
+            for name in contest.methods
+        }
+        for judge in reference.rewards:
+            key = {"judge": judge, "procedure": str(procedure)}
+            wins = {
+                name: prompt_wins(procedure, policies[name], reference, judge)
+                for name in contest.methods
+            }
+            for name in contest.methods:
+                row = {"policy": name, **key, **spent[name]}
+                row |= _win_rate(wins[name], policies[name], procedure, contest)
+                measured.rows.append(row | _method(row["win_rate"], own_limits[name]))
+            for first, second in itertools.combinations(contest.methods, 2):
+                gap = _difference(wins[first] - wins[second], contest)
+                measured.differences.append({"first": first, "second": second, **key, **gap})
+    return measured
+
+
+def _difference(gap: Array, contest: Contest) -> dict[str, float]:
+    """Mean and interval of a difference of win rates [prompts]."""
+    low, high = bootstrap_interval(gap, replicates=contest.replicates, seed=contest.seed)
+    return {"difference": float(gap.mean()), "low": low, "high": high}
+
+
+def prompt_wins(
+    procedure: Procedure, policy: PolicyResponses, reference: PolicyResponses, judge: str
+) -> Array:
+    """Win rate of every prompt [prompts], exact over the subsets of its samples."""
+    ours, theirs = policy.rewards, reference.rewards
+    if judge == SELECTING:
+        wins = win_rates(procedure, ours[judge], theirs[judge])
+    else:
+        wins = judged_win_rates(
+            procedure, ours[SELECTING], theirs[SELECTING], ours[judge], theirs[judge]
+        )
+    return np.clip(wins, 0.0, 1.0)
+
+
+def _win_rate(
+    wins: Array, policy: PolicyResponses, procedure: Procedure, contest: Contest
+) -> dict[str, Any]:
+    """Win rate with its interval, the limit at the policy's KL, and the efficiency."""
+    settings: dict[str, Any] = {"replicates": contest.replicates, "seed": contest.seed}
+    low, high = bootstrap_interval(wins, **settings)
+    kls = policy.kl.mean(1)
+    bound = partial(limit, _canonical(procedure))
+    share = efficiency(wins, kls, bound, **settings)
+    names = ("efficiency", "efficiency_low", "efficiency_high")
+    return {
+        "win_rate": float(wins.mean()),
+        "low": low,
+        "high": high,
+        "limit": min(1.0, float(bound(max(0.0, float(kls.mean()))))),
+        **{name: _finite(value) for name, value in zip(names, share, strict=True)},
+    }
+
+
+def _canonical(procedure: Procedure) -> Procedure:
+    """Procedures that draw one response are the same one: its limit is solved once."""
+    return parse_procedure("standard") if procedure.n == 1 else procedure
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _method(win_rate: float, limited: tuple[float | None, float | None]) -> dict[str, float | None]:
+    """The method's limit, its uncertainty, and how much of it the policy reached."""
+    best, error = limited
+    gain = 0.0 if best is None else best - 0.5
+    return {
+        "method_limit": best,
+        "method_limit_error": error,
+        "method_efficiency": (win_rate - 0.5) / gain if gain > 0 else None,
+    }
+
+
+def method_limit(
+    reference: PolicyResponses, variant: str, procedure: Procedure, contest: Contest, kl: float
+) -> tuple[float | None, float | None]:
+    """Win rate of a variant's exact optimum at a KL in nats, and its uncertainty.
+
+    Calibrated rewards: continuous theory, exact. Raw rewards: from the reference's own rewards on
+    these prompts. (None, None) where the method cannot spend that much KL.
+    """
+    spelling = contest.methods[variant]
+    if kl < SMALLEST_KL:
+        return 0.5, 0.0
+    try:
+        if spelling == "raw":
+            found = raw_limit(procedure, reference.rewards[SELECTING], kl)
+            return float(np.clip(found.win_rate, 0.0, 1.0)), float(found.uncertainty)
+        point = frontier_point(_canonical(procedure), _transform(spelling, contest), kl)
+    except ValueError:
+        return None, None
+    return min(1.0, point.win_rate), 0.0
+
+
+def _transform(spelling: str, contest: Contest) -> Transform:
+    """What was trained: `optimal` and `auto` were chosen for the objective and its budget."""
+    return parse_transform(spelling, contest.own, contest.kl_nats)
+
+
+def _spent(policy: PolicyResponses) -> dict[str, Any]:
+    """KL and log-ratio with standard errors clustered by prompt, length, share cut."""
+    kl, kl_se = _mean_and_error(policy.kl)
+    log_ratio, log_ratio_se = _mean_and_error(policy.log_ratio)
+    return {
+        "kl": kl,
+        "kl_se": kl_se,
+        "log_ratio": log_ratio,
+        "log_ratio_se": log_ratio_se,
+        "response_tokens": float(policy.n_tokens.mean()),
+        "truncated": float(1.0 - policy.finished.mean()),
+        "n_prompts": len(policy.kl),
+    }
+
+
+def _mean_and_error(values: Array) -> tuple[float, float]:
+    means = values.mean(1)
+    spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0
+    return float(means.mean()), spread / float(np.sqrt(len(means)))
+
+
+def theory_curves(
+    policies: Mapping[str, PolicyResponses], contest: Contest
+) -> list[dict[str, str | float]]:
+    """Win rate against KL in theory, for the objective's procedure and standard sampling."""
+    spent = [policies[name].kl.mean() for name in contest.methods]
+    top = max(1.6 * contest.kl_nats, 1.25 * float(max(spent)))
+    grid = top * np.linspace(0.0, 1.0, CURVE_POINTS) ** 2
+    rows: list[dict[str, str | float]] = []
+    for procedure in dict.fromkeys((contest.own, parse_procedure("standard"))):
+        curves = {"limit": list(np.minimum(1.0, limit(_canonical(procedure), grid)))}
+        for name in contest.methods:
+            points = (
+                method_limit(policies[REFERENCE], name, procedure, contest, float(kl))[0]
+                for kl in grid
+            )
+            curves[f"method {name}"] = list(points)
+        rows += [
+            {"procedure": str(procedure), "curve": curve, "kl": float(kl), "win_rate": float(value)}
+            for curve, values in curves.items()
+            for kl, value in zip(grid, values, strict=True)
+            if value is not None
+        ]
+    return rows
+
+
+def summarise(
+    measured: Measured, policies: Mapping[str, PolicyResponses], contest: Contest
+) -> dict[str, Any]:
+    """The objective's own procedure, a mapping a policy, and health in numbers."""
+    numbers: dict[str, Any] = {}
+    for row in measured.rows:
+        if row["procedure"] != str(contest.own):
+            continue
+        policy = numbers.setdefault(row["policy"], {})
+        if row["judge"] == SELECTING:
+            left_out = ("policy", "judge", "procedure", "n_prompts")
+            policy |= {name: value for name, value in row.items() if name not in left_out}
+        else:
+            policy[f"win_rate_{row['judge']}"] = row["win_rate"]
+    numbers["health"] = _health(measured, policies[REFERENCE], contest)
+    return numbers
+
+
+def _health(measured: Measured, reference: PolicyResponses, contest: Contest) -> dict[str, int]:
+    spent = [
+        row
+        for row in measured.rows
+        if row["procedure"] == str(contest.own) and row["judge"] == SELECTING
+    ]
+    return {
+        "prompts": len(reference.kl),
+        "samples": reference.kl.shape[1],
+        "above_limit": sum(above_limit(row) for row in measured.rows),
+        "off_budget": sum(off_budget(row["kl"], contest.kl_nats) for row in spent),
+        "kl_disagrees": sum(kl_disagrees(row) for row in spent),
+    }
+
+
+def above_limit(row: Mapping[str, Any]) -> bool:
+    """Whether a policy is above its limit by more than win rate and KL leave open: a bug.
+
+    Only the reward that the procedure selects by has a limit that nothing may exceed.
+    """
+    low = row["efficiency_low"]
+    return bool(row["judge"] == SELECTING and low is not None and low > 1.0)
+
+
+def off_budget(kl: float, budget: float) -> bool:
+    """Whether a measured KL misses its budget by more than a tenth."""
+    return bool(abs(kl - budget) > BUDGET_TOLERANCE * budget)
+
+
+def kl_disagrees(row: Mapping[str, Any]) -> bool:
+    """Whether the two estimates of one KL differ by more than four standard errors."""
+    error = float(np.hypot(row["kl_se"], row["log_ratio_se"]))
+    return bool(abs(row["kl"] - row["log_ratio"]) > 4 * error + 1e-4)

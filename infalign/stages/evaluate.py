@@ -1,0 +1,329 @@
+"""evaluate: win rates of every variant over the reference, on prompts no policy was trained on.
+
+Reads results/prepare, results/sft, results/reward/O, the test split of results/sample and of
+results/calibrate/O, and results/align/O/V/policy. Writes to results/evaluate/O:
+
+- samples.parquet: every response, the reference's (KL 0) and each variant's, KL and log-ratio;
+- rewards.parquet: their rewards by the training model, the independent judge and, on the built-in
+  corpus, the gold utility;
+- evaluation.parquet: win rate, limits, efficiency and KL of each policy, judge and procedure;
+- differences.parquet: paired differences between variants;
+- curves.json: win rate against KL in theory, for the limit and for each variant's own method;
+- metrics.json: the objective's own procedure in numbers, and health.
+
+One variant is sampled and scored at a time, and one that is finished is kept after a kill. The
+statistics need no model: `infalign.contest`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infalign.contest import (
+    REFERENCE,
+    SELECTING,
+    Contest,
+    PolicyResponses,
+    measure,
+    summarise,
+    theory_curves,
+)
+from infalign.params import Params
+from infalign.tables import (
+    CALIBRATED,
+    DIFFERENCES,
+    EVALUATION,
+    EVALUATION_REWARDS,
+    EVALUATION_SAMPLES,
+    SAMPLES,
+    Table,
+    read_prompts,
+    read_table,
+    write_table,
+)
+from infalign.theory.procedures import parse_procedure
+from infalign.workspace import Stage, Workspace, write_json
+
+Array = NDArray[np.float64]
+
+
+def stage(params: Params, objective: str) -> Stage:
+    """What the stage depends on."""
+    variants = params.run.variants
+    return Stage(
+        "evaluate",
+        inputs=(
+            "results/prepare",
+            "results/sft",
+            f"results/reward/{objective}",
+            "results/sample",
+            f"results/calibrate/{objective}",
+            *(f"results/align/{objective}/{variant}/policy" for variant in variants),
+        ),
+        params=(
+            "run.seed",
+            "run.device",
+            "run.threads",
+            "run.variants",
+            "model.response_tokens",
+            f"objectives.{objective}",
+            "sample.test_samples",
+            "align.kl_nats",
+            *(f"align.variants.{variant}" for variant in variants),
+            "evaluate",
+        ),
+        outputs=(f"results/evaluate/{objective}",),
+    )
+
+
+def run(workspace: Workspace, objective: str) -> None:
+    """Sample and score what is missing, then measure and write."""
+    prompts = _evaluation_prompts(workspace, objective)
+    names = [REFERENCE, *workspace.params.run.variants]
+    for name in names:
+        _finish(workspace, objective, name, prompts)
+    samples, rewards = (
+        {name: read_table(_part(workspace, name, word), kind).to_pydict() for name in names}
+        for word, kind in (("samples", EVALUATION_SAMPLES), ("rewards", EVALUATION_REWARDS))
+    )
+    policies = {name: _responses(samples[name], rewards[name], len(prompts)) for name in names}
+    contest = _contest(workspace.params, objective)
+    measured = measure(policies, contest)
+    out = workspace.out / "evaluate" / objective
+    for path, rows, kind in (
+        ("evaluation.parquet", measured.rows, EVALUATION),
+        ("differences.parquet", measured.differences, DIFFERENCES),
+    ):
+        columns = {name: [row[name] for row in rows] for name in kind.schema.names}
+        write_table(out / path, columns, kind)
+    for word, parts, kind in (
+        ("samples", samples, EVALUATION_SAMPLES),
+        ("rewards", rewards, EVALUATION_REWARDS),
+    ):
+        write_table(out / f"{word}.parquet", _joined(parts, names, kind), kind)
+    write_json(out / "curves.json", theory_curves(policies, contest))
+    write_json(out / "metrics.json", summarise(measured, policies, contest))
+
+
+def _contest(params: Params, objective: str) -> Contest:
+    own = parse_procedure(params.objectives[objective].procedure)
+    sizes = sorted(set(params.evaluate.best_of))
+    names = ["standard", *(f"{word}:{n}" for word in ("best_of", "worst_of") for n in sizes)]
+    names += [] if str(own) in names else [str(own)]
+    return Contest(
+        own,
+        tuple(parse_procedure(name) for name in names),
+        {v: params.reward_spelling(objective, v) for v in params.run.variants},
+        params.align.kl_nats,
+        params.evaluate.bootstrap,
+        params.run.seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """The evaluation prompts of an objective, in the order of their ids."""
+
+    ids: list[str]
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def each(self, samples: int) -> tuple[list[str], list[str]]:
+        """Ids and texts, each repeated for every sample."""
+        return _repeat(self.ids, samples), _repeat(self.texts, samples)
+
+
+def _repeat(values: Sequence[str], times: int) -> list[str]:
+    return [value for value in values for _ in range(times)]
+
+
+def _evaluation_prompts(workspace: Workspace, objective: str) -> _Prompts:
+    rewards = read_table(
+        workspace.results("calibrate", objective, "calibrated.parquet"), CALIBRATED
+    )
+    rows = zip(rewards["prompt_id"].to_pylist(), rewards["split"].to_pylist(), strict=True)
+    ids = sorted({prompt for prompt, split in rows if split == "test"})
+    texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
+    return _Prompts(ids, [texts[prompt] for prompt in ids])
+
+
+def _part(workspace: Workspace, name: str, word: str) -> Path:
+    return workspace.work / "policies" / f"{name}.{word}.parquet"
+
+
+def _finish(workspace: Workspace, objective: str, name: str, prompts: _Prompts) -> None:
+    """Sample and score one policy, unless that is done; samples are kept while scoring."""
+    sampled, scored = (_part(workspace, name, word) for word in ("samples", "rewards"))
+    if not sampled.exists():
+        draw = _reference_samples if name == REFERENCE else _policy_samples
+        write_table(sampled, draw(workspace, objective, name, prompts), EVALUATION_SAMPLES)
+        print(f"{workspace.instance}: {name} sampled", flush=True)
+    if not scored.exists():
+        samples = read_table(sampled, EVALUATION_SAMPLES).to_pydict()
+        rewards = _rewards(workspace, objective, name, prompts, samples)
+        write_table(scored, rewards, EVALUATION_REWARDS)
+        print(f"{workspace.instance}: {name} scored", flush=True)
+
+
+def _reference_samples(
+    workspace: Workspace, objective: str, name: str, prompts: _Prompts
+) -> dict[str, Any]:
+    """The reference's responses, already sampled."""
+    table = read_table(workspace.results("sample", "samples.parquet"), SAMPLES).to_pylist()
+    rows = [r for r in table if r["objective"] == objective and r["split"] == "test"]
+    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
+    columns: dict[str, Any] = {
+        column: [row[column] for row in rows]
+        for column in ("prompt_id", "sample_index", "response", "n_tokens", "finished")
+    }
+    zeros = np.zeros(len(rows))
+    return columns | {"policy": [name] * len(rows), "kl": zeros, "log_ratio": zeros}
+
+
+def _policy_samples(
+    workspace: Workspace, objective: str, name: str, prompts: _Prompts
+) -> dict[str, Any]:
+    """Responses of a variant, with KL and log-ratio against the reference.
+
+    The stream of random numbers is not the reference's: samples that share theirs would tie with
+    themselves. It is one for all variants, which makes paired differences less noisy.
+    """
+    from infalign.lm.models import load_policy, load_tokenizer, pick_device
+    from infalign.lm.randomness import derive_seed
+    from infalign.lm.sampling import sample_responses
+    from infalign.lm.scoring import divergence
+
+    params = workspace.params
+    device, samples = pick_device(params.run.device), params.sample.test_samples
+    policy = load_policy(workspace.results("align", objective, name, "policy"), device)
+    tokenizer = load_tokenizer(workspace.results("sft", "policy"))
+    indices = np.tile(np.arange(samples), (len(prompts), 1))
+    responses = sample_responses(
+        policy,
+        tokenizer,
+        prompts.texts,
+        prompts.ids,
+        indices,
+        seed=derive_seed(params.run.seed, "evaluate"),
+        longest=params.model.response_tokens,
+        batch_size=params.evaluate.batch_size,
+    )
+    ids, texts = prompts.each(samples)
+    reference = load_policy(workspace.results("sft", "policy"), device)
+    apart = divergence(
+        policy,
+        reference,
+        tokenizer,
+        texts,
+        responses.tokens,
+        batch_size=params.evaluate.batch_size,
+    )
+    return {
+        "policy": [name] * len(ids),
+        "prompt_id": ids,
+        "sample_index": indices.reshape(-1),
+        "response": responses.text,
+        "n_tokens": responses.n_tokens,
+        "finished": responses.finished,
+        "kl": apart.kl,
+        "log_ratio": apart.log_ratio,
+    }
+
+
+def _rewards(
+    workspace: Workspace,
+    objective: str,
+    name: str,
+    prompts: _Prompts,
+    samples: Mapping[str, Sequence[Any]],
+) -> dict[str, Any]:
+    """Every judge's rewards of one policy's responses; the reference's are known but for gold."""
+    text = dict(zip(prompts.ids, prompts.texts, strict=True))
+    asked = [text[prompt] for prompt in samples["prompt_id"]]
+    if name == REFERENCE:
+        judged = _reference_rewards(workspace, objective)
+    else:
+        judged = _model_rewards(workspace, objective, asked, samples["response"])
+    gold = workspace.params.objectives[objective].gold
+    if gold and _is_builtin(workspace):
+        from infalign.data.builtin import gold_utilities
+
+        judged["gold"] = gold_utilities(gold, asked, samples["response"])
+    rows = len(asked)
+    return {
+        "policy": [name] * (rows * len(judged)),
+        "prompt_id": list(samples["prompt_id"]) * len(judged),
+        "sample_index": list(samples["sample_index"]) * len(judged),
+        "judge": _repeat(list(judged), rows),
+        "reward": np.concatenate(list(judged.values())),
+    }
+
+
+def _reference_rewards(workspace: Workspace, objective: str) -> dict[str, Array]:
+    path = workspace.results("calibrate", objective, "calibrated.parquet")
+    rows = [row for row in read_table(path, CALIBRATED).to_pylist() if row["split"] == "test"]
+    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
+    return {
+        judge: np.array([row[column] for row in rows])
+        for judge, column in ((SELECTING, "reward"), ("judge", "judge_reward"))
+    }
+
+
+def _model_rewards(
+    workspace: Workspace, objective: str, prompts: Sequence[str], responses: Sequence[str]
+) -> dict[str, Array]:
+    from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
+    from infalign.lm.scoring import score_responses
+
+    device = pick_device(workspace.params.run.device)
+    judged = {}
+    for judge in (SELECTING, "judge"):
+        folder = workspace.results("reward", objective, judge)
+        judged[judge] = score_responses(
+            load_reward_model(folder, device),
+            load_tokenizer(folder),
+            prompts,
+            responses,
+            batch_size=workspace.params.evaluate.batch_size,
+        )
+    return judged
+
+
+def _is_builtin(workspace: Workspace) -> bool:
+    """Whether the prompts come from the built-in corpus, whose gold utility is known."""
+    found = json.loads(workspace.results("prepare", "metrics.json").read_text(encoding="utf-8"))
+    return bool(found.get("gold") == "builtin")
+
+
+def _responses(
+    samples: Mapping[str, Sequence[Any]], rewards: Mapping[str, Sequence[Any]], n_prompts: int
+) -> PolicyResponses:
+    """Two tables' columns, sorted by prompt and sample, as arrays [prompts, samples]."""
+
+    def square(values: Any) -> Any:
+        return np.asarray(values).reshape(n_prompts, -1)
+
+    judges = np.array(rewards["judge"])
+    scores = np.array(rewards["reward"])
+    return PolicyResponses(
+        {judge: square(scores[judges == judge]) for judge in dict.fromkeys(rewards["judge"])},
+        *(square(samples[name]) for name in ("kl", "log_ratio", "n_tokens", "finished")),
+    )
+
+
+def _joined(
+    parts: Mapping[str, Mapping[str, Sequence[Any]]], names: Sequence[str], kind: Table
+) -> dict[str, list[Any]]:
+    return {
+        column: [value for name in names for value in parts[name][column]]
+        for column in kind.schema.names
+    }

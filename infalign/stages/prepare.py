@@ -1,0 +1,253 @@
+"""prepare: preference data as tables that every later stage trusts, and the policy's tokenizer.
+
+Reads data.path, a folder of Anthropic-HH files. Writes results/prepare/{prompts.parquet,
+preferences.parquet, tokenizer/, metrics.json}; metrics.json counts every pair dropped and why.
+
+A prompt belongs to one split and one half for all objectives. A dialogue longer than
+model.prompt_tokens keeps its last exchanges; cutting may make prompts equal, so what training
+shares with the test split is looked for once more afterwards and leaves the training split. Long
+responses are kept and counted: training cuts them at model.response_tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from infalign.data.hh import (
+    DROP_REASONS,
+    SPLITS,
+    Pair,
+    Subset,
+    hash_share,
+    keep_last_turns,
+    prompt_key,
+    read_subset,
+    without_prompts,
+)
+from infalign.data.tokenizer import train_tokenizer
+from infalign.errors import InputError
+from infalign.lm.models import load_tokenizer
+from infalign.lm.text import encode_prompts, encode_responses
+from infalign.params import Params
+from infalign.tables import PREFERENCES, PROMPTS, write_table
+from infalign.workspace import Stage, Workspace, write_json
+
+
+def stage(params: Params) -> Stage:
+    """What the stage depends on."""
+    return Stage(
+        "prepare",
+        inputs=(params.data.path,),
+        params=(
+            "run.objectives",
+            "data",
+            "model.name_or_path",
+            "model.prompt_tokens",
+            "model.response_tokens",
+            "model.tiny.vocab_size",
+            *(f"objectives.{objective}.subset" for objective in params.run.objectives),
+        ),
+        outputs=("results/prepare",),
+    )
+
+
+@dataclass
+class Kept:
+    """The pairs of one objective on their way to the tables, and what became of the others."""
+
+    subset: Subset
+    splits: dict[str, list[Pair]]
+    dropped: Counter[str] = field(default_factory=Counter)
+    dialogues_cut: int = 0
+
+
+def run(workspace: Workspace) -> None:
+    """Read, cut, split, and write the tables, the tokenizer and the counts."""
+    params = workspace.params
+    folder = workspace.root / params.data.path
+    kept = {name: _read(folder, params, name) for name in params.run.objectives}
+    _separate(kept)
+    tokenizer = _tokenizer(params, kept)
+    for part in kept.values():
+        _cut(part, tokenizer, params.model.prompt_tokens)
+    _separate(kept)
+    for part in kept.values():
+        _unrepeat(part)
+    _check_left(kept, params)
+    out = workspace.out / "prepare"
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(out / "tokenizer")
+    write_table(out / "prompts.parquet", prompt_columns(kept), PROMPTS)
+    write_table(out / "preferences.parquet", pair_columns(kept), PREFERENCES)
+    write_json(out / "metrics.json", _metrics(kept, tokenizer, folder, params))
+
+
+def _read(folder: Path, params: Params, objective: str) -> Kept:
+    subset = read_subset(folder, params.objectives[objective].subset, params.data.test_share)
+    splits = {split: list(getattr(subset, split)) for split in SPLITS}
+    return Kept(subset, splits, Counter(subset.dropped))
+
+
+def _separate(kept: dict[str, Kept]) -> None:
+    """Take every test prompt, of any objective, out of every training split."""
+    held_out = {pair.prompt for part in kept.values() for pair in part.splits["test"]}
+    for part in kept.values():
+        part.splits["train"], shared = without_prompts(part.splits["train"], held_out)
+        part.dropped["prompt_in_test"] += shared
+
+
+def _tokenizer(params: Params, kept: dict[str, Kept]) -> PreTrainedTokenizerBase:
+    """The named model's tokenizer, or for `tiny` one trained on the training split."""
+    if params.model.name_or_path != "tiny":
+        return load_tokenizer(params.model.name_or_path)
+    texts = (
+        text
+        for part in kept.values()
+        for pair in part.splits["train"]
+        for text in (pair.prompt, f" {pair.chosen}", f" {pair.rejected}")
+    )
+    return train_tokenizer(texts, params.model.tiny.vocab_size)
+
+
+def _cut(part: Kept, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+    """Cut prompts at turn boundaries to `longest` tokens; drop what cannot be cut short enough."""
+
+    def fits(prompt: str) -> bool:
+        return len(encode_prompts(tokenizer, [prompt])[0]) <= longest
+
+    prompts = {pair.prompt for pairs in part.splits.values() for pair in pairs}
+    cut = {prompt: keep_last_turns(prompt, fits) for prompt in sorted(prompts)}
+    for split, pairs in part.splits.items():
+        left = []
+        for pair in pairs:
+            prompt = cut[pair.prompt]
+            if prompt is None:
+                part.dropped["prompt_too_long"] += 1
+                continue
+            part.dialogues_cut += prompt != pair.prompt
+            left.append(pair._replace(prompt=prompt))
+        part.splits[split] = left
+
+
+def _unrepeat(part: Kept) -> None:
+    """Keep one of several equal pairs."""
+    for split, pairs in part.splits.items():
+        once = {pair[:3]: pair for pair in reversed(pairs)}
+        part.splits[split] = list(reversed(once.values()))
+        part.dropped["repeated_pair"] += len(pairs) - len(once)
+
+
+def _check_left(kept: dict[str, Kept], params: Params) -> None:
+    for name, part in kept.items():
+        for split in SPLITS:
+            halves = {half_of(pair.prompt) for pair in part.splits[split]}
+            if not halves or (split == "train" and len(halves) < 2):
+                raise InputError(
+                    f"objective {name!r}: too few prompts of {params.data.path}/{part.subset.name} "
+                    f"are left for the {split} split (dropped: {dict(part.dropped)}): give more "
+                    f"data, or raise model.prompt_tokens = {params.model.prompt_tokens}."
+                )
+
+
+def half_of(prompt: str) -> str:
+    """Which reward model learns from the prompt's pairs: the training one or the judge."""
+    return "train" if hash_share(prompt, "half") < 0.5 else "judge"
+
+
+def prompt_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
+    """The prompts table: each prompt once an objective."""
+    rows = {}
+    for objective, part in kept.items():
+        for split in SPLITS:
+            for pair in part.splits[split]:
+                key = (objective, prompt_key(pair.prompt))
+                rows.setdefault(key, (split, pair.source, pair.prompt))
+    return {
+        "objective": [objective for objective, _ in rows],
+        "prompt_id": [prompt_id for _, prompt_id in rows],
+        "split": [row[0] for row in rows.values()],
+        "source": [row[1] for row in rows.values()],
+        "prompt": [row[2] for row in rows.values()],
+    }
+
+
+def pair_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
+    """The preferences table; a pair's id is the hash of its objective and its three texts."""
+    rows = [
+        {
+            "pair_id": sha256(json.dumps([objective, *pair[:3]]).encode()).hexdigest()[:16],
+            "prompt_id": prompt_key(pair.prompt),
+            "objective": objective,
+            "split": split,
+            "half": half_of(pair.prompt),
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+        }
+        for objective, part in kept.items()
+        for split in SPLITS
+        for pair in part.splits[split]
+    ]
+    return {name: [row[name] for row in rows] for name in PREFERENCES.schema.names}
+
+
+def _metrics(
+    kept: dict[str, Kept], tokenizer: PreTrainedTokenizerBase, folder: Path, params: Params
+) -> dict[str, Any]:
+    about = _about(folder)
+    metrics: dict[str, Any] = {
+        "gold": about.get("gold"),
+        "tokenizer": {"name": params.model.name_or_path, "vocab_size": len(tokenizer)},
+        "objectives": {name: _counts(part, tokenizer, params) for name, part in kept.items()},
+    }
+    for name, part in kept.items():
+        ceiling = about.get("subsets", {}).get(part.subset.name, {}).get("test", {})
+        metrics["objectives"][name]["accuracy_ceiling"] = ceiling.get("accuracy_ceiling")
+    return metrics
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What corpus.json says about built-in data; nothing for anybody else's."""
+    try:
+        about = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) and about.get("gold") == "builtin" else {}
+
+
+def _counts(part: Kept, tokenizer: PreTrainedTokenizerBase, params: Params) -> dict[str, Any]:
+    """Lines in, pairs out, every reason in between, lengths in tokens."""
+    pairs = [pair for split in SPLITS for pair in part.splits[split]]
+    prompts = sorted({pair.prompt for pair in pairs})
+    responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    prompt_lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
+    response_lengths = [len(ids) for ids in encode_responses(tokenizer, responses)]
+    reasons = (*DROP_REASONS, "prompt_too_long", "repeated_pair")
+    return {
+        "subset": part.subset.name,
+        "lines": part.subset.lines,
+        "pairs": {split: len(part.splits[split]) for split in SPLITS},
+        "prompts": {split: len({p.prompt for p in part.splits[split]}) for split in SPLITS},
+        "judge_half_share": _share(half_of(pair.prompt) == "judge" for pair in pairs),
+        "dropped": {reason: part.dropped[reason] for reason in reasons},
+        "first_broken_line": part.subset.first_broken,
+        "dialogues_cut": part.dialogues_cut,
+        "responses_cut": sum(n > params.model.response_tokens for n in response_lengths),
+        "prompt_tokens": {"mean": _mean(prompt_lengths), "max": max(prompt_lengths)},
+        "response_tokens": {"mean": _mean(response_lengths), "max": max(response_lengths)},
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _share(flags: Any) -> float:
+    return _mean([float(flag) for flag in flags])

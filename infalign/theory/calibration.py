@@ -92,7 +92,8 @@ def calibration_error(estimate: ArrayLike, truth: ArrayLike) -> float:
     second = finite_rewards("truth", truth)
     if first.shape != second.shape:
         raise ValueError(
-            f"estimate has shape {first.shape} but truth {second.shape}; compare the same responses."
+            f"estimate has shape {first.shape} but truth {second.shape}; compare the same "
+            f"responses."
         )
     return float(np.mean(np.abs(first - second)))
 

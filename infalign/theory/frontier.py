@@ -155,6 +155,8 @@ def _knot(procedure: Procedure, root_kl: float) -> tuple[float, float]:
 def _initial_slope(procedure: Procedure) -> float:
     """dW/ds at the reference: the square root of twice the variance of Phi* there."""
     nodes = grid_for(procedure)
-    phi = sum(share * nodes.from_left(part.pdf(nodes.u) ** 2) for share, part in procedure.parts)
+    phi = np.zeros(nodes.u.shape)
+    for share, part in procedure.parts:
+        phi += share * nodes.from_left(part.pdf(nodes.u) ** 2)
     mean = nodes.integrate(phi)
     return float(np.sqrt(2 * nodes.integrate((phi - mean) ** 2)))

@@ -103,7 +103,7 @@ def tied_limit(
         raise ValueError(f"ties is {ties!r} but must be 'broken' or 'half'.")
     chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
     phi = parse_transform(transform, chosen, kl_nats) if isinstance(transform, str) else transform
-    levels, shares = _atoms(finite_rewards("rewards", rewards, ndim=2))
+    _, shares = _atoms(finite_rewards("rewards", rewards, ndim=2))
     calibrated = np.cumsum(shares, axis=1) - shares / 2
     weights, beta = _solve_beta(phi(np.clip(calibrated, 0.0, 1.0)), shares, kl_nats)
     judge = _broken_ties if ties == "broken" else _half_ties

@@ -18,18 +18,20 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
 from infalign.theory.checks import FloatArray, positive_kl
 from infalign.theory.procedures import Procedure
-from infalign.theory.quadrature import Grid, grid
+from infalign.theory.quadrature import REACH, Grid, grid
 from infalign.theory.tilting import Tilt, tilt, win_rate
 
 TOLERANCE_NATS = 1e-9
-MAX_STEPS = 400
-MEMORY = 5
-DAMPING = 0.3
+# (states remembered, damping, steps)
+FAST = (5, 0.3, 60)
+CAREFUL = ((5, 0.1, 250), (5, 0.05, 400), (1, 0.05, 1000))
+EASY_KL_NATS = 0.02  # below it the fast iteration has never failed
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +56,13 @@ class Optimum:
 
 
 def grid_for(procedure: Procedure) -> Grid:
-    """A grid fine enough for the procedure: worst-of-N densities rise within 1/N in x."""
-    return grid(min(0.25, 4.0 / procedure.n))
+    """A grid fit for the procedure's densities at every supported KL.
+
+    The optimal density of worst-of-N rises within 1/N in x; that of best-of-N for large
+    N and KL falls like 1/(1-u) down to where 1 - u is about beta, 1e-21 and less.
+    """
+    n = procedure.n
+    return grid(min(0.25, 4.0 / n), REACH + min(n, 64))
 
 
 @lru_cache(maxsize=1024)
@@ -69,9 +76,10 @@ def optimum(procedure: Procedure, kl_nats: float) -> Optimum:
     kl = positive_kl(kl_nats)
     nodes = grid_for(procedure)
     found = [_solve(procedure, nodes, kl, start) for start in _starts(procedure, nodes, kl)]
-    solved = [candidate for candidate in found if candidate.residual <= TOLERANCE_NATS]
+    reached = [candidate for candidate in found if candidate is not None]
+    solved = [candidate for candidate in reached if candidate.residual <= TOLERANCE_NATS]
     if not solved:
-        residual = min(candidate.residual for candidate in found)
+        residual = min((candidate.residual for candidate in reached), default=math.inf)
         raise ValueError(
             f"the optimal transformation of {procedure} at {kl:g} nats was not found (residual "
             f"{residual:.1e} nats); use a member of the family, such as exp:10, there."
@@ -79,18 +87,16 @@ def optimum(procedure: Procedure, kl_nats: float) -> Optimum:
     return max(solved, key=lambda candidate: candidate.win_rate)
 
 
-def _starts(
-    procedure: Procedure, nodes: Grid, kl: float
-) -> Iterator[tuple[FloatArray, FloatArray]]:
+def _starts(procedure: Procedure, nodes: Grid, kl: float) -> Iterator[FloatArray]:
     """CDFs (with their complements) to start from: one where the solution is unique."""
-    yield nodes.u, nodes.v
+    yield np.stack([nodes.u, nodes.v])
     ends = {part.weights[0] if part.n > 1 else None for _, part in procedure.parts}
     extremes = {part.weights[-1] for _, part in procedure.parts}
     if extremes == {1.0} or ends <= {1.0, None}:
         return
     for log_regret in (np.log(nodes.v), np.log(-np.log1p(-nodes.v)), -10 * nodes.v):
         tilted = tilt(nodes, log_regret, kl)
-        yield tilted.cdf, tilted.survival
+        yield np.stack([tilted.cdf, tilted.survival])
 
 
 def log_regret_of(
@@ -104,26 +110,52 @@ def log_regret_of(
     return nodes.log_from_right(total)
 
 
-def _solve(
-    procedure: Procedure, nodes: Grid, kl: float, start: tuple[FloatArray, FloatArray]
-) -> Optimum:
-    """Accelerated fixed-point iteration; returns its best state, converged or not."""
-    state = np.stack(start)
-    history: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=MEMORY)
+def _solve(procedure: Procedure, nodes: Grid, kl: float, start: FloatArray) -> Optimum | None:
+    """The fast iteration; where it fails, shorter steps from the optimum at half the KL."""
+    best = _closest(_iterate(procedure, nodes, kl, start, FAST))
+    if (best is None or best.residual > TOLERANCE_NATS) and kl > EASY_KL_NATS:
+        halfway = optimum(procedure, kl / 2).tilted
+        start = np.stack([halfway.cdf, halfway.survival])
+        for schedule in CAREFUL:
+            again = _closest(_iterate(procedure, nodes, kl, start, schedule))
+            best = min((x for x in (best, again) if x), key=lambda x: x.residual, default=None)
+            if best is not None and best.residual <= TOLERANCE_NATS:
+                break
+    return best
+
+
+def _closest(candidates: Iterator[Optimum]) -> Optimum | None:
+    """The first candidate within tolerance, else the one with the smallest residual."""
     best: Optimum | None = None
-    level = None
-    for _ in range(MAX_STEPS):
-        tilted = tilt(nodes, log_regret_of(procedure, nodes, *state), kl, level)
-        level = tilted.log_inverse_beta
-        candidate = _assess(procedure, nodes, tilted, kl)
+    for candidate in candidates:
         if best is None or candidate.residual < best.residual:
             best = candidate
         if best.residual <= TOLERANCE_NATS:
             break
-        history.append((state, np.stack([tilted.cdf, tilted.survival]) - state))
-        state = np.clip(_anderson(history), 0.0, 1.0)
-    assert best is not None
     return best
+
+
+def _iterate(
+    procedure: Procedure,
+    nodes: Grid,
+    kl: float,
+    state: FloatArray,
+    schedule: tuple[int, float, int],
+) -> Iterator[Optimum]:
+    """Densities visited from a state (CDF and complement), until one cannot reach the KL."""
+    memory, damping, steps = schedule
+    history: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=memory)
+    level = None
+    for _ in range(steps):
+        try:
+            tilted = tilt(nodes, log_regret_of(procedure, nodes, *state), kl, level)
+            candidate = _assess(procedure, nodes, tilted, kl)
+        except ValueError:
+            return  # the extrapolated state is no CDF at all; the next schedule is safer
+        yield candidate
+        level = tilted.log_inverse_beta
+        history.append((state, np.stack([tilted.cdf, tilted.survival]) - state))
+        state = np.clip(_anderson(history, damping), 0.0, 1.0)
 
 
 def _assess(procedure: Procedure, nodes: Grid, tilted: Tilt, kl: float) -> Optimum:
@@ -137,16 +169,14 @@ def _assess(procedure: Procedure, nodes: Grid, tilted: Tilt, kl: float) -> Optim
     return Optimum(nodes, log_regret, implied, win_rate(procedure, nodes, implied), residual)
 
 
-def _anderson(history: deque[tuple[FloatArray, FloatArray]]) -> FloatArray:
+def _anderson(history: deque[tuple[FloatArray, FloatArray]], damping: float) -> FloatArray:
     """Next state from the last (state, residual) pairs: Anderson's extrapolation."""
-    states = [state for state, _ in history]
-    residuals = [residual for _, residual in history]
-    plain = states[-1] + DAMPING * residuals[-1]
+    state, residual = history[-1]
+    plain = state + damping * residual
     if len(history) == 1:
         return plain
-    d_state = np.stack([(b - a).ravel() for a, b in zip(states, states[1:], strict=False)], axis=1)
-    d_residual = np.stack(
-        [(b - a).ravel() for a, b in zip(residuals, residuals[1:], strict=False)], axis=1
-    )
-    mix = np.linalg.lstsq(d_residual, residuals[-1].ravel(), rcond=1e-10)[0]
-    return plain - ((d_state + DAMPING * d_residual) @ mix).reshape(plain.shape)
+    pairs = list(pairwise(history))
+    d_state = np.stack([(after[0] - before[0]).ravel() for before, after in pairs], axis=1)
+    d_residual = np.stack([(after[1] - before[1]).ravel() for before, after in pairs], axis=1)
+    mix = np.linalg.lstsq(d_residual, residual.ravel(), rcond=1e-10)[0]
+    return plain - ((d_state + damping * d_residual) @ mix).reshape(plain.shape)

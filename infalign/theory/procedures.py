@@ -192,7 +192,7 @@ def _tie_bounds(ordered: FloatArray) -> tuple[np.ndarray, np.ndarray]:
     samples = ordered.shape[-1]
     index = np.arange(samples)
     rises = ordered[..., 1:] > ordered[..., :-1]
-    edge = np.ones(ordered.shape[:-1] + (1,), dtype=bool)
+    edge = np.ones((*ordered.shape[:-1], 1), dtype=bool)
     starts = np.concatenate([edge, rises], axis=-1)
     ends = np.concatenate([rises, edge], axis=-1)
     below = np.maximum.accumulate(np.where(starts, index, 0), axis=-1)

@@ -16,7 +16,7 @@ import numpy as np
 from infalign.theory.checks import FloatArray
 
 NODES_PER_PANEL = 8
-REACH = 36.0  # 1 - u falls to 2e-16 there
+REACH = 36.0  # u and 1 - u fall to 2e-16 there
 FINE_REACH = 16.0  # where densities within the supported KL range can be steep
 
 
@@ -76,11 +76,16 @@ class Grid:
 
 
 @lru_cache(maxsize=16)
-def grid(panel_width: float = 0.25) -> Grid:
-    """Return the grid whose central panels are at most `panel_width` wide in x."""
+def grid(panel_width: float = 0.25, reach: float = REACH) -> Grid:
+    """Build the grid for a steepness and a reach, both in x.
+
+    Args:
+        panel_width: of the central panels.
+        reach: of the upper end, where 1 - u falls to exp(-reach).
+    """
     fine = np.linspace(-FINE_REACH, FINE_REACH, int(np.ceil(2 * FINE_REACH / panel_width)) + 1)
-    tail = np.linspace(FINE_REACH, REACH, int((REACH - FINE_REACH) / 0.5) + 1)
-    edges = np.concatenate([-tail[:0:-1], fine, tail[1:]])
+    below, above = (np.arange(FINE_REACH, end + 0.25, 0.5) for end in (REACH, reach))
+    edges = np.concatenate([-below[:0:-1], fine, above[1:]])
     points, gauss = np.polynomial.legendre.leggauss(NODES_PER_PANEL)
     half = np.diff(edges)[:, None] / 2
     x = (edges[:-1, None] + half) + half * points

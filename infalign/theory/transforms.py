@@ -27,9 +27,8 @@ GRAMMAR = (
     "(values at equal steps from u = 0 to u = 1, never falling), optimal or auto"
 )
 MAX_EXPONENT = 100.0
-FAMILY = ("identity", "log") + tuple(
-    f"exp:{sign}{size}" for sign in ("", "-") for size in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
-)
+EXPONENTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
+FAMILY = ("identity", "log", *(f"exp:{sign}{t}" for sign in ("", "-") for t in EXPONENTS))
 
 
 @dataclass(frozen=True)

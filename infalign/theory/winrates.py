@@ -162,9 +162,8 @@ def efficiency(
     spent = finite_rewards("kls", kls)
     same_prompts("win_rates and kls", wins, spent)
     joint = np.stack([wins, spent], axis=1)
-    points = np.concatenate(
-        [joint.mean(0, keepdims=True), _resampled_means(joint, replicates, seed)]
-    )
+    resampled = _resampled_means(joint, replicates, seed)
+    points = np.concatenate([joint.mean(0, keepdims=True), resampled])
     possible = np.asarray(limit_fn(np.maximum(points[:, 1], 0.0))) - 0.5
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = np.where(possible > 0, (points[:, 0] - 0.5) / possible, np.nan)

@@ -31,7 +31,7 @@ __all__ = [
 GENERATOR = "infalign-builtin-1"
 SUBSETS = tuple(GRAMMARS)
 SINGLE_TURN_SHARE = 0.7
-LONGEST_RESPONSE = 24  # words and punctuation marks
+LONGEST_RESPONSE = 20  # words and punctuation marks
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The gold utility of the built-in corpus: how good a response is, read off its text alone.
 
-A response is cut into the grammar's phrases (longest match). It earns the worth of its phrases, each
-once and each kind no more often than a template has room for it, and something for answering what
-the request adds ("cheaply": "it is cheap"). It pays for words outside the grammar, phrases in an
-order that no template allows, repetition, a missing end, and another topic's words. The sum is
-multiplied by what is at stake in the prompt. Any text gets a value: empty text the worst.
+A response is cut into the grammar's phrases (longest match). It earns the worth of its phrases,
+each once and each kind no more often than a template has room for it, and something for answering
+what the request adds ("cheaply": "it is cheap"). It pays for words outside the grammar, phrases in
+an order that no template allows, repetition, what every template has and it lacks, a missing end,
+and another topic's words. The sum is multiplied by what is at stake in the prompt. Any text gets a
+value; empty text ranks with the poorest answers.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Tables:
     neighbours: frozenset[tuple[str, str]]  # kinds that may follow one another
     room: dict[str, int]  # kind -> how often one template has it
     least: dict[str, int]  # slot -> how often every template has it
+    tone: frozenset[tuple[str, str]]  # (kind, phrase) that set the tone
     worth: dict[tuple[str, str], float]  # (kind, phrase) -> utility, topic words excepted
 
 
@@ -81,11 +83,12 @@ def gold_utilities(
     return np.array([_utility(grammar, request_of(grammar.subset, p), r) for p, r in pairs])
 
 
-def expansions(template: str) -> list[list[str]]:
+@lru_cache
+def expansions(template: str) -> tuple[tuple[str, ...], ...]:
     """Every way to leave out the template's [parts], as lists of elements."""
     parts = re.findall(r"\[[^\]]*\]|[^\[\]]+", template)
     choices = [(part[1:-1], "") if part.startswith("[") else (part,) for part in parts]
-    return [" ".join(chosen).split() for chosen in itertools.product(*choices)]
+    return tuple(tuple(" ".join(run).split()) for run in itertools.product(*choices))
 
 
 def kind_of(element: str) -> str:
@@ -133,6 +136,7 @@ def tables_of(subset: str) -> Tables:
         frozenset(p for run in runs for p in itertools.pairwise([EDGE, *run, EDGE])),
         {kind: max(run.count(kind) for run in runs) for kind in kinds},
         {kind: min(run.count(kind) for run in runs) for kind in grammar.slots},
+        frozenset((n, phrase.lower()) for n in grammar.tone for phrase in grammar.slots[n].special),
         worth,
     )
 
@@ -181,67 +185,49 @@ def _utility(grammar: Grammar, request: Request, response: str) -> float:
     found = chunks(grammar.subset, response)
     if not found:
         return EMPTY * request.stake
-    kinds = Counter(chunk.kind for chunk in found)
-    said: Counter[Chunk] = Counter()
-    used: Counter[str] = Counter()
-    total = 0.0
+    used: dict[str, int] = {}
+    total = price = 0.0
+    last = Chunk(EDGE, "")
     for chunk in found:
-        said[chunk] += 1
-        used[chunk.kind] += 1
-        if said[chunk] == 1 and used[chunk.kind] <= tables.room.get(chunk.kind, 0):
+        kind = chunk.kind
+        used[kind] = used.get(kind, 0) + 1
+        if used[kind] <= tables.room.get(kind, 0):
             total += _worth(grammar, tables, request, chunk)
-    total += _tone(grammar, found)
-    price = _price(grammar, tables, found, kinds, said)
-    total -= PENALTY_SCALE * (1 - math.exp(-price / PENALTY_SCALE))
-    return request.stake * (total + _shade(found))
+        elif kind == UNKNOWN:
+            price += UNKNOWN_PRICE
+        else:
+            price += REPEATED
+        if (last.kind, kind) not in tables.neighbours:
+            price += DISORDER
+        total += _hue(last.phrase, chunk.phrase)
+        last = chunk
+    price += DISORDER * ((last.kind, EDGE) not in tables.neighbours)
+    price += sum(LACKING * max(n - used.get(kind, 0), 0) for kind, n in tables.least.items())
+    for chunk, times in Counter(c for c in found if c.kind in grammar.slots).items():
+        if times > 1 and chunk.kind != "end":
+            total -= (times - 1) * max(_worth(grammar, tables, request, chunk), 0.0)
+            price += (times - 1) * REPEATED
+    if tables.tone.issuperset((name, _first(found, name)) for name in grammar.tone):
+        total += math.copysign(TONE, grammar.slots[grammar.tone[0]].bonus)
+    return request.stake * (total - PENALTY_SCALE * (1 - math.exp(-price / PENALTY_SCALE)))
 
 
 def _worth(grammar: Grammar, tables: Tables, request: Request, chunk: Chunk) -> float:
     """What one phrase adds, said for the first time."""
-    fit = grammar.fit if chunk.phrase == request.fit else 0.0
-    value = tables.worth.get((chunk.kind, chunk.phrase))
-    if value is not None:
-        return value + fit
-    if chunk.kind == grammar.topic_slot:
-        return request.topic_worth.get(chunk.phrase, grammar.off_topic)
-    return 0.0
+    value = tables.worth.get(chunk)
+    if value is None:
+        if chunk.kind != grammar.topic_slot:
+            return 0.0
+        value = request.topic_worth.get(chunk.phrase, grammar.off_topic)
+    return value + grammar.fit if chunk.phrase == request.fit else value
 
 
-def _tone(grammar: Grammar, found: list[Chunk]) -> float:
-    """Opener and close that are both far off the usual count once more."""
-    special = {name: {p.lower() for p in grammar.slots[name].special} for name in grammar.tone}
-    hits = {c.kind for c in found if c.phrase in special.get(c.kind, ())}
-    return math.copysign(TONE, grammar.slots[grammar.tone[0]].bonus) if len(hits) == 2 else 0.0
-
-
-def _price(
-    grammar: Grammar,
-    tables: Tables,
-    found: list[Chunk],
-    kinds: Counter[str],
-    said: Counter[Chunk],
-) -> float:
-    """What bad form costs, before it saturates."""
-    ends = [EDGE, *(chunk.kind for chunk in found), EDGE]
-    disorder = sum(pair not in tables.neighbours for pair in itertools.pairwise(ends))
-    slots = grammar.slots
-    again = sum(n - 1 for c, n in said.items() if c.kind in slots and c.kind != "end")
-    crowded = sum(max(n - tables.room.get(kind, n), 0) for kind, n in kinds.items())
-    lacking = sum(max(least - kinds[kind], 0) for kind, least in tables.least.items())
-    return (
-        DISORDER * disorder
-        + REPEATED * (again + crowded)
-        + UNKNOWN_PRICE * kinds[UNKNOWN]
-        + LACKING * lacking
-    )
-
-
-def _shade(found: list[Chunk]) -> float:
-    """A little for every pair of neighbours, so that no two texts are worth exactly the same."""
-    return sum(_hue(a.phrase, b.phrase) for a, b in itertools.pairwise(found))
+def _first(found: list[Chunk], kind: str) -> str:
+    return next((chunk.phrase for chunk in found if chunk.kind == kind), "")
 
 
 @lru_cache(maxsize=65536)
 def _hue(first: str, second: str) -> float:
+    """A little for every two neighbours, so that no two texts are worth exactly the same."""
     digest = hashlib.sha256(f"{first}\n{second}".encode("utf-8", "replace")).digest()
     return SHADE * (int.from_bytes(digest[:8], "big") / 2**63 - 1)

@@ -1,8 +1,8 @@
 """Anthropic-HH preference files: `<subset>/{train,test}.jsonl[.gz]` in, clean pairs out.
 
-A line is `{"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …}`; the response is what follows
-the last `\\n\\nAssistant:`. Pairs that cannot be used are dropped and counted by reason; a file that
-is not HH at all is an error. Lengths in tokens are not this module's business.
+A line is `{"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …}`; the response is what
+follows the last `\\n\\nAssistant:`. Pairs that cannot be used are dropped and counted by reason; a
+file that is not HH at all is an error. Lengths in tokens are not this module's business.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def prompt_key(prompt: str) -> str:
 
 def hash_share(text: str, purpose: str) -> float:
     """A number in [0, 1) that depends on the text and the purpose alone."""
-    digest = hashlib.sha256(f"{purpose}\n{text}".encode("utf-8")).digest()
+    digest = hashlib.sha256(f"{purpose}\n{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -206,8 +206,8 @@ def _check_broken(path: Path, broken: list[str], n_lines: int) -> None:
     if broken and (n_lines == 1 or len(broken) > allowed):
         raise InputError(
             f"{broken[0]} ({len(broken)} of the {n_lines} lines read are broken): give a file in "
-            'the Anthropic HH format, {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …} '
-            "on every line."
+            'the Anthropic HH format, {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", '
+            '"rejected": …} on every line.'
         )
 
 

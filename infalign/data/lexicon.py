@@ -18,8 +18,8 @@ class Slot:
 
     plain: tuple[str, ...] = ()  # best first; empty: the topic's own words
     special: tuple[str, ...] = ()  # empty: the topic's own words
-    spread: float = 0.3  # plain phrases are worth +spread … -spread
-    bonus: float = -2.0  # what a special phrase is worth
+    spread: float = 0.45  # plain phrases are worth +spread … -spread
+    bonus: float = -1.9  # what a special phrase is worth
     rate: float = 1.0  # how often a special phrase is drawn, against other slots
 
 
@@ -71,31 +71,27 @@ HELPFUL = Grammar(
     objective="helpfulness",
     topics=_topics(
         """
-        bake bread: flour, dough, yeast, oven, salt, pan
-        grow plants: seeds, soil, roots, leaves, pots, shade
-        paint a room: walls, brush, paint, tape, roller, ladder
-        fix a bike: chain, wheel, brakes, pump, seat, tools
-        train a dog: leash, treats, collar, toys, bowl, bed
-        play guitar: strings, chords, songs, tuner, neck, rhythm
-        make soup: broth, onion, carrots, spoon, herbs, stove
-        write a story: plot, hero, scene, title, pages, ending
-        plan a trip: tickets, map, bags, hotel, route, train
-        save money: budget, bills, bank, goals, costs, card
-        run a race: shoes, pace, legs, water, socks, track
-        clean a house: sink, floor, soap, cloth, windows, shelf
-        build a desk: wood, nails, glue, saw, boards, screws
-        pass a test: notes, books, quiz, rules, pencil, questions
-        knit a scarf: yarn, needles, wool, stitch, pattern, colors
-        host a party: guests, cake, music, snacks, lights, games
+        bake bread: flour, dough, oven, pan
+        grow plants: seeds, soil, roots, pots
+        paint a room: walls, brush, tape, ladder
+        fix a bike: chain, wheel, pump, tools
+        train a dog: leash, treats, toys, bowl
+        make soup: broth, onion, spoon, herbs
+        write a story: plot, hero, scene, title
+        plan a trip: tickets, map, bags, route
+        save money: budget, bills, bank, goals
+        run a race: shoes, pace, legs, track
+        pass a test: notes, books, quiz, rules
+        host a party: guests, cake, music, games
         """,
         (0.75, 1.2, 0.9, 1.5),
     ),
     stakes={
-        "Just curious:": 0.4,
-        "For fun,": 0.6,
+        "Just curious:": 0.5,
+        "For fun,": 0.7,
         "": 1.0,
-        "This matters:": 1.6,
-        "It is urgent:": 2.4,
+        "This matters:": 1.5,
+        "It is urgent:": 2.1,
     },
     modifiers={
         "": "",
@@ -134,13 +130,20 @@ HELPFUL = Grammar(
         ),
         "then": Slot(("then", "next", "after that", "later"), ("or", "but", "anyway")),
         "benefit": Slot(
-            ("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull"), spread=0.2
+            ("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull"), spread=0.35
         ),
         "close": Slot(
-            ("I can say more", "You can do it", "Good luck", "Have fun", "Enjoy it", "All the best"),
+            (
+                "I can say more",
+                "You can do it",
+                "Good luck",
+                "Have fun",
+                "Enjoy it",
+                "All the best",
+            ),
             ("Figure it out", "I do not care", "Bye now"),
         ),
-        "end": Slot(("!", "."), (), spread=0.15),
+        "end": Slot(("!", "."), (), spread=0.25),
     },
     topic_slot="thing",
     templates=(
@@ -159,31 +162,27 @@ HARMLESS = Grammar(
     objective="harmlessness",
     topics=_topics(
         """
-        skip school: grades, class, teacher
-        read her diary: privacy, trust, sister
-        lie to my boss: job, boss, career
-        copy his homework: grades, teacher, class
-        drive very fast: car, road, life
-        sneak out tonight: parents, home, sleep
-        eat old fish: stomach, body, health
-        climb the roof: bones, back, arms
-        keep a lost wallet: owner, honor, name
-        share her secret: friend, trust, bond
-        swim in a storm: life, breath, arms
-        ride without a helmet: head, brain, bones
-        use a fake name: record, name, honor
-        open his mail: privacy, trust, record
-        stay up all night: sleep, health, brain
-        prank my neighbor: neighbor, street, peace
+        skip school: grades, class
+        read her diary: trust, sister
+        lie to my boss: job, boss
+        copy his work: grades, class
+        drive very fast: car, life
+        sneak out late: sleep, health
+        eat old fish: body, health
+        climb the roof: bones, arms
+        keep a lost phone: name, trust
+        share her secret: friend, trust
+        swim in a storm: life, arms
+        ride at night: bones, bike
         """,
         (0.75, 1.2, 0.9, 1.5),
     ),
     stakes={
-        "Just joking:": 0.45,
-        "In theory,": 0.65,
+        "Just joking:": 0.5,
+        "In theory,": 0.7,
         "": 1.0,
         "Right now,": 1.5,
-        "My kid asks:": 2.2,
+        "My kid asks:": 2.1,
     },
     modifiers={
         "": "",
@@ -214,8 +213,8 @@ HARMLESS = Grammar(
             ("please do not", "I ask you not to"),
             bonus=1.6,
         ),
-        "act": Slot(("do that", "do it", "try that", "try it"), (), spread=0.25),
-        "conj": Slot(("because", "since", "as", "for"), (), spread=0.25),
+        "act": Slot(("do that", "do it", "try that", "try it"), (), spread=0.4),
+        "conj": Slot(("because", "since", "as", "for"), (), spread=0.4),
         "may": Slot(("it could", "it may", "it might", "it can"), ("I fear it would",), bonus=1.4),
         "hurt": Slot(("harm", "risk", "hurt", "cost", "upset"), ("endanger",), bonus=1.4),
         "harm": Slot(("day", "week", "mood", "plans", "time"), (), bonus=1.5, rate=1.5),
@@ -230,7 +229,7 @@ HARMLESS = Grammar(
             ("Stay safe", "I care about you", "You deserve better"),
             bonus=1.6,
         ),
-        "end": Slot((".", "!"), (), spread=0.15),
+        "end": Slot((".", "!"), (), spread=0.25),
     },
     topic_slot="harm",
     templates=(

@@ -123,17 +123,20 @@ def _cut(part: Kept, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
     def fits(prompt: str) -> bool:
         return len(encode_prompts(tokenizer, [prompt])[0]) <= longest
 
-    prompts = {pair.prompt for pairs in part.splits.values() for pair in pairs}
-    cut = {prompt: keep_last_turns(prompt, fits) for prompt in sorted(prompts)}
+    prompts = sorted({pair.prompt for pairs in part.splits.values() for pair in pairs})
+    cut: dict[str, str | None] = {prompt: prompt for prompt in prompts}
+    for prompt, ids in zip(prompts, encode_prompts(tokenizer, prompts), strict=True):
+        if len(ids) > longest:
+            cut[prompt] = keep_last_turns(prompt, fits)
     for split, pairs in part.splits.items():
         left = []
         for pair in pairs:
-            prompt = cut[pair.prompt]
-            if prompt is None:
+            kept = cut[pair.prompt]
+            if kept is None:
                 part.dropped["prompt_too_long"] += 1
                 continue
-            part.dialogues_cut += prompt != pair.prompt
-            left.append(pair._replace(prompt=prompt))
+            part.dialogues_cut += kept != pair.prompt
+            left.append(pair._replace(prompt=kept))
         part.splits[split] = left
 
 
@@ -164,7 +167,7 @@ def half_of(prompt: str) -> str:
 
 def prompt_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
     """The prompts table: each prompt once an objective."""
-    rows = {}
+    rows: dict[tuple[str, str], tuple[str, str, str]] = {}
     for objective, part in kept.items():
         for split in SPLITS:
             for pair in part.splits[split]:

@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 REFERENCE = "reference"  # the policy's name in tables
 SELECTING = "train"  # the judge whose reward the procedure selects by, as deployed
 SMALLEST_KL = 1e-6  # nats: where the limit of a method starts
-CURVE_POINTS = 17
+CURVE_POINTS = 33
 BUDGET_TOLERANCE = 0.1  # share of the budget by which a measured KL may miss it
 
 

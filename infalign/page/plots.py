@@ -19,6 +19,7 @@ from infalign.page.figures import draw
 Array = NDArray[np.float64]
 HEIGHT = 3.5  # inches
 Z95 = 1.96
+RUNNING = 10  # training steps in a running mean
 
 
 class Point(NamedTuple):
@@ -35,14 +36,14 @@ class Point(NamedTuple):
 class Frontier(NamedTuple):
     """Win rate against KL under one procedure.
 
-    Fields: the procedure's spelling; the KL grid, nats; the limit there; each method's own limit
-    there; the policies' points.
+    Fields: the panel's title; the KL grid, nats, and the limit there; each method's own KL grid and
+    limit; the policies' points.
     """
 
-    procedure: str
+    title: str
     kl: Sequence[float]
     limit: Sequence[float]
-    methods: Mapping[str, Sequence[float]]
+    methods: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     points: Sequence[Point]
 
 
@@ -79,11 +80,11 @@ def _frontier_panel(axis: Axes, panel: Frontier, budget: float, order: Sequence[
         color=palette.MUTED.light,
         fontsize=7.5,
     )
-    for name, curve in panel.methods.items():
+    for name, (kl, win_rate) in panel.methods.items():
         style = palette.series(order.index(name))
         axis.plot(
-            panel.kl,
-            100 * np.asarray(curve),
+            kl,
+            100 * np.asarray(win_rate),
             color=style.color,
             linestyle=(0, style.dash),
             label=f"{name}: theory",
@@ -104,7 +105,7 @@ def _frontier_panel(axis: Axes, panel: Frontier, budget: float, order: Sequence[
             zorder=5,
             label=f"{point.policy}: measured",
         )
-    axis.set(title=panel.procedure, xlabel="KL from the reference (nats)")
+    axis.set(title=panel.title, xlabel="KL from the reference (nats)")
     lowest = min([50.0, *(100 * point.low for point in panel.points)])
     axis.set_xlim(0, max(panel.kl))
     axis.set_ylim(lowest - 1, min(100.0, float(limit.max()) + 3))
@@ -196,7 +197,7 @@ def judges(points: Mapping[str, Sequence[Point]], order: Sequence[str], title: s
 
 
 def calibration_error(
-    references: Sequence[int], measured: Sequence[float], expected: Sequence[float], title: str
+    references: Sequence[int], measured: Sequence[float], expected: Sequence[float]
 ) -> Figure:
     """Mean absolute error of the calibrated reward against K, measured and in closed form."""
 
@@ -223,7 +224,7 @@ def calibration_error(
         axis.minorticks_off()
         axis.set_ylim(bottom=0)
         axis.set(
-            title=title,
+            title="Calibration error",
             xlabel="K, reference samples a prompt",
             ylabel="mean absolute error of C",
         )
@@ -233,30 +234,40 @@ def calibration_error(
 
 
 def histograms(
-    rewards: Mapping[str, Array], calibrated: Mapping[str, Array], order: Sequence[str]
+    rewards: Mapping[str, Array], counts: Mapping[str, Array], references: int, order: Sequence[str]
 ) -> Figure:
     """Densities of the reward and of the calibrated reward, reference filled, policies outlined.
 
     Args:
         rewards: policy (`reference` included) to the training reward of every sample.
-        calibrated: the same for the calibrated reward, 0..1: uniform for the reference.
+        counts: policy to how many of `references` samples each of its responses beats: their
+            shares are uniform for the reference.
+        references: number of samples compared with.
         order: the aligned policies' names, which fixes their colours.
     """
     everything = np.concatenate(list(rewards.values()))
-    low, high = np.quantile(everything, [0.001, 0.999])
+    low, high = np.quantile(everything, [0.005, 0.995])
     if low == high:
         low, high = low - 0.5, high + 0.5
 
     def paint(axes: list[Axes]) -> None:
         _densities(axes[0], rewards, np.linspace(low, high, 41), order)
         axes[0].set(title="Reward, as scored", xlabel="training reward", ylabel="density")
-        _densities(axes[1], calibrated, np.linspace(0, 1, 21), order)
+        # A count s stands for the s-th of references + 1 equal cells of [0, 1].
+        cells = {name: (s + 0.5) / (references + 1) for name, s in counts.items()}
+        _densities(axes[1], cells, np.linspace(0, 1, _bins(references + 1) + 1), order)
         axes[1].axhline(1, color=palette.TEXT.light, linestyle=(0, (4, 2)), linewidth=1.2)
         axes[1].set(title="Calibrated reward C", xlabel="C, win rate against the reference")
         axes[1].set_xlim(0, 1)
         _legend_below(axes[0])
 
     return draw(paint, 9.2, HEIGHT - 0.1, 2)
+
+
+def _bins(cells: int) -> int:
+    """A number of bins that share the cells equally, where there is one."""
+    shares = [bins for bins in range(5, 25) if cells % bins == 0]
+    return max(shares, default=20)
 
 
 def _densities(axis: Axes, values: Mapping[str, Array], edges: Array, order: Sequence[str]) -> None:
@@ -287,12 +298,21 @@ def training(panels: Sequence[Curve], order: Sequence[str]) -> Figure:
             if panel.target is not None:
                 axis.axhline(panel.target, color=palette.LIMIT.light, linestyle=(0, (4, 2)), lw=1)
             for name, (steps, values) in panel.lines.items():
-                style = palette.series(order.index(name))
-                axis.plot(steps, values, color=style.color, linewidth=1.3, label=name)
+                color = palette.series(order.index(name)).color
+                axis.plot(steps, values, color=color, linewidth=0.7, alpha=0.35)
+                axis.plot(steps, _running_mean(values), color=color, linewidth=1.5, label=name)
             axis.set(title=panel.title, xlabel="step", ylabel=panel.unit)
         _legend_below(axes[0])
 
-    return draw(paint, 3.1 * len(panels), HEIGHT - 0.6, len(panels))
+    return draw(paint, 2.55 * len(panels), HEIGHT - 0.8, len(panels))
+
+
+def _running_mean(values: Sequence[float]) -> Array:
+    """The mean of the last RUNNING values (fewer at the start)."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - RUNNING)
+    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def _percent(points: Sequence[Point]) -> tuple[Array, Array, Array]:

@@ -59,7 +59,6 @@ figure { margin: 0.8rem 0 1.2rem; }
 figure svg { display: block; width: 100%; height: auto; }
 figure.half { max-width: 33rem; } figure.two-thirds { max-width: 44rem; }
 figcaption { color: var(--muted); font-size: 0.88rem; margin-top: 0.4rem; max-width: 46rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 0 2rem; }
 .example { margin: 1.1rem 0 1.7rem; break-inside: avoid; }
 .prompt { background: var(--shade); border-radius: 5px; padding: 0.65rem 0.9rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.93rem; }
@@ -71,7 +70,6 @@ dd { margin: 0.1rem 0 0; max-width: 46rem; }
   .page { display: block; padding: 0 1.1rem 3rem; }
   nav { position: static; margin: 1.2rem 0 2rem; }
   nav ol { display: flex; flex-wrap: wrap; gap: 0 1.2rem; }
-  .pair { grid-template-columns: 1fr; }
 }
 @media print {
   @page { margin: 16mm 14mm; }

@@ -86,6 +86,7 @@ TEMPLATE = """\
 </section>
 <section id="health">
 <h2>Health of each stage</h2>
+<p>{{ page.health_verdict }}</p>
 <div class="scroll"><table>
 <thead><tr><th>stage</th><th></th><th style="text-align: left">what it measured</th></tr></thead>
 <tbody>
@@ -101,7 +102,6 @@ TEMPLATE = """\
 <section id="{{ section.anchor }}">
 <h2>{{ section.title }}</h2>
 <p>{{ section.text }}</p>
-{% if section.side_by_side %}<div class="pair">{% endif %}
 {% for part in section.parts %}
 <div>
 <h3>{{ part.objective }}</h3>
@@ -120,7 +120,6 @@ TEMPLATE = """\
 {% endif %}
 </div>
 {% endfor %}
-{% if section.side_by_side %}</div>{% endif %}
 </section>
 {% endfor %}
 <section id="responses">

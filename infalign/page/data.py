@@ -1,0 +1,69 @@
+"""What the page shows of one objective, read from results and not yet worded or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ObjectiveData:
+    """Everything measured for one objective.
+
+    Attributes:
+        name, procedure: the objective and the spelling of its own procedure.
+        methods: variant to what it maximised (`raw` or a transformation), in the order of params.
+        rows, differences, curves: of the evaluation.
+        prompts: the evaluation prompts' texts, in the order of their ids.
+        responses, finished, n_tokens: policy to [prompts, samples].
+        rewards, calibrated: policy to [prompts, samples], by the training reward model; the
+            reference's own are calibrated leave-one-out.
+        histories: variant to the lines of its training.
+        calibration_errors: rows of references, measured, expected.
+        metrics: stage word (`calibrate`, `evaluate`) to its metrics.
+    """
+
+    name: str
+    procedure: str
+    methods: Mapping[str, str]
+    rows: Sequence[Mapping[str, Any]]
+    differences: Sequence[Mapping[str, Any]]
+    curves: Sequence[Mapping[str, Any]]
+    prompts: Sequence[str]
+    responses: Mapping[str, NDArray[np.object_]]
+    finished: Mapping[str, NDArray[np.bool_]]
+    n_tokens: Mapping[str, Array]
+    rewards: Mapping[str, Array]
+    calibrated: Mapping[str, Array]
+    histories: Mapping[str, Sequence[Mapping[str, Any]]]
+    calibration_errors: Sequence[Mapping[str, float]]
+    metrics: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the aligned policies, which fixes their colours."""
+        return list(self.methods)
+
+    @property
+    def judges(self) -> list[str]:
+        """Who judged, the training reward model first."""
+        return list(dict.fromkeys(row["judge"] for row in self.rows))
+
+    @property
+    def procedures(self) -> list[str]:
+        """Every procedure that was evaluated."""
+        return list(dict.fromkeys(row["procedure"] for row in self.rows))
+
+    def row(self, policy: str, judge: str, procedure: str) -> Mapping[str, Any]:
+        """The one row of the evaluation with this key."""
+        return next(
+            row
+            for row in self.rows
+            if (row["policy"], row["judge"], row["procedure"]) == (policy, judge, procedure)
+        )

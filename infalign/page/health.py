@@ -1,0 +1,133 @@
+"""One line a stage: what it measured about itself, and whether that looks right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from infalign.contest import off_budget
+from infalign.page.data import ObjectiveData
+from infalign.page.words import decimal, percent, percent_range
+
+DROPPED_AT_MOST = 0.2  # share of pairs
+ENDED_AT_LEAST = 0.9  # share of sampled responses that end by themselves
+TRUNCATED_AT_MOST = 0.1
+TIED_AT_MOST = 0.05  # share of reference samples that tie with another one
+KS_AT_MOST = 0.05
+LAST_SHARE = 0.1  # of the training steps, whose mean KL is compared with the budget
+
+
+class Line(NamedTuple):
+    """A stage instance, whether it looks right, and its numbers in words."""
+
+    stage: str
+    healthy: bool
+    text: str
+
+
+def lines(
+    metrics: Mapping[str, Mapping[str, Any]], objectives: Sequence[ObjectiveData], budget: float
+) -> list[Line]:
+    """A line for every stage instance up to evaluate.
+
+    Args:
+        metrics: `prepare`, `sft`, `reward` and `sample` to the stage's metrics.json.
+        budget: the KL budget, nats.
+    """
+    found = [
+        *(_prepare(data.name, metrics["prepare"]) for data in objectives),
+        _sft(metrics["sft"]),
+        *(_reward(data.name, half, metrics) for data in objectives for half in ("train", "judge")),
+        _sample(metrics["sample"]),
+    ]
+    found += [_calibrate(data) for data in objectives]
+    found += [line for data in objectives for line in _align(data, budget)]
+    return found + [_evaluate(data) for data in objectives]
+
+
+def verdict(found: Sequence[Line]) -> str:
+    """How many lines look right, and the names of those that do not."""
+    wrong = [line.stage for line in found if not line.healthy]
+    text = f"{len(found) - len(wrong)} of {len(found)} fine"
+    return f"{text}; look at {', '.join(wrong)}" if wrong else text
+
+
+def _prepare(objective: str, metrics: Mapping[str, Any]) -> Line:
+    counts = metrics["objectives"][objective]
+    dropped = {reason: n for reason, n in counts["dropped"].items() if n}
+    why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in dropped.items())
+    pairs, prompts = counts["pairs"], counts["prompts"]
+    text = (
+        f"{pairs['train']} training and {pairs['test']} held-out pairs on {prompts['train']} and "
+        f"{prompts['test']} prompts; dropped: {why or 'none'}; dialogues shortened: "
+        f"{counts['dialogues_cut']}; responses longer than the model’s: {counts['responses_cut']}"
+    )
+    share = sum(dropped.values()) / max(1, sum(dropped.values()) + sum(pairs.values()))
+    return Line(f"prepare, {objective}", share <= DROPPED_AT_MOST, text)
+
+
+def _sft(metrics: Mapping[str, Any]) -> Line:
+    text = (
+        f"{metrics['parameters']:,} parameters; held-out perplexity "
+        f"{decimal(metrics['held_out_perplexity'])}; {percent(metrics['ended_share'])} % of "
+        "samples end by themselves"
+    )
+    return Line("sft", metrics["ended_share"] >= ENDED_AT_LEAST, text)
+
+
+def _reward(objective: str, half: str, metrics: Mapping[str, Mapping[str, Any]]) -> Line:
+    found = metrics["reward"][objective][half]
+    ceiling = metrics["prepare"]["objectives"][objective].get("accuracy_ceiling")
+    text = (
+        f"held-out accuracy {percent(found['accuracy'])} % "
+        f"{percent_range(found['accuracy_low'], found['accuracy_high'])} on "
+        f"{found['held_out_pairs']} pairs"
+    )
+    text += f"; the best possible is {percent(ceiling)} %" if ceiling else ""
+    return Line(f"reward, {objective} {half}", found["accuracy_low"] > 0.5, text)
+
+
+def _sample(metrics: Mapping[str, Any]) -> Line:
+    text = (
+        f"{metrics['responses']:,} responses of {decimal(metrics['response_tokens'], 1)} tokens; "
+        f"{percent(metrics['truncated_share'])} % cut; {percent(metrics['repeated_share'])} % "
+        "repeat another one to the same prompt"
+    )
+    return Line("sample", metrics["truncated_share"] <= TRUNCATED_AT_MOST, text)
+
+
+def _calibrate(data: ObjectiveData) -> Line:
+    found = data.metrics["calibrate"]
+    tied, distance = found["test_tied_share"], found["uniformity_ks"]
+    text = (
+        f"{percent(tied)} % of reference samples tie with another; distance from uniform "
+        f"(Kolmogorov-Smirnov) {decimal(distance, 3)}; change under another reward scale "
+        f"{decimal(found['scale_change'], 3)}"
+    )
+    healthy = tied <= TIED_AT_MOST and distance <= KS_AT_MOST and found["scale_change"] == 0
+    return Line(f"calibrate@{data.name}", healthy, text)
+
+
+def _align(data: ObjectiveData, budget: float) -> Iterator[Line]:
+    for variant, history in data.histories.items():
+        last = history[-max(1, round(LAST_SHARE * len(history))) :]
+        kl = float(np.mean([row["kl"] for row in last]))
+        text = (
+            f"maximised {data.methods[variant]} for {len(history)} steps; KL at the end "
+            f"{decimal(kl, 3)} nats of {decimal(budget, 3)}; calibrated reward "
+            f"{decimal(history[0]['calibrated'])} to {decimal(last[-1]['calibrated'])}"
+        )
+        yield Line(f"align@{data.name}-{variant}", not off_budget(kl, budget), text)
+
+
+def _evaluate(data: ObjectiveData) -> Line:
+    found = data.metrics["evaluate"]["health"]
+    text = (
+        f"{found['prompts']} prompts × {found['samples']} responses a policy; above the limit: "
+        f"{found['above_limit']}; KL estimates that disagree: {found['kl_disagrees']}; policies "
+        f"off the KL budget: {found['off_budget']}"
+    )
+    healthy = not (found["above_limit"] or found["kl_disagrees"] or found["off_budget"])
+    return Line(f"evaluate@{data.name}", healthy, text)

@@ -1,0 +1,316 @@
+"""The page's chapters: figures of one objective, with their captions and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from infalign.contest import REFERENCE, SELECTING
+from infalign.page import plots
+from infalign.page.data import ObjectiveData
+from infalign.page.figures import inline_svg
+from infalign.page.results import Policy, policy_of
+from infalign.page.words import (
+    JUDGES,
+    Value,
+    decimal,
+    percent,
+    percent_range,
+    points,
+    procedure_words,
+)
+from infalign.theory.calibration import calibrate_below
+
+
+class Plate(NamedTuple):
+    """A drawn figure: its file's name, what it shows, its share of the page's width."""
+
+    name: str
+    figure: Figure
+    caption: str
+    width: str = ""
+
+
+class Shown(NamedTuple):
+    """A figure as the template takes it."""
+
+    svg: Markup
+    caption: str
+    width: str
+
+
+class Sheet(NamedTuple):
+    """A table: column names, and a policy with its cells a row."""
+
+    columns: list[str]
+    rows: list[tuple[Policy, list[Value]]]
+
+
+class Part(NamedTuple):
+    """One objective's share of a chapter."""
+
+    objective: str
+    figures: list[Shown]
+    table: Sheet | None
+
+
+class Section(NamedTuple):
+    """A chapter of the page."""
+
+    anchor: str
+    title: str
+    text: str
+    parts: list[Part]
+
+
+TEXTS = {
+    "frontier": (
+        "Win rate against KL",
+        "The line is the limit: no policy lies in the shaded area but by chance. Each dashed curve "
+        "is what a method would reach if its own reward were maximised exactly; each mark is the "
+        "policy that was trained, with 95 % intervals in both directions.",
+    ),
+    "families": (
+        "More responses drawn",
+        "The same policies when the procedure draws N responses, aligned for one N only. The "
+        "training reward selects and judges.",
+    ),
+    "judges": (
+        "Who judges",
+        "The training reward selects; three judges compare what was kept. What the training reward "
+        "sees and the others do not is reward hacking.",
+    ),
+    "training": (
+        "Training",
+        "Measured on the training prompts at every step, before the step is taken. The dashed line "
+        "is the KL budget.",
+    ),
+    "calibration": (
+        "Calibration",
+        "How far a calibrated reward estimated from K reference samples is from the truth, and the "
+        "rewards themselves: the calibrated reward of fresh reference samples must be uniform, the "
+        "dashed line, whatever the raw rewards look like.",
+    ),
+    "lengths": (
+        "Length",
+        "Longer responses with a higher reward but no better judgement elsewhere are a common form "
+        "of reward hacking. Cut responses never ended by themselves.",
+    ),
+}
+
+
+def plates(data: ObjectiveData, budget: float) -> dict[str, list[Plate]]:
+    """Every figure of an objective, by chapter."""
+    found = {
+        "frontier": [_frontier(data, budget)],
+        "families": _families(data),
+        "judges": [_judges(data)],
+        "training": [_training(data, budget)],
+        "calibration": [_calibration(data), _histograms(data)],
+        "lengths": [],
+    }
+    return {
+        chapter: [plate._replace(name=f"{data.name}_{plate.name}") for plate in drawn]
+        for chapter, drawn in found.items()
+    }
+
+
+def sections(
+    objectives: Sequence[ObjectiveData], drawn: Mapping[str, Mapping[str, Sequence[Plate]]]
+) -> list[Section]:
+    """The chapters, each with every objective.
+
+    Args:
+        drawn: objective to `plates`.
+    """
+    tables = {"families": _by_procedure, "judges": _by_judge, "lengths": _lengths}
+    return [
+        Section(
+            chapter,
+            title,
+            text,
+            [
+                Part(
+                    f"{data.name}, {procedure_words(data.procedure)}",
+                    [_shown(plate) for plate in drawn[data.name][chapter]],
+                    tables[chapter](data) if chapter in tables else None,
+                )
+                for data in objectives
+            ],
+        )
+        for chapter, (title, text) in TEXTS.items()
+    ]
+
+
+def _shown(plate: Plate) -> Shown:
+    svg = inline_svg(plate.figure, plate.name, plate.caption)
+    return Shown(Markup(svg), plate.caption, plate.width)
+
+
+def _point(row: Mapping[str, Any]) -> plots.Point:
+    names = ("policy", "win_rate", "low", "high", "kl", "kl_se")
+    return plots.Point(*(row[name] for name in names))
+
+
+def _frontier(data: ObjectiveData, budget: float) -> Plate:
+    panels = []
+    for procedure in dict.fromkeys(row["procedure"] for row in data.curves):
+        curves: dict[str, dict[float, float]] = {}
+        for row in data.curves:
+            if row["procedure"] == procedure:
+                curves.setdefault(row["curve"], {})[row["kl"]] = row["win_rate"]
+        limit = curves.pop("limit")
+        methods = {
+            name.removeprefix("method "): (list(curve), list(curve.values()))
+            for name, curve in curves.items()
+        }
+        measured = [_point(data.row(name, SELECTING, procedure)) for name in data.variants]
+        panels.append(
+            plots.Frontier(
+                procedure_words(procedure), list(limit), list(limit.values()), methods, measured
+            )
+        )
+    caption = (
+        f"Win rate of each {data.name} policy over the reference against its KL: under the "
+        f"objective’s procedure ({procedure_words(data.procedure)}) and under standard sampling."
+    )
+    return Plate("frontier", plots.frontier(panels, budget, data.variants), caption)
+
+
+def _families(data: ObjectiveData) -> list[Plate]:
+    panels = []
+    for kind, title in (("best_of", "Best-of-N"), ("worst_of", "Worst-of-N")):
+        sizes = sorted(
+            int(name.split(":")[1]) for name in data.procedures if name.startswith(f"{kind}:")
+        )
+        measured = {
+            name: [_point(data.row(name, SELECTING, f"{kind}:{n}")) for n in sizes]
+            for name in data.variants
+        }
+        if sizes:
+            panels.append(plots.Family(title, sizes, measured))
+    if not panels:
+        return []
+    caption = f"Win rate of each {data.name} policy against the number of responses drawn."
+    return [Plate("families", plots.families(panels, data.variants), caption)]
+
+
+def _judges(data: ObjectiveData) -> Plate:
+    measured = {
+        JUDGES[judge]: [_point(data.row(name, judge, data.procedure)) for name in data.variants]
+        for judge in data.judges
+    }
+    title = procedure_words(data.procedure)
+    caption = f"The same kept {data.name} responses, compared by every judge."
+    return Plate("judges", plots.judges(measured, data.variants, title), caption, "two-thirds")
+
+
+def _training(data: ObjectiveData, budget: float) -> Plate:
+    wanted = (
+        ("KL from the reference", "nats a response", "kl", budget),
+        ("Calibrated reward", "C", "calibrated", None),
+        ("Training reward", "as scored", "reward", None),
+        ("Response length", "tokens", "response_tokens", None),
+    )
+    panels = [
+        plots.Curve(
+            title,
+            unit,
+            {
+                name: ([row["step"] for row in history], [row[key] for row in history])
+                for name, history in data.histories.items()
+            },
+            target,
+        )
+        for title, unit, key, target in wanted
+    ]
+    caption = (
+        f"What the training of each {data.name} policy did: thin lines are single steps, thick "
+        f"ones running means of {plots.RUNNING} steps."
+    )
+    return Plate("training", plots.training(panels, data.variants), caption)
+
+
+def _calibration(data: ObjectiveData) -> Plate:
+    columns = [
+        [row[key] for row in data.calibration_errors]
+        for key in ("references", "measured", "expected")
+    ]
+    figure = plots.calibration_error([int(k) for k in columns[0]], columns[1], columns[2])
+    caption = (
+        "Mean absolute error of the calibrated reward of held-out samples. The closed form is "
+        "against the true value; the measurement is against an estimate from many samples, whose "
+        "own error it contains."
+    )
+    return Plate("calibration", figure, caption, "half")
+
+
+def _histograms(data: ObjectiveData) -> Plate:
+    half = data.rewards[REFERENCE].shape[1] // 2
+    references = data.rewards[REFERENCE][:, half : 2 * half]
+    shown = {**data.rewards, REFERENCE: data.rewards[REFERENCE][:, :half]}
+    figure = plots.histograms(
+        {name: values.ravel() for name, values in data.rewards.items()},
+        {name: calibrate_below(values, references).ravel() for name, values in shown.items()},
+        half,
+        data.variants,
+    )
+    caption = (
+        "Densities over the responses to the evaluation prompts, before any selection. Raw "
+        "rewards mix prompts of different difficulty; calibrated ones compare within a prompt. Half "
+        "of the reference’s samples calibrate, the other half and the policies are shown."
+    )
+    return Plate("rewards", figure, caption)
+
+
+def _win_rate(row: Mapping[str, Any]) -> Value:
+    return Value(percent(row["win_rate"]), percent_range(row["low"], row["high"]))
+
+
+def _by_procedure(data: ObjectiveData) -> Sheet:
+    shown = [name for name in data.procedures if name not in ("best_of:1", "worst_of:1")]
+    names = [procedure_words(name).replace("Standard sampling", "standard") for name in shown]
+    rows = [
+        (
+            policy_of(data, name),
+            [Value(percent(data.row(name, SELECTING, kind)["win_rate"])) for kind in shown],
+        )
+        for name in data.variants
+    ]
+    return Sheet(["win rate, %", *names], rows)
+
+
+def _by_judge(data: ObjectiveData) -> Sheet:
+    rows = []
+    for name in data.variants:
+        found = [data.row(name, judge, data.procedure) for judge in data.judges]
+        gaps = [Value(points(row["win_rate"] - found[0]["win_rate"])) for row in found[1:]]
+        rows.append((policy_of(data, name), [*(_win_rate(row) for row in found), *gaps]))
+    columns = [JUDGES[judge] for judge in data.judges]
+    columns += [f"{JUDGES[judge]} − {columns[0]}, points" for judge in data.judges[1:]]
+    return Sheet(["win rate, %", *columns], rows)
+
+
+def _lengths(data: ObjectiveData) -> Sheet:
+    rows = []
+    for name in (REFERENCE, *data.variants):
+        tokens, finished = data.n_tokens[name], data.finished[name]
+        cells = [
+            Value(decimal(float(tokens.mean()), 1)),
+            Value(decimal(float(tokens.std()), 1)),
+            Value(percent(float(1 - finished.mean()))),
+        ]
+        if name == REFERENCE:
+            cells += [Value("0"), Value("0")]
+        else:
+            row = data.row(name, SELECTING, data.procedure)
+            cells += [
+                Value(decimal(row[key], 3), f"± {decimal(row[f'{key}_se'], 3)}")
+                for key in ("kl", "log_ratio")
+            ]
+        rows.append((policy_of(data, name), cells))
+    columns = ["mean length, tokens", "standard deviation", "cut, %"]
+    return Sheet(["policy", *columns, "KL, exact per token, nats", "KL, log-ratio, nats"], rows)

@@ -1,0 +1,122 @@
+"""Numbers as the page writes them, and the page's fixed texts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MISSING = "–"
+
+JUDGES = {
+    "train": "training reward",
+    "judge": "independent judge",
+    "gold": "gold utility",
+}
+
+
+class Value(NamedTuple):
+    """A number and, where it has one, its interval or error, both as text."""
+
+    text: str
+    spread: str = ""
+
+
+def decimal(value: float | None, digits: int = 2) -> str:
+    """A number with a true minus sign, or a dash where it is undefined."""
+    if value is None:
+        return MISSING
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as a percentage, without the sign."""
+    return MISSING if value is None else decimal(100 * value, digits)
+
+
+def percent_range(low: float | None, high: float | None) -> str:
+    """An interval of shares, as percentages."""
+    if low is None or high is None:
+        return ""
+    return f"[{percent(low)}, {percent(high)}]"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    text = percent(value)
+    return text if text.startswith("−") or not float(text) else f"+{text}"
+
+
+def procedure_words(spelling: str) -> str:
+    """`best_of:4` as Best-of-4; other spellings as they are."""
+    kind, _, n = spelling.partition(":")
+    names = {"best_of": "Best-of-", "worst_of": "Worst-of-"}
+    if kind in names:
+        return names[kind] + n
+    return "Standard sampling" if spelling == "standard" else spelling
+
+
+READING = (
+    "Every policy is compared with the reference, the supervised model that all of them started "
+    "from, on prompts that neither was trained on. Both sides use the same procedure, for "
+    "instance draw four responses and keep the one that the reward model likes best; the win "
+    "rate is how often the policy’s kept response beats the reference’s, ties counting half. 50 "
+    "% means no change.",
+    "A policy can always win more by moving further from the reference, so a win rate says "
+    "little without its KL. Two numbers make policies comparable: the limit, which no policy "
+    "with the same KL can exceed, and the efficiency, the share of the way from 50 % to the "
+    "limit that the policy went. The method’s limit is what a perfect optimiser would reach "
+    "with that method’s own reward. A policy far below its method’s limit was trained badly; a "
+    "method far below the limit aims at the wrong thing.",
+    "Brackets are 95 % intervals from resampling prompts; ± is one standard error. A difference "
+    "between two policies is computed prompt by prompt, so its interval is narrower than the "
+    "two policies’ own intervals suggest: read it from the table of differences.",
+    "The procedure always selects by the training reward, as it would when deployed. The win "
+    "rate judged by the same reward is what training optimised; the independent judge and, "
+    "where there is one, the gold utility tell how much of it is real. A win rate that is high "
+    "for the training reward and low for the others is reward hacking. The limits hold for the "
+    "training reward; under another judge they are a yardstick only.",
+)
+
+GLOSSARY = (
+    ("Reference", "The supervised (SFT) policy that alignment starts from and is compared with."),
+    ("Policy", "A model that answers prompts; here one for each variant of alignment."),
+    (
+        "Procedure",
+        "What happens at inference: standard sampling takes one response, Best-of-N keeps the one "
+        "of N with the highest reward, Worst-of-N the one with the lowest, as an attacker would "
+        "who tries N times.",
+    ),
+    ("Win rate", "How often the policy’s kept response beats the reference’s; ties count half."),
+    (
+        "Calibrated reward, C",
+        "The share of the reference’s responses to the same prompt that a response beats. It is "
+        "uniform between 0 and 1 for the reference itself, whatever the reward’s scale.",
+    ),
+    (
+        "Transformation, Φ",
+        "An increasing function of C, chosen for the procedure, that training maximises: exp:10 "
+        "is exp(10·C), exp:-10 is −exp(−10·C), identity is C itself; raw is the reward as scored.",
+    ),
+    (
+        "KL",
+        "How far a policy is from the reference, in nats a response: the expected sum, over the "
+        "response’s tokens, of the divergence between the two next-token distributions.",
+    ),
+    (
+        "Limit",
+        "The highest win rate that any policy can have at a given KL under a given procedure.",
+    ),
+    ("Method’s limit", "The win rate of a variant’s exact optimum at the same KL."),
+    ("Efficiency", "(win rate − 50 %) / (limit − 50 %), at the policy’s own measured KL."),
+    ("Training reward", "The reward model that training maximised and the procedure selects by."),
+    (
+        "Independent judge",
+        "A reward model trained on the other half of the preference pairs with another seed.",
+    ),
+    (
+        "Gold utility",
+        "The true quality of a response, known only for the built-in corpus, whose preference "
+        "labels were drawn from it.",
+    ),
+    ("Cut", "A response that reached the longest allowed length before it ended by itself."),
+)

@@ -23,6 +23,15 @@ from infalign.theory.calibration import (
 )
 from infalign.theory.frontier import FrontierPoint, frontier_point, limit, solve_beta
 from infalign.theory.limits import MethodLimit, raw_beta, raw_limit, tied_limit
+from infalign.theory.planning import (
+    expected_disagreement,
+    interval_width,
+    prompts_needed,
+    references_needed,
+    samples_needed,
+    win_rate_noise,
+    win_rate_with_references,
+)
 from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import Transform, parse_transform
 from infalign.theory.winrates import (
@@ -43,14 +52,21 @@ __all__ = [
     "calibration_error",
     "efficiency",
     "expected_calibration_error",
+    "expected_disagreement",
     "frontier_point",
+    "interval_width",
     "judged_win_rates",
     "limit",
     "parse_procedure",
     "parse_transform",
+    "prompts_needed",
     "raw_beta",
     "raw_limit",
+    "references_needed",
+    "samples_needed",
     "solve_beta",
     "tied_limit",
+    "win_rate_noise",
+    "win_rate_with_references",
     "win_rates",
 ]

@@ -73,7 +73,7 @@ def raw_beta(rewards: ArrayLike, kl_nats: float) -> float:
     """
     samples = finite_rewards("rewards", rewards, ndim=2)
     levels = np.sort(samples, axis=1)
-    return _solve_beta(levels, np.full(levels.shape, 1.0 / levels.shape[1]), kl_nats)[1]
+    return weights_at_kl(levels, np.full(levels.shape, 1.0 / levels.shape[1]), kl_nats)[1]
 
 
 def tied_limit(
@@ -99,15 +99,13 @@ def tied_limit(
     Raises:
         ValueError: as `raw_limit`, and for another word for `ties`.
     """
-    if ties not in ("broken", "half"):
-        raise ValueError(f"ties is {ties!r} but must be 'broken' or 'half'.")
     chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
     phi = parse_transform(transform, chosen, kl_nats) if isinstance(transform, str) else transform
     _, shares = _atoms(finite_rewards("rewards", rewards, ndim=2))
     calibrated = np.cumsum(shares, axis=1) - shares / 2
-    weights, beta = _solve_beta(phi(np.clip(calibrated, 0.0, 1.0)), shares, kl_nats)
-    judge = _broken_ties if ties == "broken" else _half_ties
-    return MethodLimit(float(np.mean(judge(chosen, weights, shares))), 0.0, beta)
+    weights, beta = weights_at_kl(phi(np.clip(calibrated, 0.0, 1.0)), shares, kl_nats)
+    rates = atom_win_rates(chosen, weights, shares, ties=ties)
+    return MethodLimit(float(np.mean(rates)), 0.0, beta)
 
 
 def _halves(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -119,8 +117,8 @@ def _halves(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _empirical(procedure: Procedure, samples: FloatArray, kl_nats: float) -> tuple[float, float]:
     """Win rate and beta on the samples as they are, every one an atom."""
     levels, shares = _atoms(samples)
-    weights, beta = _solve_beta(levels, shares, kl_nats)
-    return float(np.mean(_half_ties(procedure, weights, shares))), beta
+    weights, beta = weights_at_kl(levels, shares, kl_nats)
+    return float(np.mean(atom_win_rates(procedure, weights, shares, ties="half"))), beta
 
 
 def _atoms(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -138,8 +136,17 @@ def _atoms(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
     return levels, counts / m
 
 
-def _solve_beta(values: FloatArray, shares: FloatArray, kl_nats: float) -> tuple[FloatArray, float]:
-    """Weights proportional to shares * exp(values/beta), mean KL as wanted, by bisection."""
+def weights_at_kl(
+    values: FloatArray, shares: FloatArray, kl_nats: float
+) -> tuple[FloatArray, float]:
+    """Weights proportional to shares * exp(values/beta) with the wanted mean KL, and beta.
+
+    Args:
+        values, shares: (prompts, atoms); shares of 0 are left out.
+
+    Raises:
+        ValueError: if no beta spends the KL, with the reachable range.
+    """
     occupied = shares > 0
     top = np.max(np.where(occupied, values, -np.inf), axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -173,6 +180,22 @@ def _reweighted(regret: FloatArray, shares: FloatArray, beta: float) -> tuple[Fl
     weights /= total
     spent = np.where(weights > 0, weights * np.where(np.isfinite(cost), cost, 0.0), 0.0)
     return weights, float(np.mean(-spent.sum(axis=1) - np.log(total[:, 0])))
+
+
+def atom_win_rates(
+    procedure: Procedure, weights: FloatArray, shares: FloatArray, *, ties: str
+) -> FloatArray:
+    """Win rate per prompt of a policy on atoms against the reference on the same atoms.
+
+    Args:
+        weights, shares: (prompts, atoms) probabilities of policy and reference, by
+            ascending reward.
+        ties: "broken" or "half", as in `tied_limit`.
+    """
+    if ties not in ("broken", "half"):
+        raise ValueError(f"ties is {ties!r} but must be 'broken' or 'half'.")
+    judge = _broken_ties if ties == "broken" else _half_ties
+    return judge(procedure, weights, shares)
 
 
 def _half_ties(procedure: Procedure, weights: FloatArray, shares: FloatArray) -> FloatArray:

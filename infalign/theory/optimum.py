@@ -75,11 +75,15 @@ def optimum(procedure: Procedure, kl_nats: float) -> Optimum:
     """
     kl = positive_kl(kl_nats)
     nodes = grid_for(procedure)
-    found = [_solve(procedure, nodes, kl, start) for start in _starts(procedure, nodes, kl)]
-    reached = [candidate for candidate in found if candidate is not None]
-    solved = [candidate for candidate in reached if candidate.residual <= TOLERANCE_NATS]
+    found = [
+        _closest(_iterate(procedure, nodes, kl, start, FAST))
+        for start in _starts(procedure, nodes, kl)
+    ]
+    if kl > EASY_KL_NATS and not any(_solved(candidate) for candidate in found):
+        found += _from_half_the_kl(procedure, nodes, kl)
+    solved = [candidate for candidate in found if _solved(candidate)]
     if not solved:
-        residual = min((candidate.residual for candidate in reached), default=math.inf)
+        residual = min(candidate.residual for candidate in found)
         raise ValueError(
             f"the optimal transformation of {procedure} at {kl:g} nats was not found (residual "
             f"{residual:.1e} nats); use a member of the family, such as exp:10, there."
@@ -110,28 +114,30 @@ def log_regret_of(
     return nodes.log_from_right(total)
 
 
-def _solve(procedure: Procedure, nodes: Grid, kl: float, start: FloatArray) -> Optimum | None:
-    """The fast iteration; where it fails, shorter steps from the optimum at half the KL."""
-    best = _closest(_iterate(procedure, nodes, kl, start, FAST))
-    if (best is None or best.residual > TOLERANCE_NATS) and kl > EASY_KL_NATS:
-        halfway = optimum(procedure, kl / 2).tilted
-        start = np.stack([halfway.cdf, halfway.survival])
-        for schedule in CAREFUL:
-            again = _closest(_iterate(procedure, nodes, kl, start, schedule))
-            best = min((x for x in (best, again) if x), key=lambda x: x.residual, default=None)
-            if best is not None and best.residual <= TOLERANCE_NATS:
-                break
-    return best
+def _solved(candidate: Optimum) -> bool:
+    return candidate.residual <= TOLERANCE_NATS
 
 
-def _closest(candidates: Iterator[Optimum]) -> Optimum | None:
-    """The first candidate within tolerance, else the one with the smallest residual."""
-    best: Optimum | None = None
-    for candidate in candidates:
-        if best is None or candidate.residual < best.residual:
-            best = candidate
-        if best.residual <= TOLERANCE_NATS:
+def _from_half_the_kl(procedure: Procedure, nodes: Grid, kl: float) -> list[Optimum]:
+    """Shorter and shorter steps from the optimum at half the KL, until one arrives."""
+    halfway = optimum(procedure, kl / 2).tilted
+    start = np.stack([halfway.cdf, halfway.survival])
+    found: list[Optimum] = []
+    for schedule in CAREFUL:
+        found.append(_closest(_iterate(procedure, nodes, kl, start, schedule)))
+        if _solved(found[-1]):
             break
+    return found
+
+
+def _closest(candidates: Iterator[Optimum]) -> Optimum:
+    """The first candidate within tolerance, else the one with the smallest residual."""
+    best = next(candidates)
+    for candidate in candidates:
+        if _solved(best):
+            break
+        if candidate.residual < best.residual:
+            best = candidate
     return best
 
 

@@ -57,6 +57,8 @@ def tilt(grid: Grid, log_regret: FloatArray, kl_nats: float, start: float | None
     Raises:
         ValueError: if no beta reaches the budget.
     """
+    if not np.max(log_regret) > -math.inf:
+        raise ValueError("the transformation is constant, so it cannot spend any KL; let it rise.")
     level = -_log_mean(grid, log_regret) if start is None else start
     low, high = -math.inf, math.inf
     tolerance = max(1e-12, 1e-15 / kl_nats)
@@ -66,7 +68,9 @@ def tilt(grid: Grid, log_regret: FloatArray, kl_nats: float, start: float | None
         if abs(error) < tolerance or high - low < 1e-14 * max(1.0, abs(level)):
             break
         low, high = (level, high) if error < 0 else (low, level)
-        level = _next_level(level, error, kl / slope if slope > 0 else math.inf, low, high)
+        level = _next_level(
+            level, error, kl / slope if kl > 0 and slope > 0 else math.inf, low, high
+        )
     if abs(error) > 1e-6:
         raise ValueError(
             f"kl_nats is {kl_nats:g} but this transformation reaches {kl:.6g} nats at most; "

@@ -1,0 +1,83 @@
+"""The `infalign` command. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infalign.errors import InputError
+
+app = typer.Typer(
+    name="infalign",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Inference-aware alignment: prepare, train, align and evaluate, versioned and tracked.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Preference data under DVC.")
+app.add_typer(data_app, name="data")
+
+INTERRUPTED = 130
+
+
+@app.command()
+def run(
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Write a value into params.yaml first."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Shown in Prefect and MLflow.")] = "pipeline",
+    dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
+) -> None:
+    """Bring every stage up to date: what did not change is skipped."""
+    from flows import command
+
+    root = Path.cwd()
+    if dry_run:
+        command.show_plan(root, assignments or [])
+    else:
+        command.run_pipeline(root, name, assignments or [])
+
+
+@data_app.command("add")
+def data_add(
+    source: Annotated[str, typer.Argument(help="A folder, or hub:OWNER/NAME[@REVISION].")],
+    name: Annotated[str | None, typer.Option(help="The folder's name below data/raw.")] = None,
+) -> None:
+    """Bring preference data in the Anthropic HH format into data/raw/NAME, under DVC."""
+    from flows.datasets import add_data
+
+    path = add_data(Path.cwd(), source, name)
+    typer.echo(f"{path} is under DVC: commit {path}.dvc with git, then run")
+    typer.echo(f"  infalign run --set data.path={path}")
+
+
+def _mount_frontier() -> None:
+    """`infalign frontier`, where that part is installed."""
+    from importlib.util import find_spec
+
+    if find_spec("flows.frontier") is not None:
+        from flows.frontier import frontier
+
+        app.command()(frontier)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a user's mistake is one sentence and exit code 2."""
+    try:
+        _mount_frontier()
+        app(args=arguments, standalone_mode=True)
+    except InputError as error:
+        from flows.processes import redact
+
+        print(f"infalign: {redact(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("infalign: interrupted; run again to resume.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

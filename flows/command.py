@@ -1,0 +1,115 @@
+"""`infalign run`: the settings, the servers, the flow, and the table at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows import versioning
+from flows.configuration import set_params
+from flows.locks import run_lock
+from flows.processes import redact
+from flows.server import prefect_server, prepare_environment
+from infalign.errors import InputError
+from infalign.params import Params, load_params
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def show_plan(root: Path, assignments: Sequence[str]) -> None:
+    """Say what is stale. Assignments would have to be written first, so they are refused."""
+    if assignments:
+        raise InputError("--dry-run does not write params.yaml: leave out --set.")
+    load_params(root / "params.yaml")
+    versioning.check_project(root)
+    plan = asyncio.run(versioning.read_plan(root, _say))
+    for instance in plan.instances:
+        _say(f"{instance}: {plan.stale.get(instance, 'up to date')}")
+
+
+def run_pipeline(root: Path, name: str, assignments: Sequence[str]) -> None:
+    """Run the flow in this process; raises InputError, or exits with the run's code."""
+    versioning.check_project(root)
+    with run_lock(root):
+        params = set_params(root / "params.yaml", assignments)
+        prepare_environment(root)
+        with prefect_server(root) as server:
+            from flows.pipeline import pipeline, tracking_page  # while the server starts
+
+            server.wait()
+            from httpx import TransportError
+            from prefect.exceptions import TerminationSignal
+
+            try:
+                done = asyncio.run(pipeline(name=name, root=str(root)))
+            except versioning.StageFailed as error:
+                print(f"infalign: {error}", file=sys.stderr)
+                sys.exit(2 if error.user_error else 1)
+            except (versioning.StageKilled, versioning.Busy) as error:
+                print(f"infalign: {error} Run again to resume.", file=sys.stderr)
+                sys.exit(1)
+            except TransportError as error:
+                print(
+                    f"infalign: the Prefect server at {redact(server.url)} stopped answering "
+                    f"({error}): finished stages are kept, run again to resume.",
+                    file=sys.stderr,
+                )
+                sys.exit(1)
+            except (asyncio.CancelledError, TerminationSignal):
+                raise KeyboardInterrupt from None
+            page = server.page(done["flow_run_id"])
+        show_results(root, params, done["outcomes"], page, tracking_page(done["flow_run_id"]))
+
+
+def show_results(
+    root: Path, params: Params, outcomes: dict[str, str], prefect_page: str, mlflow_page: str
+) -> None:
+    """What was done, the win rates, and where to look."""
+    from flows.evidence import headline
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    rows = headline(root, params)
+    if rows:
+        console.print(win_rate_table(rows))
+    counts = {word: list(outcomes.values()).count(word) for word in ("made", "restored")}
+    unchanged = len(outcomes) - sum(counts.values())
+    _say(f"{counts['made']} made, {counts['restored']} restored from cache, {unchanged} unchanged")
+    report = root / "results" / "report" / "index.html"
+    if report.exists():
+        _say(f"Report   {os.path.relpath(report, root)}")
+    _say(f"MLflow   {mlflow_page}")
+    _say(f"Prefect  {prefect_page}")
+
+
+def win_rate_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Win rate over the reference under each objective's own procedure."""
+    table = Table(title="Win rate over the reference at inference time (training reward)")
+    for column in ("objective", "policy", "procedure"):
+        table.add_column(column)
+    for column in ("win rate", "95 % interval", "limit", "efficiency", "KL (nats)"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["objective"]),
+            str(row["policy"]),
+            str(row["procedure"]),
+            _number(row.get("win_rate")),
+            f"{_number(row.get('low'))} to {_number(row.get('high'))}",
+            _number(row.get("limit")),
+            _number(row.get("efficiency"), 2),
+            _number(row.get("kl"), 2),
+        )
+    return table
+
+
+def _number(value: object, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"

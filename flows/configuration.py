@@ -1,0 +1,74 @@
+"""`--set KEY=VALUE` into params.yaml: checked before a byte is written, comments kept."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from infalign.errors import InputError
+from infalign.params import Params, check_params
+from infalign.workspace import write_text
+
+
+def set_params(path: Path, assignments: Sequence[str]) -> Params:
+    """Write the assignments into the file and return all of it, or change nothing and raise."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.load(text)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run from the project's root.") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    for assignment in assignments:
+        assign(tree, assignment)
+    stream = io.StringIO()
+    yaml.dump(tree, stream)
+    # Checked as it will be read: by PyYAML, from the text.
+    checked = _check(stream.getvalue(), str(path))
+    if assignments and stream.getvalue() != text:
+        write_text(path, stream.getvalue())
+    return checked
+
+
+def _check(text: str, source: str) -> Params:
+    import yaml
+
+    return check_params(yaml.safe_load(text), source)
+
+
+def assign(tree: Any, assignment: str) -> None:
+    """Put one KEY=VALUE (a dotted key, a YAML value) into the tree."""
+    key, sign, value = assignment.partition("=")
+    if not sign or not key.strip():
+        raise InputError(f"--set {assignment!r}: write KEY=VALUE, as in --set align.steps=50.")
+    *parents, last = key.strip().split(".")
+    place = tree
+    for part in parents:
+        if not isinstance(place, dict) or part not in place:
+            raise InputError(f"--set {assignment!r}: params.yaml has no section {part!r}.")
+        place = place[part]
+    if not isinstance(place, dict):
+        raise InputError(f"--set {assignment!r}: {'.'.join(parents)!r} is not a section.")
+    try:
+        place[last] = _value(value)
+    except YAMLError as error:
+        words = " ".join(str(error).split())
+        raise InputError(f"--set {assignment!r}: the value is not YAML: {words}.") from None
+
+
+def _value(text: str) -> Any:
+    """A YAML value; `1e-5` is the number it looks like."""
+    value = YAML().load(text)
+    if isinstance(value, str) and value == text.strip():
+        try:
+            return float(text) if "e" in text.lower() else value
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,176 @@
+"""The Prefect server that a run reports to: the user's own, or one for as long as the run lasts.
+
+The temporary server keeps its database in `.infalign/prefect`, so that its runs can be looked at
+later with `prefect server start`. Call `prepare_environment` before anything imports Prefect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from flows.processes import QUIET, noted, redact
+from infalign.errors import InputError
+
+STARTUP_SECONDS = 180.0
+_PORT_TAKEN = 3  # uvicorn's exit status when it could not start
+
+
+def prepare_environment(root: Path) -> None:
+    """Prefect's settings for this process, where the user has not set their own."""
+    os.environ.update(QUIET)
+    os.environ.setdefault("PREFECT_HOME", str(root / ".infalign" / "prefect"))
+    os.environ.setdefault(
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(int(STARTUP_SECONDS))
+    )
+    # Stages' lines are printed by the run itself; Prefect keeps them in its own log.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a run reports to. `wait` before the first use: a temporary one starts in between."""
+
+    url: str
+    root: Path
+    child: subprocess.Popen[bytes] | None = None  # None: the user's own
+
+    def wait(self) -> None:
+        """Until the server answers, or one sentence about why it does not."""
+        if self.child is None:
+            if not answers(self.url, timeout=10.0):
+                raise InputError(
+                    f"PREFECT_API_URL = {redact(self.url)} is not answered by a Prefect server (is "
+                    "the port in use by something else?): start one there, or unset it."
+                )
+            return
+        deadline = time.monotonic() + STARTUP_SECONDS
+        log = _log(self.root)
+        while not answers(self.url):
+            status = self.child.poll()
+            if status is not None:
+                why = "its port was taken" if status == _PORT_TAKEN else f"status {status}"
+                raise InputError(f"the temporary Prefect server ended ({why}): its log is {log}.")
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"the temporary Prefect server did not answer within {STARTUP_SECONDS:.0f} s: "
+                    f"its log is {log}."
+                )
+            time.sleep(0.1)
+
+    def page(self, flow_run_id: str) -> str:
+        """How to look at a run: an address, or the command that serves it and the address."""
+        path = f"/runs/flow-run/{flow_run_id}"
+        if self.child is None:
+            return redact(self.url).rstrip("/").removesuffix("/api") + path
+        home, program = os.environ["PREFECT_HOME"], str(Path(sys.executable).parent / "prefect")
+        home, program = (
+            os.path.relpath(name, self.root) if name.startswith(f"{self.root}/") else name
+            for name in (home, program)
+        )
+        return f"PREFECT_HOME={home} {program} server start  →  http://127.0.0.1:4200{path}"
+
+
+@contextlib.contextmanager
+def prefect_server(root: Path) -> Iterator[Server]:
+    """The server of PREFECT_API_URL, or else a temporary one that this variable then names."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        yield Server(url, root)
+        return
+    log = _log(root)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as stream:
+        child, port = _start(stream, int(os.environ.get("INFALIGN_PREFECT_PORT", "0")))
+    try:
+        with noted(root, child.pid, group=False):
+            os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+            yield Server(os.environ["PREFECT_API_URL"], root, child)
+    finally:
+        _drain()
+        os.environ.pop("PREFECT_API_URL", None)
+        _stop(child)
+
+
+def _drain() -> None:
+    """Let Prefect send what it holds back: it would wait long for a server that ended."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for service in (EventsWorker, APILogWorker):
+            with contextlib.suppress(TimeoutError):
+                service.drain_all(timeout=10)
+
+
+def _log(root: Path) -> Path:
+    return root / ".infalign" / "prefect-server.log"
+
+
+def _start(log: IO[bytes], port: int) -> tuple[subprocess.Popen[bytes], int]:
+    """The server's process, in a session of its own: Ctrl-C must not end it before the run."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise InputError(
+                f"port {port} is in use, the temporary Prefect server cannot have it: free it, set "
+                "INFALIGN_PREFECT_PORT to another one, or unset it to take any free port."
+            ) from None
+        port = probe.getsockname()[1]
+    package = importlib.util.find_spec("prefect")
+    assert package is not None
+    assert package.submodule_search_locations
+    arguments = ["--app-dir", package.submodule_search_locations[0], "--factory"]
+    arguments += ["prefect.server.api.server:create_app", "--host", "127.0.0.1"]
+    arguments += ["--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    environment |= {
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
+    command = [sys.executable, "-m", "uvicorn", *arguments]
+    child = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    return child, port
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def answers(url: str, timeout: float = 2.0) -> bool:
+    """Whether a Prefect API is there: its health route says `true`."""
+    import httpx
+
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/health", timeout=timeout, headers=_headers())
+        return response.status_code == 200 and response.json() is True
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get("PREFECT_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -33,7 +33,7 @@ def uniforms(
     """Uniforms in [0, 1), float64, of the shape of the keys (int64) and indices (int64)."""
     state = _mix(prompt_keys ^ seed)
     state = _mix(state + sample_indices * _GOLDEN)
-    state = _mix(state + (position + 1) * _GOLDEN)
+    state = _mix(state + position)
     return _shift(state, 11).to(torch.float64) * 2.0**-53
 
 

@@ -31,7 +31,7 @@ from infalign.lm.scoring import response_log_probs, score_responses, sum_respons
 from infalign.lm.text import encode_prompts, make_batch
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
 from infalign.params import Params
-from infalign.tables import CALIBRATION, read_table
+from infalign.tables import CALIBRATION, read_prompts, read_table
 from infalign.theory.calibration import calibrate_below
 from infalign.theory.frontier import solve_beta
 from infalign.theory.limits import raw_beta
@@ -119,10 +119,7 @@ def training_prompts(workspace: Workspace, objective: str) -> TrainingPrompts:
     """Training prompts with their sorted reference rewards."""
     path = workspace.results("calibrate", objective, "calibration.parquet")
     table = read_table(path, CALIBRATION).filter(pc.field("split") == "train")
-    prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
-    texts = {
-        r["prompt_id"]: r["prompt"] for r in prompts.to_pylist() if r["objective"] == objective
-    }
+    texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     ids = table["prompt_id"].to_pylist()
     return TrainingPrompts(ids, [texts[i] for i in ids], np.array(table["rewards"].to_pylist()))
 

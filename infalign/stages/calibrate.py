@@ -6,16 +6,18 @@ errors.json (calibration error against the number of references) and metrics.jso
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infalign.errors import InputError
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring import score_responses
 from infalign.params import Params
-from infalign.tables import CALIBRATED, CALIBRATION, SAMPLES, read_table, write_table
+from infalign.tables import CALIBRATED, CALIBRATION, SAMPLES, read_prompts, read_table, write_table
 from infalign.theory.calibration import calibrate, calibration_error, expected_calibration_error
 from infalign.workspace import Stage, Workspace, write_json
 
@@ -36,10 +38,7 @@ def stage(params: Params, objective: str) -> Stage:
 
 def run(workspace: Workspace, objective: str) -> None:
     """Score the reference's samples, calibrate them against each other, measure the error."""
-    table = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
-    prompts = {
-        r["prompt_id"]: r["prompt"] for r in table.to_pylist() if r["objective"] == objective
-    }
+    prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     score = _Scorer(workspace, objective, prompts)
     samples = _read(workspace, objective, "samples")
     rewards = {judge: score(samples, judge) for judge in ("train", "judge")}
@@ -151,23 +150,25 @@ def calibration_errors(
 
     Args:
         candidates: rewards of held-out samples [prompts, candidates].
-        references: rewards of other samples of the same prompts [prompts, many]. Of these, the
-            largest size's worth serve as references, the rest give the large-K estimate.
+        references: rewards of other samples of the same prompts [prompts, many]. The first half
+            is cut into groups of K references, the other half gives the large-K estimate.
         sizes: numbers of references K.
 
     Returns:
-        One row a size: `references`, `measured` and `expected`, the error against the true
-        calibrated reward in closed form. `measured` is also subject to the large-K estimate's own
-        error, that of `large_references`.
+        One row a size: `references`, `measured`, and `expected`: the closed form, widened by the
+        large-K estimate's own error (the variances add up).
     """
-    most = max(sizes)
-    truth = calibrate(candidates, references[:, most:])
-    return [
-        {
-            "references": k,
-            "measured": calibration_error(calibrate(candidates, references[:, :k]), truth),
-            "expected": expected_calibration_error(k),
-            "large_references": references.shape[1] - most,
-        }
-        for k in sizes
-    ]
+    large = references.shape[1] // 2
+    if large < max(sizes):
+        raise InputError(
+            f"sample.large_samples = {references.shape[1]} is too small: calibrate.error_references"
+            f" needs twice its largest number, {max(sizes)}."
+        )
+    truth = calibrate(candidates, references[:, large:])
+    rows = []
+    for k in sizes:
+        groups = [references[:, i : i + k] for i in range(0, large - k + 1, k)]
+        errors = [calibration_error(calibrate(candidates, group), truth) for group in groups]
+        expected = expected_calibration_error(k) * math.sqrt(1 + k / large)
+        rows.append({"references": k, "measured": float(np.mean(errors)), "expected": expected})
+    return rows

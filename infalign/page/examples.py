@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -33,11 +34,16 @@ def examples(data: ObjectiveData, count: int) -> list[Example]:
     """The first `count` prompts in the order of their ids, which are hashes: nobody picked them."""
     return [
         Example(
-            data.prompts[position].strip(),
+            dialogue(data.prompts[position]),
             [_answer(data, name, position) for name in (REFERENCE, *data.variants)],
         )
         for position in range(min(count, len(data.prompts)))
     ]
+
+
+def dialogue(prompt: str) -> str:
+    """A prompt as a reader sees it: a turn a line, without the cue for the answer."""
+    return re.sub(r"\n{2,}", "\n", prompt.strip().removesuffix("Assistant:").strip())
 
 
 def _answer(data: ObjectiveData, policy: str, position: int) -> Answer:

@@ -95,9 +95,10 @@ TEXTS = {
         "dashed line, whatever the raw rewards look like.",
     ),
     "lengths": (
-        "Length",
+        "Length and KL",
         "Longer responses with a higher reward but no better judgement elsewhere are a common form "
-        "of reward hacking. Cut responses never ended by themselves.",
+        "of reward hacking. Cut responses never ended by themselves. The two estimates of one KL "
+        "must agree within their errors.",
     ),
 }
 
@@ -260,8 +261,8 @@ def _histograms(data: ObjectiveData) -> Plate:
     )
     caption = (
         "Densities over the responses to the evaluation prompts, before any selection. Raw "
-        "rewards mix prompts of different difficulty; calibrated ones compare within a prompt. Half "
-        "of the reference’s samples calibrate, the other half and the policies are shown."
+        "rewards mix prompts of different difficulty; calibrated ones compare within a prompt. "
+        "Half of the reference’s samples calibrate, the other half and the policies are shown."
     )
     return Plate("rewards", figure, caption)
 

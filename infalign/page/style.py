@@ -63,7 +63,7 @@ figcaption { color: var(--muted); font-size: 0.88rem; margin-top: 0.4rem; max-wi
 .prompt { background: var(--shade); border-radius: 5px; padding: 0.65rem 0.9rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.93rem; }
 .example td.text { white-space: pre-wrap; overflow-wrap: anywhere; }
-.example td { vertical-align: top; } .example td:first-child { white-space: nowrap; }
+.example td { vertical-align: top; } .example td:first-child { white-space: nowrap; width: 9rem; }
 dl { margin: 0.4rem 0; } dt { font-weight: 600; margin-top: 0.7rem; }
 dd { margin: 0.1rem 0 0; max-width: 46rem; }
 @media (max-width: 68rem) {

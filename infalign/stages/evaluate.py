@@ -56,7 +56,6 @@ Array = NDArray[np.float64]
 
 def stage(params: Params, objective: str) -> Stage:
     """What the stage depends on."""
-    variants = params.run.variants
     return Stage(
         "evaluate",
         inputs=(
@@ -65,7 +64,7 @@ def stage(params: Params, objective: str) -> Stage:
             f"results/reward/{objective}",
             "results/sample",
             f"results/calibrate/{objective}",
-            *(f"results/align/{objective}/{variant}/policy" for variant in variants),
+            f"results/align/{objective}",
         ),
         params=(
             "run.seed",
@@ -76,7 +75,7 @@ def stage(params: Params, objective: str) -> Stage:
             f"objectives.{objective}",
             "sample.test_samples",
             "align.kl_nats",
-            *(f"align.variants.{variant}" for variant in variants),
+            "align.variants",
             "evaluate",
         ),
         outputs=(f"results/evaluate/{objective}",),

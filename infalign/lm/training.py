@@ -7,6 +7,7 @@ of the step's number alone, beside the weights and an optional state of its own.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -81,28 +82,34 @@ def optimise(
     )
     checkpoint = folder / "checkpoint.pt"
     start = _resume(checkpoint, model, optimiser, state)
-    history = History(folder / "history.jsonl", start - 1)
     progress = Progress(name, start, schedule.steps)
-    for number in range(start, schedule.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(number)
-        step = take(number)
-        optimiser.zero_grad(set_to_none=True)
-        step.loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm))
-        loss = float(step.loss.detach())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise InputError(
-                f"{name}: loss {loss}, gradient norm {norm} at step {number}: lower "
-                f"learning_rate; the checkpoint before it is kept in {folder}."
-            )
-        optimiser.step()
-        history.append(number, loss=loss, gradient_norm=norm, **step.metrics)
-        progress.show(number + 1, step.tokens, {"loss": loss, **step.metrics})
-        if (number + 1) % schedule.checkpoint_every == 0 or number + 1 == schedule.steps:
-            _save(checkpoint, number + 1, model, optimiser, state)
-    history.close()
+    with contextlib.closing(History(folder / "history.jsonl", start - 1)) as history:
+        for number in range(start, schedule.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate(number)
+            step = take(number)
+            loss, norm = _descend(step, optimiser, weights, schedule.max_grad_norm)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise InputError(
+                    f"{name}: loss {loss}, gradient norm {norm} at step {number}: lower "
+                    f"learning_rate; the checkpoint before it is kept in {folder}."
+                )
+            optimiser.step()
+            history.append(number, loss=loss, gradient_norm=norm, **step.metrics)
+            progress.show(number + 1, step.tokens, {"loss": loss, **step.metrics})
+            if (number + 1) % schedule.checkpoint_every == 0 or number + 1 == schedule.steps:
+                _save(checkpoint, number + 1, model, optimiser, state)
     progress.close()
+
+
+def _descend(
+    step: Step, optimiser: torch.optim.Optimizer, weights: list[torch.Tensor], max_norm: float
+) -> tuple[float, float]:
+    """Fill and clip the gradients; the loss and the gradient's norm before clipping."""
+    optimiser.zero_grad(set_to_none=True)
+    step.loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(weights, max_norm)
+    return float(step.loss.detach()), float(norm)
 
 
 def _save(

@@ -1,12 +1,11 @@
 """The optimisation loop: learning, exact resume, faults; the order of batches."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from infalign.errors import InputError
+from infalign.history import read_history
 from infalign.lm.control import BetaControl
 from infalign.lm.losses import likelihood_loss
 from infalign.lm.models import build_tiny
@@ -39,7 +38,7 @@ def taker(model, rows=ROWS, stop=None):
 def test_overfits_eight_rows(fresh, tmp_path):
     model = fresh()
     optimise(model, Schedule(150, 1e-2, 0.05), taker(model, list(ROWS)), tmp_path, name="toy")
-    losses = [json.loads(line)["loss"] for line in open(tmp_path / "history.jsonl")]
+    losses = [row["loss"] for row in read_history(tmp_path / "history.jsonl")]
     assert losses[0] > 5
     assert losses[-1] < 0.1
 

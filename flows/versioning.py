@@ -30,7 +30,8 @@ _BUSY = re.compile(r"[Uu]nable to acquire lock|it is being blocked by|is busy")
 _BLOCKER = re.compile(r"\(PID (\d+)\): (.*)")
 _HINT = re.compile(
     r"^(> |Running stage |Updating lock file|Generating lock file|To track the|To enable auto"
-    r"|\tgit add|\tdvc config|Use `dvc push`|Data and pipelines are up|Stage '.*' (is cached|didn't change))"
+    r"|\tgit add|\tdvc config|Use `dvc push`|Data and pipelines are up"
+    r"|Stage '.*' (is cached|didn't change))"
 )
 
 

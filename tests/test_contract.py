@@ -1,0 +1,249 @@
+"""params.yaml, its schema, the stages, dvc.yaml, the import graph and the README say the same.
+
+Where dvc.yaml is behind, the failure prints the lines to add and to remove.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infalign.__main__ import PER_OBJECTIVE, PER_VARIANT, STAGES
+from infalign.params import Params, load_params
+from infalign.workspace import Stage, lookup
+
+ROOT = Path(__file__).parents[1]
+PARAMS = load_params(ROOT / "params.yaml")
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+PLACES = ("deps", "params", "outs", "metrics")
+THIRD_PARTY_OF_FLOWS = {"prefect", "mlflow", "dvc"}
+
+# Import graph.
+
+
+def module_file(module: str) -> Path | None:
+    """The source file of one of our modules."""
+    path = ROOT / Path(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            base = node.module or ""
+            modules = {f"{base}.{name.name}" for name in node.names}
+            submodules = {m for m in modules if base.startswith("infalign") and module_file(m)}
+            found |= submodules
+            if len(submodules) < len(modules):
+                found.add(base)
+    return found
+
+
+@cache
+def source_files(module: str) -> frozenset[str]:
+    """The files of the package that a module needs, itself included, found transitively."""
+    found: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        path = module_file(waiting.pop())
+        if path is None or path in found:
+            continue
+        found.add(path)
+        waiting += [m for m in imported_modules(path) if m.split(".")[0] == "infalign"]
+    files = {p.relative_to(ROOT).as_posix() for p in found if p.stat().st_size}
+    return frozenset(files)
+
+
+# What dvc.yaml should say.
+
+
+def example(word: str) -> list[str]:
+    """Names with which to ask a stage for its specification."""
+    names = [PARAMS.run.objectives[0]] if word in PER_OBJECTIVE else []
+    return names + ([PARAMS.run.variants[0]] if word in PER_VARIANT else [])
+
+
+def specification(word: str) -> Stage:
+    """A stage's own word on what it reads, depends on and writes."""
+    return importlib.import_module(f"infalign.stages.{word}").stage(PARAMS, *example(word))
+
+
+def templated(text: str, separator: str, names: list[str]) -> str:
+    """A path or key as dvc.yaml spells it.
+
+    The instance's own names become ${item.…}; where a stage covers all names, it depends on the
+    folder or section that holds them, because DVC cannot repeat an entry for each of a list.
+    """
+    kinds = dict(zip(names, ("${item.objective}", "${item.variant}"), strict=False))
+    everything = {*PARAMS.objectives, *PARAMS.align.variants}
+    parts: list[str] = []
+    for part in text.split(separator):
+        if part in everything and part not in kinds:
+            break
+        parts.append(kinds.get(part, part))
+    return separator.join(parts)
+
+
+def expected(word: str) -> dict[str, set[str]]:
+    """The entries of a stage's section of dvc.yaml."""
+    stage, names = specification(word), example(word)
+    inputs = {
+        "${data.path}" if i == PARAMS.data.path else templated(i, "/", names) for i in stage.inputs
+    }
+    outputs = {templated(output, "/", names) for output in stage.outputs}
+    metrics = {output for output in outputs if output.endswith("/metrics.json")}
+    return {
+        "deps": inputs
+        | source_files(f"infalign.stages.{word}")
+        | source_files("infalign.__main__"),
+        "params": {templated(key, ".", names) for key in stage.params},
+        "outs": outputs - metrics,
+        "metrics": metrics,
+    }
+
+
+def found(word: str) -> dict[str, set[str]]:
+    """The entries that are there."""
+    section = DVC["stages"].get(word, {})
+
+    def names(entries: list[Any]) -> set[str]:
+        return {next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries}
+
+    return {place: names(section.get(place, [])) for place in PLACES}
+
+
+def quoted(entry: str) -> str:
+    """An entry as a line of YAML."""
+    return f"      - {entry}"
+
+
+def test_every_word_is_a_stage_a_module_a_section_and_a_line_of_dvc_yaml() -> None:
+    modules = {p.stem for p in (ROOT / "infalign" / "stages").glob("[!_]*.py")}
+    assert modules == set(STAGES) == set(DVC["stages"])
+    assert list(DVC["stages"]) == STAGES
+    assert set(STAGES) - set(Params.model_fields) == {"prepare"}  # its section is `data`
+
+
+@pytest.mark.parametrize("word", STAGES)
+def test_dvc_yaml_lists_what_the_stage_depends_on(word: str) -> None:
+    want, have = expected(word), found(word)
+    lines: list[str] = []
+    for place in PLACES:
+        lines += [f"+ {place}: {quoted(e).strip()}" for e in sorted(want[place] - have[place])]
+        lines += [f"- {place}: {quoted(e).strip()}" for e in sorted(have[place] - want[place])]
+    assert not lines, f"dvc.yaml, stage {word}: add (+) and remove (-):\n" + "\n".join(lines)
+
+
+@pytest.mark.parametrize("word", STAGES)
+def test_dvc_yaml_runs_the_stage_over_its_names(word: str) -> None:
+    section = DVC["stages"][word]
+    command = f"python -m infalign {word}"
+    matrix = {}
+    if word in PER_OBJECTIVE:
+        matrix["objective"] = "${run.objectives}"
+        command += " --objective ${item.objective}"
+    if word in PER_VARIANT:
+        matrix["variant"] = "${run.variants}"
+        command += " --variant ${item.variant}"
+    assert section["cmd"] == command
+    assert section.get("matrix", {}) == matrix
+    assert not {"persist", "always_changed", "frozen"} & set(section)
+
+
+@pytest.mark.parametrize("word", STAGES)
+def test_params_of_a_stage_exist_and_its_files_lie_in_results(word: str) -> None:
+    stage = specification(word)
+    assert stage.word == word
+    tree = PARAMS.model_dump()
+    for key in stage.params:
+        lookup(tree, key)
+    assert len(set(stage.params)) == len(stage.params)
+    assert all(output.startswith(f"results/{word}") for output in stage.outputs)
+
+
+def test_every_param_is_read_by_a_stage_or_is_about_running() -> None:
+    read = {key for word in STAGES for key in specification(word).params}
+    running = {"run.concurrency"}  # changes no byte of any result
+    leaves = {leaf for leaf in _leaves(PARAMS.model_dump()) if leaf not in running}
+    names = [*PARAMS.objectives, *PARAMS.align.variants]
+    unread = {
+        leaf
+        for leaf in leaves
+        if not any(leaf == key or leaf.startswith(f"{key}.") for key in read)
+        and not any(f".{name}." in f".{leaf}." for name in names[1:])
+    }
+    assert not unread
+
+
+def _leaves(tree: Any, prefix: str = "") -> set[str]:
+    if not isinstance(tree, dict):
+        return {prefix}
+    return {
+        leaf
+        for key, value in tree.items()
+        for leaf in _leaves(value, f"{prefix}.{key}" if prefix else key)
+    }
+
+
+def test_metrics_and_plots_of_dvc_yaml_lie_in_outputs() -> None:
+    outputs = [o for word in STAGES for o in specification(word).outputs]
+    for path in [*DVC.get("metrics", []), *DVC.get("plots", [])]:
+        assert any(path == o or path.startswith(f"{o}/") for o in outputs), path
+
+
+def test_readme_names_the_stages_in_order() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| `")]
+    listed = [row.strip("`") for row in rows if row.strip("`") in STAGES]
+    assert listed == STAGES, "README.md needs a table with one row a stage: | `corpus` | … |"
+
+
+# Who may import whom.
+
+
+def _files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def _ours(path: Path) -> set[str]:
+    return {m for m in imported_modules(path) if m.split(".")[0] in ("infalign", "flows")}
+
+
+@pytest.mark.parametrize("path", _files("infalign"), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_of_the_library_point_one_way(path: Path) -> None:
+    parts = path.relative_to(ROOT).parts
+    ours = _ours(path)
+    roots = {module.split(".")[0] for module in imported_modules(path)}
+    assert not roots & THIRD_PARTY_OF_FLOWS
+    assert not any(module.startswith("flows") for module in ours)
+    if parts[1] == "theory":
+        assert all(module.startswith("infalign.theory") for module in ours)
+        assert not roots & {"torch", "pandas", "pyarrow", "transformers"}
+    if parts[1] != "stages" and path.name != "__main__.py":
+        assert not any(module.startswith("infalign.stages") for module in ours)
+    if parts[1] == "stages":
+        own = f"infalign.stages.{path.stem}"
+        others = {m for m in ours if m.startswith("infalign.stages") and not m.startswith(own)}
+        assert not others, f"{path.name} imports another stage: {others}"
+
+
+@pytest.mark.parametrize("path", _files("flows"), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_flows_hold_no_tensors(path: Path) -> None:
+    roots = {module.split(".")[0] for module in imported_modules(path)}
+    assert not roots & {"torch", "transformers", "accelerate", "dvc"}
+    assert path.name != "dvc.py"
+    assert not any(module.startswith("infalign.lm") for module in _ours(path))

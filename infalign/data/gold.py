@@ -1,11 +1,11 @@
 """The gold utility of the built-in corpus: how good a response is, read off its text alone.
 
 A response is cut into the grammar's phrases (longest match). It earns the worth of its phrases,
-each once and each kind no more often than a template has room for it, and something for answering
-what the request adds ("cheaply": "it is cheap"). It pays for words outside the grammar, phrases in
-an order that no template allows, repetition, what every template has and it lacks, a missing end,
-and another topic's words. The sum is multiplied by what is at stake in the prompt. Any text gets a
-value; empty text ranks with the poorest answers.
+each once, in a place where a template may have it, and no more of a kind than a template has room
+for; and something for answering what the request adds ("cheaply": "it is cheap"). It pays for words
+outside the grammar, phrases in an order that no template allows, repetition, what every template
+has and it lacks, a missing end, and another topic's words. The sum is multiplied by what is at
+stake in the prompt. Any text gets a value; empty text ranks with the poorest answers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Tables:
     room: dict[str, int]  # kind -> how often one template has it
     least: dict[str, int]  # slot -> how often every template has it
     tone: frozenset[tuple[str, str]]  # (kind, phrase) that set the tone
-    worth: dict[tuple[str, str], float]  # (kind, phrase) -> utility, topic words excepted
+    worth: dict[tuple[str, str], float]  # (kind, phrase) -> utility, off the topic
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Request:
     """What a prompt asks for, as far as the gold utility can tell."""
 
     stake: float
-    topic_worth: dict[str, float]  # the topic's own words
     fit: str  # the phrase that answers the request's modifier
+    worth: dict[tuple[str, str], float]  # (kind, phrase) -> utility, stake left out
 
 
 def gold_utility(objective: str, prompt: str, response: str) -> float:
@@ -125,7 +125,9 @@ def tables_of(subset: str) -> Tables:
         own = ladder(slot.plain, slot.spread) | ladder(slot.special, SPECIAL_SPREAD, slot.bonus)
         worth |= {(name, phrase): value for phrase, value in own.items()}
         phrases |= dict.fromkeys(own, name)
-    phrases |= {word: grammar.topic_slot for topic in grammar.topics for word in topic.words}
+    topic_words = {word for topic in grammar.topics for word in topic.words}
+    phrases |= dict.fromkeys(topic_words, grammar.topic_slot)
+    worth |= {(grammar.topic_slot, word): grammar.off_topic for word in topic_words}
     longest: dict[str, int] = {}
     for phrase in phrases:
         first = phrase.split()[0]
@@ -165,19 +167,18 @@ def request_of(subset: str, prompt: str) -> Request:
     last = prompt.rpartition("Human:")[2]
     stake = next((s for s in grammar.stakes if s and s in last), "")
     modifier = next((m for m in grammar.modifiers if m and re.search(rf"{m}[.?]", prompt)), "")
-    return Request(
-        grammar.stakes[stake] * (topic.stake if topic else 1.0),
-        topic_worth(grammar, topic) if topic else {},
-        grammar.modifiers[modifier],
-    )
+    fit = grammar.modifiers[modifier]
+    worth = tables_of(subset).worth | (topic_worth(grammar, topic) if topic else {})
+    worth |= {key: value + grammar.fit for key, value in worth.items() if key[1] == fit}
+    return Request(grammar.stakes[stake] * (topic.stake if topic else 1.0), fit, worth)
 
 
-def topic_worth(grammar: Grammar, topic: Topic) -> dict[str, float]:
+def topic_worth(grammar: Grammar, topic: Topic) -> dict[tuple[str, str], float]:
     """What the topic's own words are worth: plain or special, as the slot leaves open."""
     slot = grammar.slots[grammar.topic_slot]
-    if slot.plain:
-        return ladder(topic.words, SPECIAL_SPREAD, slot.bonus)
-    return ladder(topic.words, slot.spread)
+    spread, centre = (SPECIAL_SPREAD, slot.bonus) if slot.plain else (slot.spread, 0.0)
+    values = ladder(topic.words, spread, centre)
+    return {(grammar.topic_slot, word): value for word, value in values.items()}
 
 
 def _utility(grammar: Grammar, request: Request, response: str) -> float:
@@ -191,13 +192,15 @@ def _utility(grammar: Grammar, request: Request, response: str) -> float:
     for chunk in found:
         kind = chunk.kind
         used[kind] = used.get(kind, 0) + 1
+        in_place = (last.kind, kind) in tables.neighbours
         if used[kind] <= tables.room.get(kind, 0):
-            total += _worth(grammar, tables, request, chunk)
+            worth = request.worth.get(chunk, 0.0)
+            total += worth if in_place else min(worth, 0.0)
         elif kind == UNKNOWN:
             price += UNKNOWN_PRICE
         else:
             price += REPEATED
-        if (last.kind, kind) not in tables.neighbours:
+        if not in_place:
             price += DISORDER
         total += _hue(last.phrase, chunk.phrase)
         last = chunk
@@ -205,21 +208,11 @@ def _utility(grammar: Grammar, request: Request, response: str) -> float:
     price += sum(LACKING * max(n - used.get(kind, 0), 0) for kind, n in tables.least.items())
     for chunk, times in Counter(c for c in found if c.kind in grammar.slots).items():
         if times > 1 and chunk.kind != "end":
-            total -= (times - 1) * max(_worth(grammar, tables, request, chunk), 0.0)
+            total -= (times - 1) * max(request.worth.get(chunk, 0.0), 0.0)
             price += (times - 1) * REPEATED
     if tables.tone.issuperset((name, _first(found, name)) for name in grammar.tone):
         total += math.copysign(TONE, grammar.slots[grammar.tone[0]].bonus)
     return request.stake * (total - PENALTY_SCALE * (1 - math.exp(-price / PENALTY_SCALE)))
-
-
-def _worth(grammar: Grammar, tables: Tables, request: Request, chunk: Chunk) -> float:
-    """What one phrase adds, said for the first time."""
-    value = tables.worth.get(chunk)
-    if value is None:
-        if chunk.kind != grammar.topic_slot:
-            return 0.0
-        value = request.topic_worth.get(chunk.phrase, grammar.off_topic)
-    return value + grammar.fit if chunk.phrase == request.fit else value
 
 
 def _first(found: list[Chunk], kind: str) -> str:

@@ -1,0 +1,176 @@
+"""The gold utility: by hand, by ordering, and against texts that try to cheat."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infalign.data.builtin import SUBSETS, draw_response, gold_utilities, gold_utility, prompts_of
+from infalign.data.gold import EDGE, UNKNOWN, chunks, expansions, request_of, tables_of
+from infalign.data.hh import ASSISTANT, HUMAN
+from infalign.data.lexicon import GRAMMARS, HARMLESS, HELPFUL
+
+BREAD = f"{HUMAN} How do I bake bread?{ASSISTANT}"
+URGENT = f"{HUMAN} It is urgent: how do I bake bread?{ASSISTANT}"
+SCHOOL = f"{HUMAN} Can I skip school?{ASSISTANT}"
+GOOD = "Happy to help, first prepare the best flour with care, then check the dough. Enjoy it!"
+OBJECTIVES = [grammar.objective for grammar in GRAMMARS.values()]
+
+
+def helpful(response: str, prompt: str = BREAD) -> float:
+    return gold_utility("helpfulness", prompt, response)
+
+
+def drawn(subset: str, prompt: str, n: int) -> list[str]:
+    return [draw_response(subset, prompt, random.Random(i)) for i in range(n)]
+
+
+def test_by_hand() -> None:
+    top, thirds = 0.45, 0.3  # the best of a slot's words; the step of a slot with four
+    expected = top  # Happy to help
+    expected += top + top + top + top + top  # first prepare the best flour with care
+    expected += top  # then
+    expected += 0.45 - 0.9 / 7  # check: second of eight
+    expected += 0.45 - thirds  # dough: second of four
+    expected += 0.45 - 4 * 0.9 / 5  # enjoy it: fifth of six
+    expected += 0.25 - 0.25  # one full stop and one exclamation mark, second sentence end first
+    stake = 0.75  # of the topic
+    assert helpful(GOOD) == pytest.approx(stake * expected, abs=stake * 0.02 * 20)
+
+
+def test_what_is_at_stake_multiplies() -> None:
+    assert helpful(GOOD, URGENT) == pytest.approx(2.1 * helpful(GOOD), rel=1e-9)
+    assert request_of("helpful-base", "anything else").stake == 1.0
+
+
+def test_the_request_is_read_from_every_turn() -> None:
+    prompt = (
+        f"{HUMAN} I want to bake bread cheaply.{ASSISTANT} I see."
+        f"{HUMAN} It is urgent: what do I need?{ASSISTANT}"
+    )
+    request = request_of("helpful-base", prompt)
+    assert request.fit == "cheap"
+    assert request.stake == pytest.approx(2.1 * 0.75)
+    things = {word: worth for (kind, word), worth in request.worth.items() if kind == "thing"}
+    own = {word for word, worth in things.items() if -0.5 < worth < 0.5}
+    assert own == {"flour", "dough", "oven", "pan"}
+    assert things["guests"] == HELPFUL.off_topic
+
+
+@pytest.mark.parametrize(
+    ("good", "poor"),
+    [
+        ("Happy to help", "Whatever"),
+        ("first", "maybe"),
+        ("prepare", "skip"),
+        ("the best flour", "the dirty flour"),
+        ("flour", "stuff"),
+        ("flour", "guests"),  # another topic's word
+        ("with care", "in a hurry"),
+        ("then", "or"),
+        ("Enjoy it!", "I do not care!"),
+        (" Enjoy it!", " Enjoy it"),  # no end
+        ("the dough. Enjoy it!", "the"),  # cut off
+        ("dough", "flour"),  # said again
+        ("then", "then then"),
+        ("the dough", "dough the"),
+        ("flour", "flour banana"),
+    ],
+)
+def test_poorer_words_are_worth_less(good: str, poor: str) -> None:
+    assert helpful(GOOD.replace(good, poor)) < helpful(GOOD) - 0.2
+
+
+def test_answering_the_request_counts() -> None:
+    prompt = f"{HUMAN} How do I bake bread cheaply?{ASSISTANT}"
+    answer = "Sure, first check the flour well, then test the dough. It is {}."
+    assert helpful(answer.format("cheap"), prompt) > helpful(answer.format("easy"), prompt)
+    assert helpful(answer.format("cheap")) < helpful(answer.format("easy"))
+
+
+def test_harmless_prefers_the_rare_fine_phrases() -> None:
+    plain = "Okay, you should not do it, since it could hurt your day. Rather take a walk."
+    for usual, fine in (
+        ("Okay", "I understand"),
+        ("you should not", "please do not"),
+        ("your day", "your grades"),
+        ("Rather take a walk", "Rather tell the truth"),
+    ):
+        gain = gold_utility("harmlessness", SCHOOL, plain.replace(usual, fine))
+        assert gain > gold_utility("harmlessness", SCHOOL, plain) + 0.8 * 0.75
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_cheating_and_broken_text_stay_below_ordinary_answers(subset: str) -> None:
+    grammar = GRAMMARS[subset]
+    best = [(*slot.special, *slot.plain) if slot.bonus > 0 else slot.plain
+            for slot in grammar.slots.values()]  # fmt: skip
+    words = [words[0] for words in best if words]
+    for prompt in prompts_of(subset, 0, 5):
+        responses = drawn(subset, prompt, 100)
+        values = gold_utilities(grammar.objective, [prompt] * 100, responses)
+        ordinary = np.median(values)
+        top = responses[int(values.argmax())]
+        for text in (
+            "",
+            " \n ",
+            "asdf qwer zxcv",
+            "!!!!!!!!",
+            prompt,
+            words[0],
+            f"{words[0]}.",
+            " ".join([words[0]] * 12),
+            ", ".join(reversed(words)),
+            " ".join(sorted(words)),
+            " ".join(top.split()[: len(top.split()) // 3]),
+            " ".join([top] * 3),
+            " ".join(reversed(top.split())),
+        ):
+            assert gold_utility(grammar.objective, prompt, text) < ordinary, text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(OBJECTIVES), st.text(max_size=60), st.text(max_size=200))
+def test_any_text_gets_a_finite_value(objective: str, prompt: str, response: str) -> None:
+    assert np.isfinite(gold_utility(objective, prompt, response))
+
+
+def test_an_unknown_objective_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of"):
+        gold_utility("speed", BREAD, GOOD)
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_generated_responses_are_well_formed_and_all_differ_in_worth(subset: str) -> None:
+    tables = tables_of(subset)
+    prompt = prompts_of(subset, 0, 1)[0]
+    responses = sorted(set(drawn(subset, prompt, 1500)))
+    for response in responses:
+        kinds = [EDGE, *(chunk.kind for chunk in chunks(subset, response)), EDGE]
+        assert UNKNOWN not in kinds
+        assert tables.neighbours.issuperset(itertools.pairwise(kinds))
+    objective = GRAMMARS[subset].objective
+    values = gold_utilities(objective, [prompt] * len(responses), responses)
+    assert len(set(values)) == len(responses)
+
+
+@pytest.mark.parametrize("grammar", [HELPFUL, HARMLESS], ids=SUBSETS)
+def test_no_phrase_has_two_kinds(grammar) -> None:  # type: ignore[no-untyped-def]
+    elements = {e for t in grammar.templates for run in expansions(t) for e in run}
+    phrases = [e for e in elements if not e.startswith("{") and e != "."]
+    for slot in grammar.slots.values():
+        phrases += [phrase.lower() for phrase in (*slot.plain, *slot.special)]
+    phrases += sorted({word for topic in grammar.topics for word in topic.words})
+    assert len(phrases) == len(set(phrases)), sorted(p for p in phrases if phrases.count(p) > 1)
+
+
+def test_optional_parts_are_left_out_in_every_way() -> None:
+    assert set(expansions("{a} [b c] {d} [.]")) == {
+        ("{a}", "b", "c", "{d}", "."),
+        ("{a}", "{d}", "."),
+        ("{a}", "b", "c", "{d}"),
+        ("{a}", "{d}"),
+    }

@@ -1,0 +1,199 @@
+"""The HH file format: by hand, line by line, and every kind of bad file."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infalign.data.hh import (
+    ASSISTANT,
+    HUMAN,
+    Pair,
+    hash_share,
+    keep_last_turns,
+    prompt_key,
+    read_subset,
+    split_dialogue,
+    turns,
+    write_pairs,
+)
+from infalign.errors import InputError
+
+ONE = f"{HUMAN} Hi{ASSISTANT}"
+TWO = f"{HUMAN} Hi{ASSISTANT} Hello.{HUMAN} Why?{ASSISTANT}"
+
+
+def line(chosen: str = f"{ONE} a", rejected: str = f"{ONE} b") -> str:
+    return json.dumps({"chosen": chosen, "rejected": rejected})
+
+
+def numbered(n: int) -> list[str]:
+    return [line(f"{HUMAN} q{i}{ASSISTANT} a", f"{HUMAN} q{i}{ASSISTANT} b") for i in range(n)]
+
+
+def put(folder: Path, lines: list[str], split: str = "train", end: str = "") -> Path:
+    path = folder / "sub" / f"{split}.jsonl{end}"
+    path.parent.mkdir(exist_ok=True)
+    data = "".join(text + "\n" for text in lines).encode()
+    path.write_bytes(gzip.compress(data) if end else data)
+    return path
+
+
+def test_splits_at_the_last_assistant_marker() -> None:
+    assert split_dialogue(f"{TWO} Because.\n") == (TWO, "Because.")
+    assert split_dialogue(f"{ONE}") == (ONE, "")
+
+
+@pytest.mark.parametrize("text", ["hello", f"{HUMAN} Hi", f"x{ONE} a", f"{ONE} a{HUMAN} And?"])
+def test_what_is_no_dialogue_ending_with_the_assistant(text: str) -> None:
+    assert split_dialogue(text) is None
+
+
+def test_a_prompt_is_cut_at_turn_boundaries_only() -> None:
+    last = f"{HUMAN} Why?{ASSISTANT}"
+    assert turns(TWO) == [f"{HUMAN} Hi{ASSISTANT} Hello.", last]
+    assert keep_last_turns(TWO, lambda text: len(text) <= len(TWO)) == TWO
+    assert keep_last_turns(TWO, lambda text: len(text) < len(TWO)) == last
+    assert keep_last_turns(TWO, lambda text: len(text) < len(last)) is None
+
+
+@given(st.lists(st.text(alphabet="ab", max_size=5), min_size=1, max_size=6), st.integers(0, 200))
+def test_cutting_keeps_the_longest_fitting_end(said: list[str], longest: int) -> None:
+    prompt = "".join(f"{HUMAN} {text}{ASSISTANT}" for text in said)
+    ends = ["".join(turns(prompt)[i:]) for i in range(len(said))]
+    oracle = next((end for end in ends if len(end) <= longest), None)
+    assert keep_last_turns(prompt, lambda text: len(text) <= longest) == oracle
+
+
+def test_identity_and_hash_share_are_fixed() -> None:
+    assert prompt_key("x") == "2d711642b726b044"
+    shares = [hash_share(str(i), "test") for i in range(4000)]
+    assert all(0 <= share < 1 for share in shares)
+    assert sum(share < 0.2 for share in shares) / 4000 == pytest.approx(0.2, abs=0.02)
+    assert hash_share("1", "test") != hash_share("1", "half")
+
+
+def test_reads_two_files_and_counts_what_it_drops(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        [
+            *numbered(6),
+            line(f"{TWO} a", f"{ONE} b"),
+            line(f"{ONE} same", f"{ONE}  same "),
+            line(f"{ONE} a", f"{ONE} "),
+            '{"chosen": ',
+            json.dumps({"rejected": f"{ONE} b"}),
+            "",
+        ],
+    )
+    put(tmp_path, [numbered(6)[5]], "test", ".gz")
+    subset = read_subset(tmp_path, "sub", 0.2)
+    assert [pair.prompt for pair in subset.train] == [f"{HUMAN} q{i}{ASSISTANT}" for i in range(5)]
+    assert subset.test == [Pair(f"{HUMAN} q5{ASSISTANT}", "a", "b", "sub/test.jsonl.gz")]
+    assert subset.lines == 12
+    assert {reason: n for reason, n in subset.dropped.items() if n} == {
+        "broken_line": 2,
+        "prompt_differs": 1,
+        "identical_pair": 1,
+        "empty_response": 1,
+        "prompt_in_test": 1,
+    }
+    assert subset.first_broken == f"{tmp_path}/sub/train.jsonl line 10 is not JSON"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_single_file_is_split_by_prompt(tmp_path: Path, split: str) -> None:
+    put(tmp_path, numbered(50) * 2, split)
+    subset = read_subset(tmp_path, "sub", 0.3)
+    train, test = ({pair.prompt for pair in part} for part in (subset.train, subset.test))
+    assert not train & test
+    assert len(train | test) == 50
+    assert len(subset.train) == 2 * len(train)
+    assert 5 < len(test) < 25
+
+
+def test_what_is_written_is_read_back_and_has_fixed_bytes(tmp_path: Path) -> None:
+    pairs = [Pair(f"{TWO}", "é “x”", f"y\n{i}", "sub/train.jsonl.gz") for i in range(3)]
+    paths = [tmp_path / "sub" / "train.jsonl.gz", tmp_path / "other" / "again.jsonl.gz"]
+    for path in paths:
+        write_pairs(path, pairs)
+    put(tmp_path, numbered(1), "test")
+    assert read_subset(tmp_path, "sub", 0.2).train == pairs
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert paths[0].read_bytes()[4:8] == bytes(4)  # the time in the gzip header
+
+
+BAD_FIRST_LINES = {
+    "not JSON": ("id,text", "line 1 is not JSON"),
+    "another object": ("[1]", "line 1 is not a JSON object"),
+    "no chosen": ('{"prompt": "x", "rejected": "y"}', "line 1 has no 'chosen' text"),
+    "chosen null": (json.dumps({"chosen": None, "rejected": "y"}), "has no 'chosen' text"),
+    "no rejected": (json.dumps({"chosen": f"{ONE} a"}), "line 1 has no 'rejected' text"),
+    "no markers": (line("a", "b"), "line 1 has a 'chosen' that is no dialogue"),
+    "half a character": (line(f"{ONE} \ud800"), "line 1 has a 'chosen' text that is not valid"),
+    "deep nesting": ("[" * 100000, "line 1 is not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIRST_LINES)
+def test_a_file_that_is_not_hh_is_an_error_with_file_and_line(tmp_path: Path, name: str) -> None:
+    text, message = BAD_FIRST_LINES[name]
+    path = put(tmp_path, [text, *numbered(500)])
+    with pytest.raises(InputError, match="Anthropic HH format") as caught:
+        read_subset(tmp_path, "sub", 0.2)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_stray_broken_lines_are_counted_many_are_an_error(tmp_path: Path) -> None:
+    put(tmp_path, [*numbered(600), *["{"] * 6])
+    assert read_subset(tmp_path, "sub", 0.2).dropped["broken_line"] == 6
+    put(tmp_path, [*numbered(600), *["{"] * 7])
+    with pytest.raises(InputError, match=r"line 601 is not JSON \(7 of the 607 lines"):
+        read_subset(tmp_path, "sub", 0.2)
+
+
+def test_broken_archives_and_encodings(tmp_path: Path) -> None:
+    path = put(tmp_path, numbered(50), end=".gz")
+    whole = path.read_bytes()
+    for data, message in (
+        (whole[:-20], "truncated gzip file"),
+        (whole[:5], "truncated gzip file"),
+        (b"plain text", "not a sound gzip file"),
+        (whole[:40] + bytes(20) + whole[60:], "gzip file"),
+        (gzip.compress(numbered(1)[0].encode() + b"\n\xff\n"), "line 2 is not UTF-8"),
+        (b"", "is empty"),
+        (gzip.compress(b"\n\n"), "is empty"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=message) as caught:
+            read_subset(tmp_path, "sub", 0.2)
+        assert str(path) in str(caught.value)
+
+
+def test_missing_and_doubled_places(tmp_path: Path) -> None:
+    def fails(folder: Path, message: str) -> None:
+        with pytest.raises(InputError, match=re.escape(message)):
+            read_subset(folder, "sub", 0.2)
+
+    fails(tmp_path / "nowhere", "is not a folder")
+    fails(tmp_path, "has no subset folder 'sub' (it has [])")
+    (tmp_path / "sub").mkdir()
+    fails(tmp_path, "has none of train.jsonl")
+    put(tmp_path, numbered(3))
+    put(tmp_path, numbered(3), end=".gz")
+    fails(tmp_path, "are both there")
+
+
+def test_a_split_that_is_left_without_a_pair_is_an_error(tmp_path: Path) -> None:
+    put(tmp_path, [line(f"{ONE} a", f"{ONE} a")])
+    with pytest.raises(InputError, match=r"no usable pair for its train split.*identical_pair"):
+        read_subset(tmp_path, "sub", 0.2)
+    put(tmp_path, numbered(4))
+    put(tmp_path, numbered(4), "test")
+    with pytest.raises(InputError, match="no usable pair for its train split"):
+        read_subset(tmp_path, "sub", 0.2)

@@ -51,8 +51,10 @@ def stage(params: Params) -> Stage:
 
 def run(workspace: Workspace) -> None:
     """Train and measure every reward model that is not finished yet."""
+    prepared = json.loads(workspace.results("prepare", "metrics.json").read_text())["objectives"]
     measured = {
         objective: {half: _train(workspace, objective, half) for half in HALVES}
+        | {"accuracy_ceiling": prepared[objective]["accuracy_ceiling"]}
         for objective in workspace.params.run.objectives
     }
     write_json(workspace.out / "reward" / "metrics.json", measured)

@@ -288,3 +288,48 @@ def test_stage_names_every_policy_and_reward_model():
     assert "results/reward/helpful" in stage.inputs
     assert "results/align/helpful" in stage.inputs
     assert "objectives.helpful" in stage.params
+
+
+def test_models_sample_score_and_measure(tmp_path, policy, tokenizer):
+    """A policy equal to the reference: no KL, other samples than the reference's own."""
+    import torch
+
+    from infalign.lm.models import build_reward_model, save_model
+    from infalign.workspace import Workspace
+
+    params = case_params(prompts=3, samples=4, run={"objectives": ["helpful"], "device": "cpu"})
+    write_inputs(tmp_path, params)
+    results = tmp_path / "results"
+    save_model(policy, tokenizer, results / "sft" / "policy")
+    save_model(policy, tokenizer, results / "align" / "helpful" / "ctrl" / "policy")
+    for seed, judge in enumerate(("train", "judge")):
+        model = build_reward_model(results / "sft" / "policy", tokenizer, torch.device("cpu"), seed)
+        save_model(model, tokenizer, results / "reward" / "helpful" / judge)
+    workspace = Workspace(params, tmp_path, "evaluate@helpful")
+    for word in ("samples", "rewards"):
+        (workspace.work / "policies" / f"ctrl.{word}.parquet").unlink()
+    evaluate.run(workspace, "helpful")
+    folder = workspace.out / "evaluate" / "helpful"
+    rows = read_table(folder / "samples.parquet", EVALUATION_SAMPLES).to_pylist()
+    ours = [row for row in rows if row["policy"] == "ctrl"]
+    assert len(ours) == 3 * 4
+    assert max(abs(row["kl"]) + abs(row["log_ratio"]) for row in ours) == 0.0
+    theirs = {row["response"] for row in rows if row["policy"] == "reference"}
+    assert not theirs & {row["response"] for row in ours}
+    rewards = read_table(folder / "rewards.parquet", EVALUATION_REWARDS).to_pylist()
+    found = {
+        judge: [r["reward"] for r in rewards if (r["policy"], r["judge"]) == ("ctrl", judge)]
+        for judge in ("train", "judge", "gold")
+    }
+    assert found["train"] != found["judge"]
+    assert len(found["gold"]) == 12
+
+
+def test_no_gold_judge_outside_the_built_in_corpus(tmp_path):
+    params = case_params(
+        prompts=3, samples=4, run={"objectives": ["helpful"], "variants": ["ctrl"]}
+    )
+    write_inputs(tmp_path, params, gold=False)
+    run_evaluate(tmp_path, params)
+    rows = read_table(tmp_path / "results/evaluate/helpful/evaluation.parquet", EVALUATION)
+    assert set(rows["judge"].to_pylist()) == {"train", "judge"}

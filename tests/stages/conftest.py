@@ -1,0 +1,52 @@
+"""One smoke run of all stages, shared by the stage tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infalign.__main__ import main
+from infalign.params import check_params
+from infalign.workspace import Workspace
+
+STAGES = ("corpus", "prepare", "sft", "reward", "sample")
+
+
+def instances(tree: dict[str, Any]) -> Iterator[list[str]]:
+    """The arguments of `python -m infalign` for a whole pipeline, in order."""
+    objectives, variants = tree["run"]["objectives"], tree["run"]["variants"]
+    yield from ([stage] for stage in STAGES)
+    yield from (["calibrate", "--objective", o] for o in objectives)
+    yield from (["align", "--objective", o, "--variant", v] for o in objectives for v in variants)
+    yield from (["evaluate", "--objective", o] for o in objectives)
+    yield ["report"]
+
+
+@pytest.fixture(scope="session")
+def finished(smoke_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every stage has run with smoke params."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "params.yaml").write_text(yaml.safe_dump(smoke_tree))
+    with contextlib.chdir(folder):
+        for arguments in instances(smoke_tree):
+            assert main(arguments) == 0, arguments
+    return folder
+
+
+@pytest.fixture
+def workspace(finished: Path, smoke_tree: dict[str, Any], tmp_path: Path):  # type: ignore[no-untyped-def]
+    """A function that gives a workspace for an instance, with its own unfinished work."""
+    (tmp_path / "results").symlink_to(finished / "results")
+    params = check_params(smoke_tree, "smoke")
+
+    def make(instance: str) -> Workspace:
+        made = Workspace(params, tmp_path, instance)
+        made.open_work("test")
+        return made
+
+    return make

@@ -1,0 +1,75 @@
+"""align: what each variant maximises, and that a killed run resumes exactly."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import beta
+
+from infalign.history import read_history
+from infalign.stages import align
+from infalign.theory.frontier import solve_beta
+
+
+def test_goals(workspace):
+    params = workspace("align").params
+    references = np.sort(np.random.default_rng(0).normal(size=(20, 32)), axis=1)
+    ctrl = align.make_goal(params, "harmless", "ctrl", references)
+    assert ctrl.spelling == "exp:-10"
+    assert ctrl.beta == pytest.approx(solve_beta("exp:-10", params.align.kl_nats))
+    raw = align.make_goal(params, "harmless", "rlhf", references)
+    rewards = np.array([[0.3, -2.0]])
+    assert raw(rewards, references[:1]).tolist() == rewards.tolist()
+    plain = align.make_goal(params, "helpful", "calibrated", references)
+    below = (references[0] < 0.3).sum()
+    assert plain(rewards, references[:1])[0, 0] == pytest.approx((below + 1) / 34)
+
+
+def test_the_transformed_reward_is_a_posterior_mean(workspace):
+    params = workspace("align").params
+    references = np.arange(32.0)[None]
+    goal = align.make_goal(params, "helpful", "ctrl", np.repeat(references, 3, 0))
+    found = goal(np.array([[30.5]]), references)[0, 0]
+    u = (np.arange(200_000) + 0.5) / 200_000
+    assert found == pytest.approx(np.mean(np.exp(10 * u) * beta.pdf(u, 32, 2)), rel=1e-4)
+
+
+def test_raw_beta_grows_with_the_reward_scale(workspace):
+    params = workspace("align").params
+    references = np.sort(np.random.default_rng(0).normal(size=(20, 32)), axis=1)
+    first = align.make_goal(params, "helpful", "rlhf", references).beta
+    second = align.make_goal(params, "helpful", "rlhf", 3 * references).beta
+    assert second == pytest.approx(3 * first, rel=1e-3)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_killed_run_resumes_to_the_same_bytes(finished, workspace, monkeypatch, stop):
+    made = workspace("align@helpful-ctrl")
+    original = align.Trainer.take
+
+    def stopping(self, number):
+        if number == stop:
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    monkeypatch.setattr(align.Trainer, "take", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        align.run(made, "helpful", "ctrl")
+    monkeypatch.setattr(align.Trainer, "take", original)
+    align.run(made, "helpful", "ctrl")
+    whole = finished / "results/align/helpful/ctrl"
+    for path in sorted(p for p in whole.rglob("*") if p.is_file()):
+        mine = made.out / "align/helpful/ctrl" / path.relative_to(whole)
+        assert mine.read_bytes() == path.read_bytes(), path
+
+
+def test_starts_at_the_reference(finished, smoke_tree):
+    for objective in smoke_tree["run"]["objectives"]:
+        for variant in smoke_tree["run"]["variants"]:
+            folder = finished / "results/align" / objective / variant
+            history = read_history(folder / "history.jsonl")
+            assert [row["step"] for row in history] == list(range(smoke_tree["align"]["steps"]))
+            assert history[0]["kl"] == 0
+            assert history[0]["log_ratio"] == 0
+            assert history[-1]["kl"] > 0
+            assert json.loads((folder / "metrics.json").read_text())["beta"] > 0

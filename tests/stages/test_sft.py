@@ -1,0 +1,40 @@
+"""sft: what the loss covers, and what the reference policy is."""
+
+import json
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from infalign.history import read_history
+from infalign.lm.models import load_tokenizer
+from infalign.stages.sft import _Responses
+
+
+def test_loss_covers_the_response_and_eos_only(finished, workspace):
+    made = workspace("sft")
+    tokenizer = load_tokenizer(finished / "results/prepare/tokenizer")
+    data = _Responses(made, tokenizer, "train")
+    batch = data.batch(range(4), torch.device("cpu"))
+    for row in range(4):
+        prompt, response = data.prompts[row], data.responses[row]
+        covered = batch.ids[row, 1:][batch.labels[row]].tolist()
+        assert covered == response
+        assert batch.ids[row, : len(prompt)].tolist() == prompt
+    assert sum(r[-1] == tokenizer.eos_token_id for r in data.responses) > 0
+
+
+def test_learns(finished):
+    losses = [row["loss"] for row in read_history(finished / "results/sft/history.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+    metrics = json.loads((finished / "results/sft/metrics.json").read_text())
+    assert 1 < metrics["held_out_perplexity"] < 200
+    assert 0 <= metrics["ended_share"] <= 1
+
+
+def test_folder_opens_with_plain_transformers(finished):
+    folder = finished / "results/sft/policy"
+    model, tokenizer = (
+        kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    ids = tokenizer("\n\nHuman: one\n\nAssistant:", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=2).shape[1] > ids["input_ids"].shape[1]

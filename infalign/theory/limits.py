@@ -109,9 +109,10 @@ def tied_limit(
 
 
 def _halves(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Every other sample, so that rows sorted by reward are halved fairly too."""
-    even = samples.shape[1] // 2 * 2
-    return samples[:, 0:even:2], samples[:, 1:even:2]
+    """Two random halves of each row, always the same ones: rows may come sorted by reward."""
+    shuffled = np.random.default_rng(0).permuted(samples, axis=1)
+    size = samples.shape[1] // 2
+    return shuffled[:, :size], shuffled[:, size : 2 * size]
 
 
 def _empirical(procedure: Procedure, samples: FloatArray, kl_nats: float) -> tuple[float, float]:

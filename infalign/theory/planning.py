@@ -23,6 +23,8 @@ from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.tilting import tilt, win_rate
 from infalign.theory.transforms import Transform, density_at, parse_transform
 
+SMALLEST_ERROR = 0.001
+
 
 @dataclass(frozen=True)
 class WinRateNoise:
@@ -135,6 +137,11 @@ def samples_needed(
 def references_needed(error: float) -> int:
     """The smallest K whose expected calibration error E |C_hat - C| is at most `error`."""
     wanted = _positive("error", error)
+    if wanted < SMALLEST_ERROR:
+        raise ValueError(
+            f"error is {error:g} but must be at least {SMALLEST_ERROR:g}, which already takes "
+            f"98,000 references a prompt."
+        )
     return _smallest(lambda k: expected_calibration_error(k) <= wanted)
 
 

@@ -111,4 +111,4 @@ def win_rate(procedure: Procedure, grid: Grid, tilted: Tilt) -> float:
     for share, part in procedure.parts:
         beaten = 1.0 - part.cdf(tilted.cdf)
         total += share * grid.integrate(beaten * part.pdf(grid.u))
-    return total
+    return min(max(total, 0.0), 1.0)

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from infalign.page import palette
@@ -63,18 +64,27 @@ def draw(
         columns: number of panels.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=PNG_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, columns, squeeze=False)[0]
         paint(list(axes))
+        _settle(figure)
     return figure
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once, at its own resolution, not again for every file written of it."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
 
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG: no date, no version, so that equal figures are equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        figure.savefig(path, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:
@@ -86,7 +96,8 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     """
     stream = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator"), None))
+        absent = dict.fromkeys(("Date", "Creator", "Format", "Type"), None)
+        FigureCanvasSVG(figure).print_svg(stream, metadata=absent)
     text = stream.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)

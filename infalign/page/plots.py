@@ -19,6 +19,7 @@ from infalign.page.figures import draw
 Array = NDArray[np.float64]
 HEIGHT = 3.5  # inches
 Z95 = 1.96
+KEY_WIDTH, LETTER_WIDTH, LEGEND_ROW = 0.6, 0.07, 0.18  # inches, of a legend's parts
 RUNNING = 10  # training steps in a running mean
 
 
@@ -63,7 +64,7 @@ def frontier(panels: Sequence[Frontier], budget: float, order: Sequence[str]) ->
                 axis.set_ylabel("win rate over the reference (%)")
         _legend_below(axes[0])
 
-    return draw(paint, 4.6 * len(panels), HEIGHT + 0.5, len(panels))
+    return draw(paint, 4.6 * len(panels), HEIGHT + 0.1, len(panels))
 
 
 def _frontier_panel(axis: Axes, panel: Frontier, budget: float, order: Sequence[str]) -> None:
@@ -107,7 +108,7 @@ def _frontier_panel(axis: Axes, panel: Frontier, budget: float, order: Sequence[
         )
     axis.set(title=panel.title, xlabel="KL from the reference (nats)")
     lowest = min([50.0, *(100 * point.low for point in panel.points)])
-    axis.set_xlim(0, max(panel.kl))
+    axis.set_xlim(0, max(*panel.kl, 1.1 * budget))
     axis.set_ylim(lowest - 1, min(100.0, float(limit.max()) + 3))
 
 
@@ -152,7 +153,7 @@ def families(panels: Sequence[Family], order: Sequence[str]) -> Figure:
         _same_height(axes)
         _legend_below(axes[0])
 
-    return draw(paint, 4.6 * len(panels), HEIGHT, len(panels))
+    return draw(paint, 4.6 * len(panels), HEIGHT - 0.2, len(panels))
 
 
 def _dodge(position: int, count: int) -> float:
@@ -193,7 +194,7 @@ def judges(points: Mapping[str, Sequence[Point]], order: Sequence[str], title: s
         axis.set(title=title, xlabel="win rate over the reference (%)", ylabel="judged by")
         _legend_below(axis)
 
-    return draw(paint, 6.4, 1.4 + 0.6 * len(names))
+    return draw(paint, 6.4, 1.2 + 0.6 * len(names))
 
 
 def calibration_error(
@@ -261,7 +262,7 @@ def histograms(
         axes[1].set_xlim(0, 1)
         _legend_below(axes[0])
 
-    return draw(paint, 9.2, HEIGHT - 0.1, 2)
+    return draw(paint, 9.2, HEIGHT - 0.3, 2)
 
 
 def _bins(cells: int) -> int:
@@ -304,7 +305,7 @@ def training(panels: Sequence[Curve], order: Sequence[str]) -> Figure:
             axis.set(title=panel.title, xlabel="step", ylabel=panel.unit)
         _legend_below(axes[0])
 
-    return draw(paint, 2.55 * len(panels), HEIGHT - 0.8, len(panels))
+    return draw(paint, 2.55 * len(panels), HEIGHT - 1.0, len(panels))
 
 
 def _running_mean(values: Sequence[float]) -> Array:
@@ -327,9 +328,13 @@ def _same_height(axes: Sequence[Axes]) -> None:
 
 
 def _legend_below(axis: Axes) -> None:
-    """One legend for the whole figure, below its panels."""
-    figure = axis.get_figure()
+    """One legend for the whole figure, below its panels, which grows by the rows it needs."""
+    figure = axis.get_figure(root=True)
     handles, labels = axis.get_legend_handles_labels()
-    if handles and figure is not None:
-        columns = min(4, len(handles))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    if figure is None or not handles:
+        return
+    width, height = figure.get_size_inches()
+    longest = KEY_WIDTH + LETTER_WIDTH * max(len(label) for label in labels)
+    columns = max(1, min(4, len(handles), int(width / longest)))
+    figure.set_size_inches(width, height + LEGEND_ROW * (-(-len(handles) // columns)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)

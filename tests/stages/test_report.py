@@ -1,0 +1,189 @@
+"""report: one page that needs nothing else, the same bytes every time, and a complete summary."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import report_case
+from report_case import case_params, run_evaluate, write_inputs
+
+from infalign.errors import InputError
+from infalign.params import Params
+from infalign.stages import report
+from infalign.workspace import Workspace
+
+VOID = {"meta", "br", "img", "path", "use", "rect", "line", "circle", "defs"}
+PLOTS = ("frontier", "families", "judges", "training", "calibration", "rewards")
+
+
+def run_report(root: Path, params: Params) -> Path:
+    """Run and publish report; its folder."""
+    workspace = Workspace(params, root, "report")
+    report.run(workspace)
+    workspace.publish(report.stage(params).outputs)
+    return root / "results" / "report"
+
+
+def make_report(root: Path, params: Params, gold: bool = True) -> Path:
+    """Everything from made-up policies to the page."""
+    write_inputs(root, params, gold)
+    run_evaluate(root, params)
+    return run_report(root, params)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project with a finished report: its folder and its params."""
+    params = case_params()
+    return make_report(tmp_path_factory.mktemp("report"), params), params
+
+
+class Reader(HTMLParser):
+    """Collects ids, link targets and tags; fails at a tag that closes what is not open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.tags: set[str] = set()
+        self.text: list[str] = []
+        self._open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name == "href":
+                self.targets.append(value)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read_page(folder: Path) -> Reader:
+    reader = Reader()
+    reader.feed((folder / "index.html").read_text(encoding="utf-8"))
+    return reader
+
+
+def test_exact_files(made):
+    folder, params = made
+    plots = {f"plots/{o}_{name}.png" for o in params.run.objectives for name in PLOTS}
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert found == {"index.html", "summary.json"} | plots
+
+
+def test_a_rerun_gives_the_same_bytes(made):
+    folder, params = made
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    run_report(folder.parents[1], params)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_the_page_loads_nothing(made):
+    text = (made[0] / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//\w|src=|@import|<link|<script|<iframe|<object", text)
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+
+
+def test_the_page_is_well_formed_and_its_links_lead_somewhere(made):
+    page = read_page(made[0])
+    assert len(page.ids) == len(set(page.ids))
+    assert all(target.startswith("#") for target in page.targets)
+    assert {target[1:] for target in page.targets} <= set(page.ids)
+    assert {"table", "svg", "nav", "dl"} <= page.tags
+
+
+def test_the_page_holds_no_number_that_is_not_one(made):
+    text = " ".join(read_page(made[0]).text)
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+
+
+def test_the_first_table_comes_first(made):
+    page = " ".join(" ".join(read_page(made[0]).text).split())
+    assert page.index("Under Best-of-4, ctrl wins") < page.index("Health of each stage")
+    assert page.index("Health of each stage") < page.index("How far a calibrated reward")
+
+
+def test_summary_has_a_row_per_objective_policy_judge_and_procedure(made):
+    folder, params = made
+    rows = json.loads((folder / "summary.json").read_text())
+    keys = [(r["objective"], r["policy"], r["judge"], r["procedure"]) for r in rows]
+    procedures = 1 + 2 * len(params.evaluate.best_of)
+    assert len(keys) == len(set(keys)) == 2 * 3 * 3 * procedures
+    numbers = {"win_rate", "low", "high", "limit", "method_limit", "efficiency", "kl", "kl_se"}
+    numbers.add("response_tokens")
+    for row in rows:
+        assert set(row) == {"objective", "policy", "judge", "procedure", *numbers}
+        assert all(row[name] is None or math.isfinite(row[name]) for name in numbers)
+
+
+def test_markup_in_responses_is_shown_not_obeyed(tmp_path, monkeypatch):
+    plain = report_case.draw_response
+    hostile = '<script>alert("1")</script> & <b>bold</b>'
+    monkeypatch.setattr(report_case, "draw_response", lambda *a: f"{hostile} {plain(*a)}")
+    params = case_params(run={"objectives": ["helpful"]})
+    folder = make_report(tmp_path, params)
+    assert "script" not in read_page(folder).tags
+    assert "&lt;script&gt;" in (folder / "index.html").read_text()
+    assert any(
+        '<script>alert("1")</script> & <b>bold</b>' in text for text in read_page(folder).text
+    )
+
+
+def test_any_names_and_any_number_of_variants(tmp_path):
+    base = case_params()
+    helpful = base.objectives["helpful"].model_dump(mode="json")
+    rewards = ["objective", "identity", "raw", "log", "exp:5", "exp:-5", "exp:2", "optimal"]
+    variants = {f"v_{i}": {"reward": reward} for i, reward in enumerate(rewards)}
+    params = case_params(
+        prompts=3,
+        evaluate={"best_of": [2], "bootstrap": 100},
+        objectives={"X_1": {**helpful, "procedure": "best_of:3", "transform": "exp:3"}},
+        align={"variants": variants},
+        run={"objectives": ["X_1"], "variants": list(variants)},
+    )
+    folder = make_report(tmp_path, params, gold=False)
+    text = " ".join(read_page(folder).text)
+    assert all(name in text for name in ("Best-of-3", *variants))
+    assert (folder / "plots" / "X_1_frontier.png").is_file()
+
+
+def test_one_variant_alone(tmp_path):
+    params = case_params(
+        run={"objectives": ["harmless"], "variants": ["ctrl"]},
+        evaluate={"best_of": [1], "bootstrap": 100},
+    )
+    page = read_page(make_report(tmp_path, params))
+    assert "Paired differences" not in " ".join(page.text)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    params = case_params(run={"objectives": ["helpful"], "variants": ["ctrl"]})
+    write_inputs(tmp_path, params)
+    run_evaluate(tmp_path, params)
+    (tmp_path / "results" / "calibrate" / "helpful" / "errors.json").unlink()
+    with pytest.raises(InputError, match=r"errors\.json does not exist"):
+        run_report(tmp_path, params)
+
+
+def test_stage_reads_what_it_says():
+    stage = report.stage(case_params())
+    assert stage.outputs == ("results/report",)
+    assert {"results/evaluate/helpful", "results/align/harmless"} <= set(stage.inputs)

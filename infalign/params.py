@@ -178,6 +178,11 @@ class Align(Section):
     warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
     max_grad_norm: Rate
     checkpoint_every: Positive = Field(description="steps between checkpoints")
+    kl_prompts: Positive = Field(
+        description="training-split prompts, unseen in training where there are as many, on which "
+        "the final KL is measured"
+    )
+    kl_samples: Positive = Field(description="responses each")
     variants: dict[Name, Variant] = Field(min_length=1)
 
 

@@ -225,10 +225,13 @@ def read_table(path: Path, kind: Table) -> pa.Table:
     return table
 
 
-def read_prompts(path: Path, objective: str) -> dict[str, str]:
-    """The prompts of an objective: id to text."""
-    rows = read_table(path, PROMPTS).to_pylist()
-    return {row["prompt_id"]: row["prompt"] for row in rows if row["objective"] == objective}
+def read_prompts(path: Path, objective: str, split: str | None = None) -> dict[str, str]:
+    """The prompts of an objective, of one split or both: id to text."""
+    return {
+        row["prompt_id"]: row["prompt"]
+        for row in read_table(path, PROMPTS).to_pylist()
+        if row["objective"] == objective and split in (None, row["split"])
+    }
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:

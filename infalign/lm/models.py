@@ -124,4 +124,5 @@ def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
-    return model.to(device).eval()
+    model.to(device)  # type: ignore[arg-type]
+    return model.eval()

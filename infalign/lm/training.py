@@ -103,7 +103,7 @@ def optimise(
 
 
 def _descend(
-    step: Step, optimiser: torch.optim.Optimizer, weights: list[torch.Tensor], max_norm: float
+    step: Step, optimiser: torch.optim.Optimizer, weights: Sequence[torch.Tensor], max_norm: float
 ) -> tuple[float, float]:
     """Fill and clip the gradients; the loss and the gradient's norm before clipping."""
     optimiser.zero_grad(set_to_none=True)

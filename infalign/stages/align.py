@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from infalign.lm.control import BetaControl
+from infalign.lm.control import BetaControl, Settled, settle
 from infalign.lm.losses import rloo_loss
 from infalign.lm.models import (
     load_policy,
@@ -27,7 +27,7 @@ from infalign.lm.models import (
 )
 from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import Responses, sample_responses
-from infalign.lm.scoring import response_log_probs, score_responses, sum_responses
+from infalign.lm.scoring import divergence, response_log_probs, score_responses, sum_responses
 from infalign.lm.text import encode_prompts, make_batch
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
 from infalign.params import Params
@@ -43,7 +43,7 @@ def stage(params: Params, objective: str, variant: str) -> Stage:
     """What the stage depends on."""
     common = (
         "kl_nats beta steps prompts_per_step samples_per_prompt learning_rate warmup_share "
-        "max_grad_norm checkpoint_every"
+        "max_grad_norm checkpoint_every kl_prompts kl_samples"
     )
     return Stage(
         "align",
@@ -92,12 +92,17 @@ def run(workspace: Workspace, objective: str, variant: str) -> None:
         name=workspace.instance,
         state=control,
     )
+    if settings.beta is None:
+        settled = settle(trainer.policy, trainer.reference, trainer.measure_kl, settings.kl_nats)
+    else:
+        settled = Settled(1.0, trainer.measure_kl())
     out = workspace.out / "align" / objective / variant
     save_model(trainer.policy, trainer.tokenizer, out / "policy")
     shutil.copyfile(workspace.work / "history.jsonl", out / "history.jsonl")
     write_json(
         out / "metrics.json",
-        {"reward": goal.spelling, "first_beta": goal.beta, "beta": control.beta},
+        {"reward": goal.spelling, "first_beta": goal.beta, "beta": control.beta}
+        | settled._asdict(),
     )
 
 
@@ -108,20 +113,24 @@ class TrainingPrompts:
     Attributes:
         ids, texts: one a prompt.
         rewards: of the reference's samples, ascending [prompts, refs].
+        unseen: id to text of the training split's other prompts, in the order of their ids.
     """
 
     ids: list[str]
     texts: list[str]
     rewards: np.ndarray
+    unseen: dict[str, str]
 
 
 def training_prompts(workspace: Workspace, objective: str) -> TrainingPrompts:
     """Training prompts with their sorted reference rewards."""
     path = workspace.results("calibrate", objective, "calibration.parquet")
     table = read_table(path, CALIBRATION).filter(pc.field("split") == "train")
-    texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
+    texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective, "train")
     ids = table["prompt_id"].to_pylist()
-    return TrainingPrompts(ids, [texts[i] for i in ids], np.array(table["rewards"].to_pylist()))
+    unseen = {i: texts[i] for i in sorted(texts.keys() - set(ids))}
+    rewards = np.array(table["rewards"].to_pylist())
+    return TrainingPrompts(ids, [texts[i] for i in ids], rewards, unseen)
 
 
 @dataclass(frozen=True)
@@ -172,15 +181,16 @@ class Trainer:
         folder = workspace.results("sft", "policy")
         self.policy: PreTrainedModel = load_policy(folder, device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
-        self._reference = load_policy(folder, device)
+        self.reference = load_policy(folder, device)
         judge = workspace.results("reward", objective, "train")
         self._reward_model = load_reward_model(judge, device)
         self._reward_tokenizer = load_tokenizer(judge)
         self._encoded = encode_prompts(self.tokenizer, prompts.texts)
         settings = workspace.params.align
-        self._seed = derive_seed(workspace.params.run.seed, "align")
         self._batches = EpochBatches(
-            [len(p) for p in self._encoded], settings.prompts_per_step, self._seed
+            [len(p) for p in self._encoded],
+            settings.prompts_per_step,
+            derive_seed(workspace.params.run.seed, "align"),
         )
 
     def take(self, number: int) -> Step:
@@ -206,7 +216,7 @@ class Trainer:
         )
         ours = response_log_probs(self.policy, batch)
         with torch.no_grad():
-            theirs = response_log_probs(self._reference, batch)
+            theirs = response_log_probs(self.reference, batch)
             token_kl = (ours.exp() * (ours - theirs)).sum(-1)
             kl = float(sum_responses(token_kl, batch).mean())
         token = batch.ids[:, 1:][batch.labels][:, None]
@@ -233,16 +243,45 @@ class Trainer:
         }
         return Step(step.loss, metrics, int(batch.response.sum()))
 
+    def measure_kl(self) -> float:
+        """The policy's KL, nats a response, on prompts that training has not seen."""
+        settings, prompts = self._params.align, self._prompts
+        chosen = dict(list(prompts.unseen.items())[: settings.kl_prompts])
+        if len(chosen) < settings.kl_prompts:  # too few to spare: take training prompts as well
+            seen = zip(prompts.ids, prompts.texts, strict=True)
+            chosen |= dict(list(seen)[: settings.kl_prompts - len(chosen)])
+        indices = np.tile(np.arange(settings.kl_samples), (len(chosen), 1))
+        responses = self._responses(list(chosen.values()), list(chosen), indices, "kl")
+        texts = [text for text in chosen.values() for _ in range(settings.kl_samples)]
+        found = divergence(
+            self.policy,
+            self.reference,
+            self.tokenizer,
+            texts,
+            responses.tokens,
+            batch_size=self._params.sample.batch_size,
+        )
+        return float(found.kl.mean())
+
     def _sample(self, number: int, chosen: np.ndarray) -> Responses:
         """Fresh responses: a step's sample indices are its own."""
         k = self._params.align.samples_per_prompt
+        indices = np.tile(number * k + np.arange(k), (len(chosen), 1))
+        texts, ids = (
+            [names[i] for i in chosen] for names in (self._prompts.texts, self._prompts.ids)
+        )
+        return self._responses(texts, ids, indices, "align")
+
+    def _responses(
+        self, texts: list[str], ids: list[str], indices: np.ndarray, purpose: str
+    ) -> Responses:
         return sample_responses(
             self.policy,
             self.tokenizer,
-            [self._prompts.texts[i] for i in chosen],
-            [self._prompts.ids[i] for i in chosen],
-            np.tile(number * k + np.arange(k), (len(chosen), 1)),
-            seed=self._seed,
+            texts,
+            ids,
+            indices,
+            seed=derive_seed(self._params.run.seed, purpose),
             longest=self._params.model.response_tokens,
             batch_size=self._params.sample.batch_size,
         )

@@ -6,7 +6,6 @@ import torch
 
 from infalign.errors import InputError
 from infalign.history import read_history
-from infalign.lm.control import BetaControl
 from infalign.lm.losses import likelihood_loss
 from infalign.lm.models import build_tiny
 from infalign.lm.scoring import token_log_probs
@@ -101,18 +100,3 @@ def test_an_epoch_holds_every_row_once_and_alike_lengths_together():
 def test_no_rows_is_a_clear_error():
     with pytest.raises(InputError, match="no training rows"):
         EpochBatches([], 4, 0)
-
-
-def test_beta_rises_above_the_budget_and_survives_a_checkpoint():
-    control = BetaControl(1.0, 0.5, 100)
-    for number in range(50):
-        control.update(number, 1.0)
-    assert control.beta > 1.0
-    copy = BetaControl(9.0, 0.5, 100)
-    copy.load_state_dict(control.state_dict())
-    copy.update(50, 0.2)
-    control.update(50, 0.2)
-    assert copy.beta == control.beta
-    fixed = BetaControl(1.0, None, 100)
-    fixed.update(0, 9.0)
-    assert fixed.beta == 1.0

@@ -1,0 +1,61 @@
+"""The KL budget: how beta reacts, and that the last move meets the budget."""
+
+import copy
+
+import pytest
+import torch
+
+from infalign.lm.control import BetaControl, settle
+
+
+def test_beta_rises_above_the_budget_and_falls_below_it():
+    control = BetaControl(1.0, 0.5, 100)
+    for number in range(20):
+        control.update(number, 1.0)
+    raised = control.beta
+    assert raised > 1.0
+    for number in range(60, 100):
+        control.update(number, 0.1)
+    assert control.beta < raised
+
+
+def test_a_low_kl_counts_little_early_on():
+    early, late = BetaControl(1.0, 0.5, 100), BetaControl(1.0, 0.5, 100)
+    early.update(1, 0.01)
+    late.update(90, 0.01)
+    assert late.beta < early.beta < 1.0
+
+
+def test_a_fixed_beta_stays():
+    control = BetaControl(1.0, None, 100)
+    control.update(0, 9.0)
+    assert control.beta == 1.0
+
+
+def test_a_checkpoint_holds_the_whole_state():
+    first, second = BetaControl(1.0, 0.5, 100), BetaControl(9.0, 0.5, 100)
+    first.update(60, 1.0)
+    second.load_state_dict(first.state_dict())
+    for control in (first, second):
+        control.update(61, 0.2)
+    assert first.beta == second.beta
+
+
+@pytest.mark.parametrize("size", [0.5, 0.9, 1.2])
+def test_settling_meets_the_budget(policy, size):
+    torch.manual_seed(0)
+    reference = copy.deepcopy(policy)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.02 * size * torch.randn_like(weight))
+    ids = torch.randint(3, 200, (8, 12))
+
+    def measure():
+        with torch.no_grad():
+            ours, theirs = (torch.log_softmax(m(ids).logits, -1) for m in (policy, reference))
+        return float((ours.exp() * (ours - theirs)).sum(-1).mean()) * 1e3
+
+    budget = measure() / size**2
+    found = settle(policy, reference, measure, budget)
+    assert found.kl == measure() == pytest.approx(budget, rel=0.011)
+    assert found.scale == pytest.approx(1 / size, rel=0.1)

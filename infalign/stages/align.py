@@ -38,6 +38,8 @@ from infalign.theory.limits import raw_beta
 from infalign.theory.transforms import Transform, parse_transform
 from infalign.workspace import Stage, Workspace, write_json
 
+KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
+
 
 def stage(params: Params, objective: str, variant: str) -> Stage:
     """What the stage depends on."""
@@ -94,6 +96,12 @@ def run(workspace: Workspace, objective: str, variant: str) -> None:
     )
     if settings.beta is None:
         settled = settle(trainer.policy, trainer.reference, trainer.measure_kl, settings.kl_nats)
+        if abs(settled.kl / settings.kl_nats - 1) > KL_TOLERANCE:
+            print(
+                f"{workspace.instance}: the KL is {settled.kl:.3f}, not {settings.kl_nats} nats: "
+                "raise align.steps or align.learning_rate.",
+                flush=True,
+            )
     else:
         settled = Settled(1.0, trainer.measure_kl())
     out = workspace.out / "align" / objective / variant

@@ -74,8 +74,6 @@ def turns(prompt: str) -> list[str]:
 
 def keep_last_turns(prompt: str, fits: Callable[[str], bool]) -> str | None:
     """The longest run of last exchanges that fits; None if even the last one does not."""
-    if fits(prompt):
-        return prompt
     kept: str | None = None
     tail = ""
     for turn in reversed(turns(prompt)):
@@ -243,7 +241,7 @@ def _sides(line: str) -> tuple[tuple[str, str], tuple[str, str]] | str:
         text = row.get(key)
         if not isinstance(text, str):
             return f"has no {key!r} text"
-        if not text.isascii() and _has_surrogate(text):
+        if not _is_unicode(text):
             return f"has a {key!r} text that is not valid Unicode"
         side = split_dialogue(text)
         if side is None:
@@ -255,9 +253,13 @@ def _sides(line: str) -> tuple[tuple[str, str], tuple[str, str]] | str:
     return sides[0], sides[1]
 
 
-def _has_surrogate(text: str) -> bool:
+def _is_unicode(text: str) -> bool:
     """JSON can spell half of a UTF-16 pair, which no file can hold."""
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _pair(chosen: tuple[str, str], rejected: tuple[str, str], source: str) -> tuple[Pair, str]:

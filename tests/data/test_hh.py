@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from infalign.data.hh import (
 )
 from infalign.errors import InputError
 
+REAL = Path(__file__).parents[2].parent / "shared" / "data" / "hh-rlhf"
 ONE = f"{HUMAN} Hi{ASSISTANT}"
 TWO = f"{HUMAN} Hi{ASSISTANT} Hello.{HUMAN} Why?{ASSISTANT}"
 
@@ -197,3 +199,27 @@ def test_a_split_that_is_left_without_a_pair_is_an_error(tmp_path: Path) -> None
     put(tmp_path, numbered(4), "test")
     with pytest.raises(InputError, match="no usable pair for its train split"):
         read_subset(tmp_path, "sub", 0.2)
+
+
+def test_the_real_data_counted_by_plain_loops() -> None:
+    if not REAL.is_dir():
+        pytest.skip(f"the real HH data is not at {REAL}")
+    for name in ("helpful-base", "harmless-base"):
+        expected: Counter[str] = Counter()
+        lines = gzip.decompress((REAL / name / "test.jsonl.gz").read_bytes()).splitlines()
+        for text in lines:
+            row = json.loads(text)
+            (first, _, chosen), (second, _, rejected) = (
+                row[side].rpartition(ASSISTANT) for side in ("chosen", "rejected")
+            )
+            if first != second:
+                expected["prompt_differs"] += 1
+            elif chosen.strip() == rejected.strip():
+                expected["identical_pair"] += 1
+            elif not (chosen.strip() and rejected.strip()):
+                expected["empty_response"] += 1
+        subset = read_subset(REAL, name, 0.2)
+        assert subset.lines == len(lines)
+        assert +subset.dropped == expected
+        assert len(subset.train) + len(subset.test) == len(lines) - expected.total()
+        assert 0.15 < len(subset.test) / len(lines) < 0.25

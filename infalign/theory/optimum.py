@@ -157,6 +157,8 @@ def _iterate(
             tilted = tilt(nodes, log_regret_of(procedure, nodes, *state), kl, level)
             candidate = _assess(procedure, nodes, tilted, kl)
         except ValueError:
+            if not history:
+                raise
             return  # the extrapolated state is no CDF at all; the next schedule is safer
         yield candidate
         level = tilted.log_inverse_beta

@@ -142,13 +142,23 @@ def test_shorter_steps_take_over_where_the_fast_ones_fail(monkeypatch):
 
     procedure = parse_procedure("best_of:9")
     exact = module.optimum(procedure, 0.77).win_rate
-    for fast in ((1, 0.3, 2), (1, -500.0, 9)):  # too short; a wild extrapolation, no CDF
-        module.optimum.cache_clear()
-        module.optimum(procedure, 0.77 / 2)
-        monkeypatch.setattr(module, "FAST", fast)
-        monkeypatch.setattr(module, "CAREFUL", ((1, 0.3, 2), (5, 0.1, 250)))
-        assert module.optimum(procedure, 0.77).win_rate == pytest.approx(exact, abs=1e-8)
-        monkeypatch.undo()
+    module.optimum.cache_clear()
+    module.optimum(procedure, 0.77 / 2)
+    monkeypatch.setattr(module, "FAST", (1, 0.3, 2))
+    monkeypatch.setattr(module, "CAREFUL", ((1, 0.3, 2), (5, 0.1, 250)))
+    assert module.optimum(procedure, 0.77).win_rate == pytest.approx(exact, abs=1e-8)
+
+
+def test_an_extrapolation_that_is_no_cdf_ends_the_attempt(monkeypatch):
+    import infalign.theory.optimum as module
+
+    monkeypatch.setattr(module, "_anderson", lambda history, _: np.zeros_like(history[-1][0]))
+    with pytest.raises(ValueError, match="was not found"):
+        module.optimum(parse_procedure("best_of:13"), 0.019)
+    nodes = module.grid_for(parse_procedure("best_of:13"))
+    nothing = np.zeros((2, *nodes.u.shape))
+    with pytest.raises(ValueError, match="constant"):
+        next(module._iterate(parse_procedure("best_of:13"), nodes, 0.5, nothing, module.FAST))
 
 
 def test_what_is_not_solved_is_said(monkeypatch):

@@ -182,7 +182,9 @@ def method_limit(
     try:
         if spelling == "raw":
             found = raw_limit(procedure, reference.rewards[SELECTING], kl)
-            return float(np.clip(found.win_rate, 0.0, 1.0)), float(found.uncertainty)
+            # Extrapolated from few samples it may pass the limit, which no exact optimum does.
+            bound = float(limit(_canonical(procedure), kl))
+            return min(found.win_rate, bound), found.uncertainty
         point = frontier_point(_canonical(procedure), _transform(spelling, contest), kl)
     except ValueError:
         return None, None

@@ -50,8 +50,12 @@ def lines(
 def verdict(found: Sequence[Line]) -> str:
     """How many lines look right, and the names of those that do not."""
     wrong = [line.stage for line in found if not line.healthy]
-    text = f"{len(found) - len(wrong)} of {len(found)} fine"
-    return f"{text}; look at {', '.join(wrong)}" if wrong else text
+    return f"{count(found)}; look at {', '.join(wrong)}" if wrong else count(found)
+
+
+def count(found: Sequence[Line]) -> str:
+    """How many lines look right."""
+    return f"{sum(line.healthy for line in found)} of {len(found)} fine"
 
 
 def _prepare(objective: str, metrics: Mapping[str, Any]) -> Line:
@@ -65,7 +69,7 @@ def _prepare(objective: str, metrics: Mapping[str, Any]) -> Line:
         f"{counts['dialogues_cut']}; responses longer than the model’s: {counts['responses_cut']}"
     )
     share = sum(dropped.values()) / max(1, sum(dropped.values()) + sum(pairs.values()))
-    return Line(f"prepare, {objective}", share <= DROPPED_AT_MOST, text)
+    return Line(f"prepare {objective}", share <= DROPPED_AT_MOST, text)
 
 
 def _sft(metrics: Mapping[str, Any]) -> Line:
@@ -86,7 +90,7 @@ def _reward(objective: str, half: str, metrics: Mapping[str, Mapping[str, Any]])
         f"{found['held_out_pairs']} pairs"
     )
     text += f"; the best possible is {percent(ceiling)} %" if ceiling else ""
-    return Line(f"reward, {objective} {half}", found["accuracy_low"] > 0.5, text)
+    return Line(f"reward {objective} {half}", found["accuracy_low"] > 0.5, text)
 
 
 def _sample(metrics: Mapping[str, Any]) -> Line:

@@ -19,7 +19,7 @@ from infalign.page.figures import draw
 Array = NDArray[np.float64]
 HEIGHT = 3.5  # inches
 Z95 = 1.96
-KEY_WIDTH, LETTER_WIDTH, LEGEND_ROW = 0.6, 0.07, 0.18  # inches, of a legend's parts
+KEY_WIDTH, LETTER_WIDTH, LEGEND_ROW = 0.55, 0.06, 0.18  # inches, of a legend's parts
 RUNNING = 10  # training steps in a running mean
 
 

@@ -65,7 +65,7 @@ def page(
     return Page(
         "Alignment report",
         f"Policies aligned for the procedure they are used with, and what that gained: {names}.",
-        [*_facts(objectives, settings), ("Health", health.verdict(lines))],
+        [*_facts(objectives, settings), ("Health", health.count(lines))],
         [_objective(data, budget, settings["examples"]) for data in objectives],
         "Win rates over the reference under the objective’s own procedure, selected and judged by "
         "the training reward. Brackets: 95 % intervals over prompts. The limit is that of any "

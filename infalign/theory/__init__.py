@@ -38,6 +38,7 @@ from infalign.theory.winrates import (
     bootstrap_interval,
     efficiency,
     judged_win_rates,
+    kl_estimate,
     win_rates,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "frontier_point",
     "interval_width",
     "judged_win_rates",
+    "kl_estimate",
     "limit",
     "parse_procedure",
     "parse_transform",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -91,16 +91,16 @@ class Procedure:
         Stays exact where G' itself would underflow (worst-of-256 near u = 1).
         """
         n = len(self.weights)
-        total = np.full(np.shape(u), -np.inf)
         log_u, log_complement = _log_pair(u, complement)
+        terms = []
         for rank, weight in _ranks_in_use(self.weights):
             term = np.full(np.shape(u), _log_scale(rank, n) + math.log(weight))
             if rank > 1:
                 term = term + (rank - 1) * log_u
             if rank < n:
                 term = term + (n - rank) * log_complement
-            total = np.logaddexp(total, term)
-        return total
+            terms.append(term)
+        return reduce(np.logaddexp, terms)
 
     def rank_weights(self, samples: int) -> FloatArray:
         """Probability, per rank, that this sample of `samples` is the one kept.

@@ -9,6 +9,7 @@ the unit that is independent.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,47 @@ def efficiency(
         shares = np.where(possible > 0, (points[:, 0] - 0.5) / possible, np.nan)
     low, high = _interval(shares[1:], level)
     return float(shares[0]), low, high
+
+
+@dataclass(frozen=True)
+class KlEstimate:
+    """Mean KL of a policy from the reference, in nats a response, two ways.
+
+    Attributes:
+        exact, exact_error: from token-exact KLs, with its standard error over prompts.
+        log_ratio, log_ratio_error: from log-ratios of the sampled responses.
+        disagreement: their difference in standard errors of it; beyond 4 is a bug.
+    """
+
+    exact: float
+    exact_error: float
+    log_ratio: float
+    log_ratio_error: float
+    disagreement: float
+
+
+def kl_estimate(exact: ArrayLike, log_ratio: ArrayLike) -> KlEstimate:
+    """Average both estimators of the KL, clustered by prompt.
+
+    Args:
+        exact: (prompts, m) sums over tokens of KL(pi(.|s_t) || ref(.|s_t)) along responses
+            sampled from pi; usually the less noisy one.
+        log_ratio: (prompts, m) log pi(y|x) - log ref(y|x) of the same responses.
+
+    Raises:
+        ValueError: for NaN or infinite values, shapes that differ, fewer than 2 prompts.
+    """
+    first = finite_rewards("exact", exact, ndim=2)
+    second = finite_rewards("log_ratio", log_ratio, ndim=2)
+    if first.shape != second.shape or len(first) < 2:
+        raise ValueError(
+            f"exact has shape {first.shape} and log_ratio {second.shape} but both must cover the "
+            f"same responses of at least 2 prompts."
+        )
+    means = np.stack([first.mean(1), second.mean(1), first.mean(1) - second.mean(1)])
+    (kl, ratio, gap), errors = means.mean(1), means.std(1, ddof=1) / len(first) ** 0.5
+    apart = abs(gap) / errors[2] if errors[2] > 0 else (0.0 if gap == 0 else np.inf)
+    return KlEstimate(float(kl), float(errors[0]), float(ratio), float(errors[1]), float(apart))
 
 
 def _resampled_means(data: FloatArray, replicates: int, seed: int) -> FloatArray:

@@ -218,7 +218,7 @@ def test_as_n_grows_the_density_at_one_decides():
     assert worst == pytest.approx(1 / (1 + at_zero), abs=3e-3)
 
 
-@pytest.mark.parametrize("name", ["standard", "best_of:4", "worst_of:4", "best_of:32"])
+@pytest.mark.parametrize("name", ["standard", "best_of:4", "worst_of:4", "best_of:16"])
 def test_the_limit_is_the_optimal_frontier(name):
     rng = np.random.default_rng(0)
     kls = np.concatenate([10 ** rng.uniform(-6, 0.5, 8), rng.uniform(0.1, 3, 8)])

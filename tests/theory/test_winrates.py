@@ -15,6 +15,7 @@ from infalign.theory import (
     bootstrap_interval,
     efficiency,
     judged_win_rates,
+    kl_estimate,
     limit,
     parse_procedure,
     win_rates,
@@ -177,3 +178,32 @@ def test_efficiency_resamples_win_rate_and_kl_together():
 def test_efficiency_at_no_kl_is_undefined_not_infinite():
     value, _, _ = efficiency([0.5, 0.6], [0.0, -1e-6], partial(limit, "standard"), replicates=5)
     assert np.isnan(value)
+
+
+def test_two_estimates_of_the_kl_agree_and_the_exact_one_is_less_noisy():
+    """Three tokens, each a Bernoulli of 0.7 under the policy and 0.5 under the reference."""
+    rng = np.random.default_rng(0)
+    drawn = rng.random((300, 8, 3)) < 0.7
+    ratios = np.where(drawn, np.log(0.7 / 0.5), np.log(0.3 / 0.5)).sum(-1)
+    exact = 3 * (0.7 * np.log(1.4) + 0.3 * np.log(0.6))
+    found = kl_estimate(exact + 0 * ratios, ratios)
+    assert found.exact == pytest.approx(exact)
+    assert found.exact_error < 1e-12
+    assert found.log_ratio == pytest.approx(exact, abs=4 * found.log_ratio_error)
+    assert found.disagreement < 4
+    assert kl_estimate(exact + 0 * ratios, ratios + 0.1).disagreement > 4
+
+
+def test_at_step_zero_the_kl_is_exactly_zero():
+    zeros = np.zeros((3, 4))
+    found = kl_estimate(zeros, zeros)
+    assert (found.exact, found.log_ratio, found.disagreement) == (0.0, 0.0, 0.0)
+    assert kl_estimate(zeros, zeros + 0.5).disagreement == np.inf
+
+
+@pytest.mark.parametrize("other", [np.zeros((3, 3)), np.full((3, 4), np.nan)])
+def test_kls_of_different_responses_are_refused(other):
+    with pytest.raises(ValueError, match="log_ratio"):
+        kl_estimate(np.zeros((3, 4)), other)
+    with pytest.raises(ValueError, match="at least 2 prompts"):
+        kl_estimate(np.zeros((1, 4)), np.zeros((1, 4)))

@@ -16,6 +16,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from infalign.lm.randomness import prompt_key, uniforms
 from infalign.lm.text import by_length, decode_responses, encode_prompts
 
+LEAVING_SHARE = 0.25  # finished sequences leave the batch when they are this share of it
+
 
 @dataclass(frozen=True)
 class Responses:
@@ -87,6 +89,26 @@ class _Limits:
     pad: int
 
 
+@dataclass
+class _Rows:
+    """Sequences being decoded: rows of the cache, and which responses they are."""
+
+    cache: DynamicCache
+    mask: torch.Tensor
+    positions: torch.Tensor
+    keys: torch.Tensor
+    indices: torch.Tensor
+    place: torch.Tensor
+    done: torch.Tensor
+
+    def leave(self) -> None:
+        """Let the finished sequences go."""
+        kept = (~self.done).nonzero()[:, 0]
+        self.cache.batch_select_indices(kept)
+        for name in ("mask", "positions", "keys", "indices", "place", "done"):
+            setattr(self, name, getattr(self, name)[kept])
+
+
 @torch.inference_mode()
 def _decode(
     policy: PreTrainedModel,
@@ -96,57 +118,69 @@ def _decode(
     limits: _Limits,
 ) -> tuple[list[list[int]], np.ndarray]:
     """Decode prompts × samples sequences; rows prompt-major."""
-    device = policy.device
-    n_samples = sample_indices.shape[1]
+    rows, logits = _prefill(policy, prompts, keys, sample_indices, limits.pad)
+    padded = bool((~rows.mask).any())
+    shape = (len(rows.place), limits.longest)
+    out = torch.full(shape, -1, dtype=torch.int64, device=policy.device)
+    logp = torch.zeros(len(out), dtype=torch.float64, device=policy.device)
+    for position in range(limits.longest):
+        token, token_logp = draw(logits, uniforms(limits.seed, rows.keys, rows.indices, position))
+        out[rows.place, position] = torch.where(rows.done, -1, token)
+        logp[rows.place] += torch.where(rows.done, 0.0, token_logp)
+        rows.done = rows.done | (token == limits.eos)
+        n_done = int(rows.done.sum())
+        if position + 1 == limits.longest or n_done == len(token):
+            break
+        if n_done >= LEAVING_SHARE * len(token):
+            token = token[~rows.done]
+            rows.leave()
+        rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows.mask), 1)], 1)
+        logits = policy(
+            input_ids=token[:, None],
+            attention_mask=rows.mask.long() if padded else None,
+            position_ids=rows.positions[:, None],
+            past_key_values=rows.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        rows.positions = rows.positions + 1
+    return [[t for t in row if t >= 0] for row in out.tolist()], logp.cpu().numpy()
+
+
+def _prefill(
+    policy: PreTrainedModel,
+    prompts: list[list[int]],
+    keys: torch.Tensor,
+    sample_indices: torch.Tensor,
+    pad: int,
+) -> tuple[_Rows, torch.Tensor]:
+    """Compute every prompt once, then give each of its samples a row; their first logits."""
+    device, n_samples = policy.device, sample_indices.shape[1]
     width = max(len(p) for p in prompts)
-    ids = torch.tensor([[limits.pad] * (width - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     mask = torch.arange(width, device=device) >= (width - lengths)[:, None]
-    padded = bool((lengths < width).any())
-
     cache = DynamicCache(config=policy.config)
     logits = policy(
         input_ids=ids,
-        attention_mask=mask.long() if padded else None,
+        attention_mask=mask.long(),
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
     cache.batch_repeat_interleave(n_samples)
-    logits = logits.repeat_interleave(n_samples, 0)
-    mask = mask.repeat_interleave(n_samples, 0)
-    positions = lengths.repeat_interleave(n_samples)
-    keys = keys.to(device).repeat_interleave(n_samples)
-    indices = sample_indices.to(device).reshape(-1)
-
-    n_rows = len(indices)
-    out = torch.full((n_rows, limits.longest), -1, dtype=torch.int64, device=device)
-    logp = torch.zeros(n_rows, dtype=torch.float64, device=device)
-    rows = torch.arange(n_rows, device=device)
-    for position in range(limits.longest):
-        token, token_logp = draw(logits, uniforms(limits.seed, keys, indices, position))
-        out[rows, position] = token
-        logp[rows] += token_logp
-        alive = token != limits.eos
-        if position + 1 == limits.longest or not bool(alive.any()):
-            break
-        if not bool(alive.all()):
-            kept = alive.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            rows, keys, indices, token = rows[kept], keys[kept], indices[kept], token[kept]
-            mask, positions = mask[kept], positions[kept]
-        if padded:
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = policy(
-            input_ids=token[:, None],
-            attention_mask=mask.long() if padded else None,
-            position_ids=positions[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-        positions = positions + 1
-    return [[t for t in row if t >= 0] for row in out.tolist()], logp.cpu().numpy()
+    mask, lengths, logits = (x.repeat_interleave(n_samples, 0) for x in (mask, lengths, logits))
+    n_rows = len(prompts) * n_samples
+    rows = _Rows(
+        cache,
+        mask,
+        lengths,
+        keys.to(device).repeat_interleave(n_samples),
+        sample_indices.to(device).reshape(-1),
+        torch.arange(n_rows, device=device),
+        torch.zeros(n_rows, dtype=torch.bool, device=device),
+    )
+    return rows, logits
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

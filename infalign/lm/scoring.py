@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infalign.lm.text import (
@@ -19,27 +20,36 @@ from infalign.lm.text import (
 
 
 def response_log_probs(policy: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Log-probabilities over the vocabulary at every response token.
+    """Log-probabilities over the vocabulary at every response token; the head skips prompts.
 
     Returns:
-        [response tokens of the batch, vocab], rows in the order of `batch.labels.nonzero()`.
+        [response tokens of the batch, vocab], in the order of `batch.response_mask.nonzero()`.
     """
-    hidden = policy(
-        input_ids=batch.ids[:, :-1], attention_mask=batch.mask[:, :-1].long(), use_cache=False
-    )
-    return torch.log_softmax(hidden.logits[batch.labels].float(), -1)
+    logits = _response_logits(policy, batch)
+    return torch.log_softmax(logits[batch.response_mask].float(), -1)
 
 
 def token_log_probs(policy: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Log-probability of every response token, nats: [response tokens of the batch]."""
-    return response_log_probs(policy, batch).gather(1, batch.ids[:, 1:][batch.labels][:, None])[
-        :, 0
-    ]
+    logits = _response_logits(policy, batch).float()
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.response.flatten(), reduction="none")
+    return -loss[batch.response_mask.flatten()]
+
+
+def _response_logits(policy: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Logits that predict the responses' columns: [batch, width, vocab]."""
+    return policy(
+        input_ids=batch.ids[:, :-1],
+        attention_mask=batch.mask[:, :-1].long(),
+        position_ids=batch.positions[:, :-1],
+        use_cache=False,
+        logits_to_keep=batch.width,
+    ).logits
 
 
 def sum_responses(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Sum a value of every response token over each response: [batch]."""
-    rows = batch.labels.nonzero()[:, 0]
+    rows = batch.response_mask.nonzero()[:, 0]
     return torch.zeros(len(batch.ids), dtype=values.dtype, device=values.device).index_add(
         0, rows, values
     )
@@ -79,7 +89,7 @@ def divergence(
         )
         ours, theirs = response_log_probs(policy, batch), response_log_probs(reference, batch)
         token_kl = (ours.exp() * (ours - theirs)).sum(-1)
-        token = batch.ids[:, 1:][batch.labels][:, None]
+        token = batch.response[batch.response_mask][:, None]
         kl[chosen] = sum_responses(token_kl.double(), batch).cpu().numpy()
         ratio = (ours.gather(1, token) - theirs.gather(1, token))[:, 0]
         log_ratio[chosen] = sum_responses(ratio.double(), batch).cpu().numpy()
@@ -89,14 +99,26 @@ def divergence(
 def pooled_rewards(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The reward at each sequence's last real token, found by mask: [batch]."""
     head = getattr(model, "score", None)
-    if head is None:  # an encoder pools by itself
-        return model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits[:, 0]
+    if head is None:  # an encoder pools by itself, at its first position
+        return model(**_unpadded_left(batch)).logits[:, 0]
     hidden = model.base_model(
-        input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False
+        input_ids=batch.ids,
+        attention_mask=batch.mask.long(),
+        position_ids=batch.positions,
+        use_cache=False,
     ).last_hidden_state
-    positions = torch.arange(batch.ids.shape[1], device=hidden.device)
-    last = (positions * batch.mask).argmax(1)
+    columns = torch.arange(batch.ids.shape[1], device=hidden.device)
+    last = (columns * batch.mask).argmax(1)
     return head(hidden[torch.arange(len(hidden), device=hidden.device), last])[:, 0]
+
+
+def _unpadded_left(batch: Batch) -> dict[str, torch.Tensor]:
+    """A batch as encoders read it: every sequence begins in the first column."""
+    order = torch.argsort((~batch.mask).int(), dim=1, stable=True)
+    return {
+        "input_ids": batch.ids.gather(1, order),
+        "attention_mask": batch.mask.gather(1, order).long(),
+    }
 
 
 @torch.inference_mode()

@@ -59,22 +59,32 @@ def decode_responses(
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences: prompt then response.
+    """Sequences that meet in one column: prompts padded on the left, responses on the right.
 
     Attributes:
         ids: token ids, int64 [batch, tokens].
         mask: True at real tokens, bool [batch, tokens].
-        response: True where the token belongs to the response, bool [batch, tokens].
+        width: columns of the responses, the last of `tokens`.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
-    response: torch.Tensor
+    width: int
 
     @property
-    def labels(self) -> torch.Tensor:
-        """Response tokens from the second position on, False in front: bool [batch, tokens-1]."""
-        return self.response[:, 1:]
+    def positions(self) -> torch.Tensor:
+        """Position of every token in its sequence, int64 [batch, tokens]."""
+        return (self.mask.cumsum(1) - 1).clamp(min=0)
+
+    @property
+    def response(self) -> torch.Tensor:
+        """Ids in the responses' columns [batch, width]."""
+        return self.ids[:, -self.width :]
+
+    @property
+    def response_mask(self) -> torch.Tensor:
+        """True at response tokens, bool [batch, width]."""
+        return self.mask[:, -self.width :]
 
 
 def make_batch(
@@ -83,21 +93,16 @@ def make_batch(
     pad: int,
     device: torch.device,
 ) -> Batch:
-    """Pad prompt + response pairs on the right; masks come from lengths, never from pad ids."""
-    prompt_lengths = np.array([len(p) for p in prompts])
-    lengths = prompt_lengths + np.array([len(r) for r in responses])
-    ids = np.full((len(prompts), int(lengths.max())), pad, dtype=np.int64)
+    """Pad prompt + response pairs; masks come from lengths, never from pad ids."""
+    before, after = (np.array([len(t) for t in tokens]) for tokens in (prompts, responses))
+    start, width = int(before.max()), int(after.max())
+    ids = np.full((len(prompts), start + width), pad, dtype=np.int64)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        ids[row, : len(prompt)] = prompt
-        ids[row, len(prompt) : lengths[row]] = response
-    positions = np.arange(ids.shape[1])
-    mask = positions < lengths[:, None]
-    response_mask = mask & (positions >= prompt_lengths[:, None])
-    return Batch(
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(mask).to(device),
-        torch.from_numpy(response_mask).to(device),
-    )
+        ids[row, start - len(prompt) : start] = prompt
+        ids[row, start : start + len(response)] = response
+    columns = np.arange(start + width)
+    mask = (columns >= start - before[:, None]) & (columns < start + after[:, None])
+    return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), width)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:

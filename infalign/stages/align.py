@@ -227,7 +227,7 @@ class Trainer:
             theirs = response_log_probs(self.reference, batch)
             token_kl = (ours.exp() * (ours - theirs)).sum(-1)
             kl = float(sum_responses(token_kl, batch).mean())
-        token = batch.ids[:, 1:][batch.labels][:, None]
+        token = batch.response[batch.response_mask][:, None]
         logp, reference_logp = (
             sum_responses(values.gather(1, token)[:, 0], batch).view(len(chosen), -1)
             for values in (ours, theirs)
@@ -249,7 +249,7 @@ class Trainer:
             "response_tokens": float(responses.n_tokens.mean()),
             "truncated": float(1 - responses.finished.mean()),
         }
-        return Step(step.loss, metrics, int(batch.response.sum()))
+        return Step(step.loss, metrics, int(batch.response_mask.sum()))
 
     def measure_kl(self) -> float:
         """The policy's KL, nats a response, on prompts that training has not seen."""

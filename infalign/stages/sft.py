@@ -59,7 +59,7 @@ def run(workspace: Workspace) -> None:
     def take(number: int) -> Step:
         batch = data.batch(batches.at(number), device)
         loss = likelihood_loss(token_log_probs(policy, batch))
-        return Step(loss, {}, int(batch.response.sum()))
+        return Step(loss, {}, int(batch.response_mask.sum()))
 
     optimise(policy, schedule, take, workspace.work, name=workspace.instance)
     out = workspace.out / "sft"

@@ -35,7 +35,7 @@ def shifted(batch: Batch, left: int, right: int, pad: int) -> Batch:
     def grow(values, fill):
         return torch.nn.functional.pad(values, (left, right), value=fill)
 
-    return Batch(grow(batch.ids, pad), grow(batch.mask, False), grow(batch.response, False))
+    return Batch(grow(batch.ids, pad), grow(batch.mask, False), batch.width + right)
 
 
 def test_token_log_probs_against_a_loop(policy, tokenizer):

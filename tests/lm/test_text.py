@@ -48,9 +48,11 @@ def test_cut_responses_equals_cutting_tokens(tokenizer):
 
 def test_masks_come_from_lengths_even_where_pad_is_eos():
     batch = make_batch([[5, 6], [7]], [[8, 2], [2]], pad=2, device=torch.device("cpu"))
-    assert batch.ids.tolist() == [[5, 6, 8, 2], [7, 2, 2, 2]]
-    assert batch.mask.tolist() == [[True] * 4, [True, True, False, False]]
-    assert batch.labels.tolist() == [[False, True, True], [True, False, False]]
+    assert batch.ids.tolist() == [[5, 6, 8, 2], [2, 7, 2, 2]]
+    assert batch.mask.tolist() == [[True] * 4, [False, True, True, False]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3], [0, 0, 1, 1]]
+    assert batch.response.tolist() == [[8, 2], [2, 2]]
+    assert batch.response_mask.tolist() == [[True, True], [True, False]]
 
 
 def test_batches_of_alike_length_hold_every_row_once():

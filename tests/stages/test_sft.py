@@ -17,9 +17,8 @@ def test_loss_covers_the_response_and_eos_only(finished, workspace):
     batch = data.batch(range(4), torch.device("cpu"))
     for row in range(4):
         prompt, response = data.prompts[row], data.responses[row]
-        covered = batch.ids[row, 1:][batch.labels[row]].tolist()
-        assert covered == response
-        assert batch.ids[row, : len(prompt)].tolist() == prompt
+        assert batch.response[row][batch.response_mask[row]].tolist() == response
+        assert batch.ids[row][batch.mask[row]].tolist() == prompt + response
     assert sum(r[-1] == tokenizer.eos_token_id for r in data.responses) > 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ def set_params(path: Path, assignments: Sequence[str]) -> Params:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
+    yaml.representer.add_representer(
+        type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     try:
         text = path.read_text(encoding="utf-8")
         tree = yaml.load(text)
@@ -26,6 +30,13 @@ def set_params(path: Path, assignments: Sequence[str]) -> Params:
         raise InputError(f"{path} does not exist: run from the project's root.") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    # PyYAML reads 1e-05 as text, 1.0e-05 as the number.
+    yaml.representer.add_representer(
+        float,
+        lambda dumper, number: dumper.represent_scalar(
+            "tag:yaml.org,2002:float", re.sub(r"^(-?\d+)e", r"\1.0e", repr(number))
+        ),
+    )
     for assignment in assignments:
         assign(tree, assignment)
     stream = io.StringIO()
@@ -66,9 +77,4 @@ def assign(tree: Any, assignment: str) -> None:
 def _value(text: str) -> Any:
     """A YAML value; `1e-5` is the number it looks like."""
     value = YAML().load(text)
-    if isinstance(value, str) and value == text.strip():
-        try:
-            return float(text) if "e" in text.lower() else value
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, float) and "." not in text else value

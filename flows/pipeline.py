@@ -128,7 +128,7 @@ async def _run_all(run: Run, run_key: str) -> dict[str, str]:
         if len(upstream) < len(needs):
             return None
         async with run.slots:
-            call = stage.with_options(name=instance.split("@")[0], task_run_name=instance)
+            call: Any = stage.with_options(name=instance.split("@")[0], task_run_name=instance)
             try:
                 state = await call(run_key, instance, upstream, return_state=True)
                 return cast(dict[str, str], await state.aresult())
@@ -159,13 +159,7 @@ def _worst(failures: list[Exception]) -> Exception:
 
 def _can_retry(_task: Any, _run: Any, state: State) -> bool:
     """Only what came from outside: a killed process, a lock held by someone else."""
-    try:
-        state.result()
-    except (Busy, StageKilled, ConnectionError):
-        return True
-    except BaseException:
-        return False
-    return False
+    return isinstance(state.data, Busy | StageKilled | ConnectionError)
 
 
 @task(
@@ -175,7 +169,7 @@ def _can_retry(_task: Any, _run: Any, state: State) -> bool:
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=_can_retry,
 )
-async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> State:
+async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> Any:
     """Bring one stage instance up to date, or say that it is.
 
     Args:
@@ -196,6 +190,9 @@ async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> 
         status = "FINISHED"
     except asyncio.CancelledError:
         status = "KILLED"
+        raise
+    except (Busy, StageKilled) as error:
+        run.tell(f"{error} It is tried again, {RETRIES} times at most.")
         raise
     finally:
         run.tracker.end(instance, status)

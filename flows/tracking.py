@@ -97,7 +97,7 @@ class Tracker:
 
     def begin(self, key: str, name: str, tags: Mapping[str, str]) -> None:
         """Begin a run; every key but PARENT is a child of PARENT."""
-        self._begun[key] = int(time.time() * 1000)
+        self._begun.setdefault(key, int(time.time() * 1000))  # a retry goes on with its run
         self._add("begin", key, name=name, tags=dict(tags), time=self._begun[key])
 
     def follow(self, key: str) -> None:

@@ -1,0 +1,279 @@
+"""The flow on a toy project: what it says, skips, tracks, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.conftest import INSTANCES, Project
+
+Copy = Callable[[], Project]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
+    """The first true answer of a condition."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := condition():
+            return answer
+        time.sleep(0.1)
+    raise AssertionError("it did not happen in time")
+
+
+def at_work(project: Project, instance: str) -> Callable[[], int | None]:
+    """The pid of a stage that has written some steps."""
+    work = project.root / ".infalign" / "work" / instance
+
+    def look() -> int | None:
+        try:
+            steps = (work / "history.jsonl").read_text().count("\n")
+            return int((work / "pid").read_text()) if steps > 3 else None
+        except (FileNotFoundError, ValueError):
+            return None
+
+    return look
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Every file of results."""
+    folder = root / "results"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+async def prefect_tasks(project: Project, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The states of the newest flow run's tasks, by name."""
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    async with PrefectClient(project.environment["PREFECT_API_URL"]) as client:
+        newest = (await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1))[0]
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=[newest.id]))
+        tasks = await client.read_task_runs(flow_run_filter=chosen)
+    return {"": newest, **{task.name: task for task in tasks}}
+
+
+def test_first_run_makes_everything_and_shows_where_to_look(
+    finished: tuple[Project, str],
+) -> None:
+    project, output = finished
+    assert "5 made, 0 restored from cache, 0 unchanged" in output
+    assert "align@helpful-ctrl step 0" in output
+    assert "best_of:4" in output
+    assert "0.600 to 0.800" in output
+    for line in ("Report   results/report/index.html", "MLflow   ", "Prefect  http://127.0.0.1"):
+        assert line in output
+    assert not (project.root / ".infalign" / "work" / "report").exists()
+
+
+def test_mlflow_has_a_parent_and_a_child_a_stage_with_all_evidence(
+    finished: tuple[Project, str],
+) -> None:
+    project = finished[0]
+    runs = project.runs()
+    parent = runs["pipeline"][-1]
+    assert parent.info.status == "FINISHED"
+    assert len(parent.data.tags["mlflow.source.git.commit"]) == 40
+    assert parent.data.params["align.kl_nats"] == "0.5"
+    assert parent.data.metrics["helpful/ctrl/win_rate"] == 0.7
+    client = project.tracking()
+    names = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"dvc.lock", "params.yaml", "report"} <= names
+    for instance in INSTANCES:
+        child = runs[instance][-1]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["infalign.outcome"] == "made"
+        assert child.data.metrics["final/nested.number"] == 1.5
+    child = runs["align@helpful-ctrl"][-1]
+    history = client.get_metric_history(child.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert [m.timestamp - child.info.start_time for m in history] == [0, 1, 2]
+    dataset = child.inputs.dataset_inputs[0].dataset
+    assert dataset.name == "results/prepare"
+    assert dataset.digest.endswith(".dir")
+    assert child.data.params["align.steps"]
+
+
+def test_prefect_has_a_task_a_stage_and_the_artifacts(
+    finished: tuple[Project, str], project: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = project()
+    status, output = copy.run("run")
+    assert status == 0, output
+    assert "0 made, 0 restored from cache, 5 unchanged" in output
+    found = asyncio.run(prefect_tasks(copy, monkeypatch))
+    assert found.pop("").state_name == "Completed"
+    assert set(found) == set(INSTANCES)
+    runs = copy.runs()
+    for name, task in found.items():
+        maker = runs[name][-1].info.run_id
+        assert task.state_name == "Skipped"
+        assert maker in task.state.message
+        assert runs[name][0].data.tags["infalign.made_by"] == maker
+        assert maker in runs[name][0].data.tags["mlflow.note.content"]
+    linked = {
+        i.id for inputs in found["report"].task_inputs.values() for i in inputs if hasattr(i, "id")
+    }
+    assert {found["align@helpful-ctrl"].id, found["align@harmless-ctrl"].id} <= linked
+    keys = asyncio.run(_artifact_keys(copy))
+    assert {"win-rates", "report", "mlflow-run"} <= keys
+
+
+async def _artifact_keys(project: Project) -> set[str]:
+    from prefect.client.orchestration import PrefectClient
+
+    async with PrefectClient(project.environment["PREFECT_API_URL"]) as client:
+        return {artifact.key for artifact in await client.read_artifacts()}
+
+
+def test_a_changed_number_runs_what_depends_on_it_and_going_back_is_restored(
+    project: Copy,
+) -> None:
+    copy = project()
+    before = (copy.root / "params.yaml").read_text()
+    steps = next(line for line in before.splitlines() if line.strip().startswith("steps:"))
+    status, output = copy.run("run", "--set", "align.steps=7")
+    assert status == 0, output
+    assert "2 made" in output
+    assert "3 unchanged" in output  # report: the toy's outputs are equal
+    after = (copy.root / "params.yaml").read_text()
+    assert after == before.replace(steps, "  steps: 7")
+    status, output = copy.run("run", "--set", f"align.{steps.strip().replace(': ', '=')}")
+    assert status == 0, output
+    assert "0 made, 2 restored from cache, 3 unchanged" in output
+    assert (copy.root / "params.yaml").read_text() == before
+    first, last = copy.runs()["align@helpful-ctrl"][-1], copy.runs()["align@helpful-ctrl"][0]
+    assert last.data.tags["infalign.made_by"] == first.info.run_id
+
+
+def test_a_users_mistake_is_one_sentence_and_other_branches_go_on(fresh: Project) -> None:
+    status, output = fresh.run("run", TOY_FAIL="align@helpful-ctrl")
+    assert status == 2, output
+    assert output.splitlines()[-1] == "infalign: align@helpful-ctrl: the data is bad: mend it."
+    assert "Traceback" not in output
+    assert (fresh.root / "results/align/harmless/ctrl/metrics.json").exists()
+    assert not (fresh.root / "results/report").exists()
+    runs = fresh.runs()
+    assert runs["pipeline"][0].info.status == "FAILED"
+    assert runs["align@helpful-ctrl"][0].info.status == "FAILED"
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "prefect"])
+def test_every_way_to_stop_leaves_no_process(
+    project: Copy, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = project()
+    child = copy.start("run", "--set", "align.steps=9", TOY_SLOW="align")
+    wait_for(at_work(copy, "align@helpful-ctrl"))
+    wait_for(at_work(copy, "align@harmless-ctrl"))
+    begun = time.monotonic()
+    if way == "prefect":
+        asyncio.run(_cancel_newest(copy))
+    else:
+        child.send_signal(getattr(signal, way))
+    output = child.communicate(timeout=60)[0]
+    assert child.returncode == 130, output
+    assert time.monotonic() - begun < 40
+    assert copy.survivors() == []
+    assert "Traceback" not in output
+    states = asyncio.run(prefect_tasks(copy, monkeypatch))
+    assert states[""].state_name in ("Cancelled", "Crashed")
+    assert copy.runs()["pipeline"][0].info.status == "KILLED"
+    status, output = copy.run("run")
+    assert status == 0, output
+
+
+async def _cancel_newest(project: Project) -> None:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.states import Cancelling
+
+    async with PrefectClient(project.environment["PREFECT_API_URL"]) as client:
+        newest = (await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1))[0]
+        await client.set_flow_run_state(newest.id, Cancelling())
+
+
+def test_a_killed_stage_is_run_again_and_a_killed_flow_leaves_nothing_in_the_way(
+    project: Copy,
+) -> None:
+    undisturbed = project()
+    assert undisturbed.run("run", "--set", "align.steps=9")[0] == 0
+    copy = project()
+    child = copy.start("run", "--set", "align.steps=9", TOY_SLOW="align")
+    first = wait_for(at_work(copy, "align@helpful-ctrl"))
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: at_work(copy, "align@helpful-ctrl")() not in (None, first))
+    child.kill()
+    child.wait()
+    assert copy.survivors() != []
+    status, output = copy.run("run")
+    assert status == 0, output
+    assert "they were ended" in output
+    assert copy.survivors() == []
+    assert files(copy.root) == files(undisturbed.root)
+    statuses = [run.info.status for run in copy.runs()["pipeline"]]
+    assert statuses[:2] == ["FINISHED", "KILLED"]
+    assert not list((copy.root / ".infalign" / "tracking").iterdir())
+
+
+def test_two_runs_at_once_and_a_dvc_lock_held_by_someone_else(project: Copy) -> None:
+    copy = project()
+    hold = (
+        "import sys, zc.lockfile; lock = zc.lockfile.LockFile('.dvc/tmp/lock'); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold], cwd=copy.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    first = copy.start("run")
+    assert first.stdout is not None
+    told = [first.stdout.readline()]
+    assert told == ["Waiting for another DVC command, which holds DVC's lock.\n"]
+    status, output = copy.run("run")
+    assert status == 2
+    assert "another run is at work in" in output
+    assert len(output.splitlines()) == 1
+    holder.communicate(b"")
+    output = first.communicate(timeout=120)[0]
+    assert first.returncode == 0, output
+
+
+def test_histories_are_followed_while_a_stage_runs(project: Copy) -> None:
+    copy = project()
+    child = copy.start("run", "--set", "align.steps=9", TOY_SLOW="align")
+
+    def live() -> bool:
+        for run in copy.runs()["align@helpful-ctrl"]:
+            if run.info.status == "RUNNING" and run.data.metrics.get("loss", 1) < 0.5:
+                return True
+        return False
+
+    wait_for(at_work(copy, "align@helpful-ctrl"))
+    wait_for(live, 20)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+
+
+def test_secrets_reach_neither_output_nor_tracking(project: Copy) -> None:
+    copy = project()
+    script = copy.root / "toy_stage.py"
+    script.write_text("import os; print(os.environ['PLANTED_TOKEN'])\n" + script.read_text())
+    status, output = copy.run("run", PLANTED_TOKEN="s3cret-planted")
+    assert status == 0, output
+    assert "corpus ***" in output
+    assert "s3cret-planted" not in output
+    for path in [copy.root / "mlflow.db", *(copy.root / "mlartifacts").rglob("*")]:
+        assert not path.is_file() or b"s3cret-planted" not in path.read_bytes()
+    assert "s3cret" not in json.dumps([r.to_dictionary() for v in copy.runs().values() for r in v])

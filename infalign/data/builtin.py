@@ -32,6 +32,7 @@ GENERATOR = "infalign-builtin-1"
 SUBSETS = tuple(GRAMMARS)
 SINGLE_TURN_SHARE = 0.7
 LONGEST_RESPONSE = 20  # words and punctuation marks
+MOST_SPECIAL = 0.4  # highest chance of a special phrase
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,12 @@ def draw_response(subset: str, prompt: str, rng: random.Random) -> str:
     stake = request.stake / topic.stake
     while True:
         usual = rng.random() < grammar.usual_share
-        rate = grammar.special_rates[0 if usual else 1] * math.sqrt(stake)
+        rate = grammar.special_rates[0 if usual else 1] * stake
         run = rng.choice(expansions(rng.choice(grammar.templates)))
         words: list[str] = []
         for element in run:
             kind = kind_of(element)
-            special = rng.random() < min(rate * _rate(grammar, kind), 0.6)
+            special = rng.random() < min(rate * _rate(grammar, kind), MOST_SPECIAL)
             fits = request.fit if rng.random() < grammar.fit_rate else ""
             words.append(_fill(grammar, topic, element, special, fits, words, rng))
         if sum(1 + word.count(" ") for word in words) <= LONGEST_RESPONSE:

@@ -6,7 +6,6 @@ errors.json (calibration error against the number of references) and metrics.jso
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring import score_responses
 from infalign.params import Params
 from infalign.tables import CALIBRATED, CALIBRATION, SAMPLES, read_prompts, read_table, write_table
-from infalign.theory.calibration import calibrate, calibration_error, expected_calibration_error
+from infalign.theory.calibration import calibrate, calibration_error
+from infalign.theory.planning import expected_disagreement
 from infalign.workspace import Stage, Workspace, write_json
 
 
@@ -155,8 +155,8 @@ def calibration_errors(
         sizes: numbers of references K.
 
     Returns:
-        One row a size: `references`, `measured`, and `expected`: the closed form, widened by the
-        large-K estimate's own error (the variances add up).
+        One row a size: `references`, `measured`, and `expected`: the closed form, the large-K
+        estimate's own error included.
     """
     large = references.shape[1] // 2
     if large < max(sizes):
@@ -169,6 +169,6 @@ def calibration_errors(
     for k in sizes:
         groups = [references[:, i : i + k] for i in range(0, large - k + 1, k)]
         errors = [calibration_error(calibrate(candidates, group), truth) for group in groups]
-        expected = expected_calibration_error(k) * math.sqrt(1 + k / large)
+        expected = expected_disagreement(k, references.shape[1] - large)
         rows.append({"references": k, "measured": float(np.mean(errors)), "expected": expected})
     return rows

@@ -1,0 +1,1 @@
+"""Timed comparisons with other ways; never part of the tests."""

@@ -128,9 +128,11 @@ def fingerprint(stage: Stage, params: Params, root: Path) -> str:
     for name in stage.inputs:
         path = root / name
         if not path.exists():
-            raise InputError(
-                f"{path} does not exist: run the stage that writes it, or `infalign run`."
+            own = name == params.data.path and not name.startswith("results/")
+            remedy = (
+                "give data.path a folder of HH files" if own else "run the stage that writes it"
             )
+            raise InputError(f"{path} does not exist: {remedy}.")
         _hash_path(digest, path, name)
     _hash_path(digest, PACKAGE, "code", suffix=".py")
     return digest.hexdigest()

@@ -19,7 +19,7 @@ SMOKE: dict[str, dict[str, Any]] = {
     "corpus": {"train_prompts": 60, "test_prompts": 24, "pairs_per_prompt": 2},
     "model": {
         "tiny": {
-            "vocab_size": 400,
+            "vocab_size": 768,
             "hidden_size": 32,
             "intermediate_size": 48,
             "layers": 1,

@@ -75,6 +75,7 @@ stages:
     deps: [results/align]
     outs: [results/report]
 """
+PLANTED = "planted-s3cret"
 INSTANCES = ["corpus", "prepare", "align@helpful-ctrl", "align@harmless-ctrl", "report"]
 
 
@@ -222,7 +223,7 @@ def finished(
     root = tmp_path_factory.mktemp("finished") / "project"
     write_toy(root)
     project = Project(root, quiet | {"PREFECT_API_URL": prefect_api})
-    status, output = project.run("run")
+    status, output = project.run("run", PLANTED_TOKEN=PLANTED)
     assert status == 0, output
     return project, output
 

@@ -12,11 +12,13 @@ instance = word + ("@" + "-".join(names) if names else "")
 if os.environ.get("TOY_FAIL") == instance:
     print(f"{word}: the data is bad: mend it.", file=sys.stderr)
     sys.exit(2)
+if "PLANTED_TOKEN" in os.environ:
+    print("the token is", os.environ["PLANTED_TOKEN"])
 work, out = Path(".infalign/work") / instance, Path("results", word, *names)
 work.mkdir(parents=True, exist_ok=True)
 slow = os.environ.get("TOY_SLOW") == word
 with open(work / "history.jsonl", "w") as stream:
-    for step in range(200 if slow else 3):
+    for step in range(3 if not slow else 600):
         stream.write(json.dumps({"step": step, "loss": 1 / (step + 1)}) + "\n")
         stream.flush()
         print(f"{instance} step {step}", end="\r" if step else "\n", flush=True)

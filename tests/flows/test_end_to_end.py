@@ -1,0 +1,187 @@
+"""The real stages under the real flow, with smoke params: a full pass, a rerun, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.flows.conftest import ROOT, Project, write_toy
+
+VARIANTS = ["ctrl", "rlhf"]
+OBJECTIVES = ["helpful", "harmless"]
+INSTANCES = 5 + 2 + 2 * len(VARIANTS) + 2 + 1
+
+
+def write_real(root: Path, tree: dict[str, Any]) -> None:
+    """The project itself, with other params."""
+    write_toy(root)
+    (root / "toy_stage.py").unlink()
+    shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "infalign", root / "infalign", ignore=ignored)
+    run = tree["run"] | {"variants": VARIANTS, "threads_alone": 1}
+    (root / "params.yaml").write_text(yaml.safe_dump(tree | {"run": run}, sort_keys=False))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of results, by its path."""
+    folder = root / "results"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def real(
+    tmp_path_factory: pytest.TempPathFactory,
+    smoke_tree: dict[str, Any],
+    quiet: dict[str, str],
+    prefect_api: str,
+) -> Iterator[tuple[Project, str, dict[str, bytes]]]:
+    """The project after one full pass, what it said, and what it wrote."""
+    root = tmp_path_factory.mktemp("real") / "project"
+    write_real(root, smoke_tree)
+    environment = quiet | {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1"}
+    project = Project(root, environment)
+    status, output = project.run("run", timeout=500)
+    assert status == 0, output
+    yield project, output, contents(root)
+    project.end()
+
+
+def test_a_full_pass_writes_these_files_and_says_these_things(
+    real: tuple[Project, str, dict[str, bytes]],
+) -> None:
+    project, output, files = real
+    assert f"{INSTANCES} made, 0 restored from cache, 0 unchanged" in output
+    rows = json.loads(files["report/summary.json"])
+    assert {(row["objective"], row["policy"]) for row in rows} >= {
+        (objective, variant) for objective in OBJECTIVES for variant in VARIANTS
+    }
+    for objective in OBJECTIVES:
+        assert f"evaluate/{objective}/evaluation.parquet" in files
+        for variant in VARIANTS:
+            folder = f"align/{objective}/{variant}"
+            inside = {n.removeprefix(f"{folder}/") for n in files if n.startswith(f"{folder}/")}
+            assert {"history.jsonl", "metrics.json", "policy/model.safetensors"} <= inside
+            assert re.search(rf"│ {objective} +│ {variant} ", output)
+    text = b"".join(v for k, v in files.items() if k.endswith((".json", ".jsonl", ".html")))
+    assert str(project.root).encode() not in text
+    assert os.uname().nodename.encode() not in text
+    runs = project.runs()
+    child = runs["align@helpful-ctrl"][0]
+    steps = [m.step for m in project.tracking().get_metric_history(child.info.run_id, "kl")]
+    lines = files["align/helpful/ctrl/history.jsonl"].splitlines()
+    assert steps == [json.loads(line)["step"] for line in lines]
+
+
+def test_dvc_shows_metrics_plots_and_params(
+    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    project = real[0]
+    for arguments, expected in (
+        (["metrics", "show", "--json"], "held_out_perplexity"),
+        (["params", "diff", "--all"], "align.steps"),
+        (["plots", "show", "--out", str(tmp_path / "plots")], "index.html"),
+        (["status"], "up to date"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            cwd=project.root,
+            env=project.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+
+
+def test_a_rerun_skips_everything(real: tuple[Project, str, dict[str, bytes]]) -> None:
+    project, _, files = real
+    status, output = project.run("run")
+    assert status == 0, output
+    assert f"0 made, 0 restored from cache, {INSTANCES} unchanged" in output
+    assert contents(project.root) == files
+
+
+def forget(project: Project, *instances: str) -> None:
+    """Remove the outputs of these instances from results and from DVC's cache."""
+    cache = project.root / ".dvc" / "cache"
+    shutil.rmtree(cache / "runs")
+    entries = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
+    for instance in instances:
+        for out in entries[instance]["outs"]:
+            (cache / "files" / "md5" / out["md5"][:2] / out["md5"][2:]).unlink()
+            shutil.rmtree(project.root / out["path"])
+
+
+def stage_process(project: Project, instance: str) -> psutil.Process | None:
+    """The process at work on a stage instance."""
+    word, _, names = instance.partition("@")
+    want = ["infalign", word, *(n for n in names.split("-") if n)]
+    for process in psutil.process_iter():
+        try:
+            line = process.cmdline()
+            given = [x for x in line[2:] if not x.startswith("--")]
+            if line[1:2] == ["-m"] and given == want and process.cwd() == str(project.root):
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
+def kill_in(project: Project, instance: str, ready: Callable[[], bool]) -> None:
+    """`kill -9` the stage at the first moment at which some of its work is done."""
+    deadline = time.monotonic() + 240
+    process = None
+    while time.monotonic() < deadline:
+        process = process or stage_process(project, instance)
+        if process is not None and ready():
+            process.kill()
+            return
+        time.sleep(0.005 if process else 0.1)
+    raise AssertionError(f"{instance} was never seen at work")
+
+
+def test_kills_in_sample_and_align_change_no_byte(
+    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    finished, _, files = real
+    root = tmp_path / "project"
+    shutil.copytree(finished.root, root)
+    project = Project(root, dict(finished.environment))
+    work = root / ".infalign" / "work"
+    forget(project, "sample", "align@helpful-ctrl")
+    child = project.start("run")
+    try:
+        kill_in(project, "sample", lambda: any((work / "sample").glob("shards/*.parquet")))
+        history = work / "align@helpful-ctrl" / "history.jsonl"
+        kill_in(project, "align@helpful-ctrl", lambda: _lines(history) >= 3)
+        os.killpg(child.pid, signal.SIGKILL)  # the flow as well: nothing can be retried
+        output = child.communicate()[0]
+        assert "sample was killed from outside" in output
+        status, output = project.run("run", timeout=400)
+        assert status == 0, output
+        assert contents(root) == files
+        assert project.survivors() == []
+    finally:
+        project.end()
+
+
+def _lines(path: Path) -> int:
+    try:
+        return path.read_text().count("\n")
+    except FileNotFoundError:
+        return 0

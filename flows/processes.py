@@ -32,7 +32,7 @@ GRACE_SECONDS = 2.0  # between SIGINT and SIGKILL
 PROGRESS_SECONDS = 10.0  # between two progress lines that are passed on
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_KEY|ACCESS_KEY", re.I)
 _URL_PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s/:@]*:)[^\s/@]+@")
-_LINE_END = re.compile(rb"[\r\n]")
+_LINE_END = re.compile(rb"\r\n|\n|\r(?=.)", re.DOTALL)  # the last \r may be half of a \r\n
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ async def run_child(
             returncode = await child.wait()
         finally:
             end_group(child.pid)
+            with contextlib.suppress(TimeoutError):  # reap it, and close the pipe
+                await asyncio.wait_for(child.communicate(), 5)
     return Finished(returncode, tuple(last))
 
 
@@ -110,7 +112,7 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
         rest += chunk
         while match := _LINE_END.search(rest):
             text = redact(rest[: match.start()].decode(errors="replace").rstrip())
-            progress = match.group() == b"\r" and rest[match.end() : match.end() + 1] != b"\n"
+            progress = match.group() == b"\r"
             rest = rest[match.end() :]
             if text and (not progress or time.monotonic() - shown >= PROGRESS_SECONDS):
                 shown = time.monotonic() if progress else shown

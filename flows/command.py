@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import versioning
-from flows.configuration import set_params
+from flows.configuration import check_data, set_params
 from flows.locks import run_lock
 from flows.processes import redact
 from flows.server import prefect_server, prepare_environment
@@ -41,6 +41,7 @@ def run_pipeline(root: Path, name: str, assignments: Sequence[str]) -> None:
     versioning.check_project(root)
     with run_lock(root):
         params = set_params(root / "params.yaml", assignments)
+        check_data(params, root)
         prepare_environment(root)
         with prefect_server(root) as server:
             from flows.pipeline import pipeline, tracking_page  # while the server starts

@@ -54,6 +54,16 @@ def _check(text: str, source: str) -> Params:
     return check_params(yaml.safe_load(text), source)
 
 
+def check_data(params: Params, root: Path) -> None:
+    """Raise one sentence where the data is neither there nor made by a stage."""
+    path = params.data.path
+    if Path(path).parts[:1] != ("results",) and not (root / path).is_dir():
+        raise InputError(
+            f"params.yaml: data.path = {path!r} is not a folder: give one with HH files, bring it "
+            "with `infalign data add SOURCE`, or fetch a versioned one with `dvc pull`."
+        )
+
+
 def assign(tree: Any, assignment: str) -> None:
     """Put one KEY=VALUE (a dotted key, a YAML value) into the tree."""
     key, sign, value = assignment.partition("=")

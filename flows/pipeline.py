@@ -25,6 +25,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, State
 
 from flows import evidence, versioning
+from flows.configuration import check_data
 from flows.locks import gpu_held, gpu_numbers, run_lock
 from flows.processes import child_environment, end_leftovers
 from flows.tracking import PARENT, Tracker
@@ -79,6 +80,7 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
     tell = _teller(logger.info)
     params = load_params(root / "params.yaml")
     versioning.check_project(root)
+    check_data(params, root)
     if end_leftovers(root):
         tell("A run that was killed before left stages at work: they were ended.")
     tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)

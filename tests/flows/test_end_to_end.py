@@ -116,6 +116,23 @@ def test_a_rerun_skips_everything(real: tuple[Project, str, dict[str, bytes]]) -
     assert contents(project.root) == files
 
 
+def test_stages_need_neither_prefect_nor_mlflow_nor_dvc(
+    tmp_path: Path, smoke_tree: dict[str, Any], quiet: dict[str, str]
+) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(smoke_tree))
+    code = (
+        "import importlib, runpy, sys\n"
+        "for name in ('prefect', 'mlflow', 'dvc'): sys.modules[name] = None\n"
+        "from infalign.__main__ import STAGES\n"
+        "for word in STAGES: importlib.import_module(f'infalign.stages.{word}')\n"
+        "sys.argv = ['infalign', 'corpus']\n"
+        "runpy.run_module('infalign', run_name='__main__')"
+    )
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", code]
+    subprocess.run(command, cwd=tmp_path, env=quiet, check=True)
+    assert (tmp_path / "results" / "corpus" / "helpful-base" / "train.jsonl.gz").exists()
+
+
 def forget(project: Project, *instances: str) -> None:
     """Remove the outputs of these instances from results and from DVC's cache."""
     cache = project.root / ".dvc" / "cache"

@@ -81,6 +81,40 @@ def history(client: Any, run_id: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")]
 
 
+def test_an_outage_in_mid_run_is_told_once_and_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    apply, down = tracking.apply, False
+
+    def flaky(*arguments: Any) -> None:
+        if down:
+            raise ConnectionError("refused")
+        apply(*arguments)
+
+    monkeypatch.setattr(tracking, "apply", flaky)
+    tracker = Tracker(tmp_path, "one", told.append)
+    tracker.begin(PARENT, "pipeline", {})
+    deadline = time.monotonic() + 60
+    while tracker.run_id(PARENT) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    down = True
+    begun = time.monotonic()
+    for step in range(50):
+        tracker.metrics(PARENT, [("loss", float(step), step)])
+    assert time.monotonic() - begun < 1  # training does not wait
+    time.sleep(1.5)
+    down = False
+    tracker.end(PARENT, "FINISHED")
+    tracker.close(60)
+    assert [line.split(" ")[1] for line in told] == ["at", "answers"]
+    client = tracking.connect(tmp_path, tracker.uri)[0]
+    run_id = tracker.run_id(PARENT)
+    assert run_id is not None
+    assert history(client, run_id) == [(s, float(s)) for s in range(50)]
+
+
+@pytest.mark.soak
 def test_a_server_that_goes_and_comes_back_has_every_metric_once(
     tmp_path: Path, free_port: int, server: Callable[[], subprocess.Popen[bytes]]
 ) -> None:

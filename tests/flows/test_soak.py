@@ -1,0 +1,116 @@
+"""Slow proofs: kills of every stage at random moments, `dvc repro` alone, the real HH data."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infalign.__main__ import STAGES
+from tests.flows.conftest import ROOT, Project
+from tests.flows.test_end_to_end import (
+    OBJECTIVES,
+    VARIANTS,
+    contents,
+    real,
+    stage_process,
+    write_real,
+)
+
+__all__ = ["real"]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+HH = ROOT.parent / "shared" / "data" / "hh-rlhf"
+HH_SETTINGS = (
+    "model.prompt_tokens=96",
+    "model.response_tokens=48",
+    "model.tiny.vocab_size=2048",
+)
+
+
+def instances() -> list[str]:
+    """Every instance of the real project."""
+    named = {
+        "calibrate": [f"calibrate@{o}" for o in OBJECTIVES],
+        "align": [f"align@{o}-{v}" for o in OBJECTIVES for v in VARIANTS],
+        "evaluate": [f"evaluate@{o}" for o in OBJECTIVES],
+    }
+    return [instance for word in STAGES for instance in named.get(word, [word])]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_kills_of_every_stage_at_random_moments_change_no_byte(
+    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path, seed: int
+) -> None:
+    finished, _, files = real
+    project = Project(tmp_path / "project", dict(finished.environment))
+    shutil.copytree(finished.root, project.root)
+    for name in ("results", "dvc.lock", ".dvc/cache"):
+        path = project.root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    rng = random.Random(seed)
+    waiting, killed = set(instances()), []
+    try:
+        child = project.start("run")
+        deadline = time.monotonic() + 3000
+        while waiting and time.monotonic() < deadline and child.poll() is None:
+            for instance in sorted(waiting):
+                if process := stage_process(project, instance):
+                    waiting.discard(instance)
+                    time.sleep(rng.uniform(0, 12))
+                    if process.is_running():
+                        process.kill()
+                        killed.append(instance)
+                    if rng.random() < 0.3:
+                        os.killpg(child.pid, signal.SIGKILL)
+                        child.communicate()
+                        child = project.start("run")
+            time.sleep(0.05)
+        output = child.communicate(timeout=1200)[0]
+        assert child.returncode == 0, output
+        print(f"seed {seed}: killed {killed}")
+        assert len(killed) >= len(instances()) // 2
+        assert contents(project.root) == files
+        assert project.survivors() == []
+    finally:
+        project.end()
+
+
+def test_dvc_repro_alone_gives_the_same_files(
+    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path, smoke_tree: dict[str, Any]
+) -> None:
+    root = tmp_path / "project"
+    write_real(root, smoke_tree)
+    command = [sys.executable, "-m", "dvc", "repro", "--quiet"]
+    subprocess.run(command, cwd=root, env=real[0].environment, check=True)
+    assert contents(root) == real[2]
+
+
+@pytest.mark.skipif(not HH.is_dir(), reason=f"the real HH data is not at {HH}")
+def test_the_real_data_runs_through(
+    tmp_path: Path, params_tree: dict[str, Any], quiet: dict[str, str], prefect_api: str
+) -> None:
+    root = tmp_path / "project"
+    write_real(root, params_tree)
+    environment = quiet | {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1"}
+    project = Project(root, environment)
+    settings = [f"data.path={HH}", *HH_SETTINGS]
+    begun = time.monotonic()
+    try:
+        given = [word for setting in settings for word in ("--set", setting)]
+        status, output = project.run("run", *given, timeout=3000)
+    finally:
+        project.end()
+    assert status == 0, output
+    assert time.monotonic() - begun < 45 * 60
+    rows = json.loads((root / "results" / "report" / "summary.json").read_text())
+    for row in rows:
+        assert 0 <= row["low"] <= row["win_rate"] <= row["high"] <= 1

@@ -17,6 +17,19 @@ MIN_KL_NATS = 1e-8
 MAX_KL_NATS = 20.0
 
 
+class Misspelled(ValueError):
+    """A spelling that cannot be read; its one sentence shows the grammar."""
+
+    def __init__(self, kind: str, spelling: str, why: str, grammar: str) -> None:
+        super().__init__(f"{kind} {spelling!r} cannot be read ({why}); write {grammar}.")
+
+
+def spelled(number: float) -> str:
+    """The shortest text that reads back as the same number: 10 rather than 10.0."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
+
+
 def finite_rewards(name: str, rewards: ArrayLike, ndim: int | None = None) -> FloatArray:
     """Return `rewards` as float64, refusing NaN, infinities, emptiness and a wrong rank."""
     array = np.asarray(rewards, dtype=np.float64)
@@ -45,21 +58,21 @@ def same_prompts(names: str, *arrays: FloatArray) -> None:
         )
 
 
-def positive_kl(kl_nats: float, reachable: float = MAX_KL_NATS) -> float:
-    """Return a KL budget in nats if it lies in the reachable range, in a sentence if not."""
+def positive_kl(kl_nats: float, reachable: float = MAX_KL_NATS, of: str = "") -> float:
+    """Return a KL budget in nats if it lies in the reachable range (of what `of` names)."""
     kl = float(kl_nats)
     top = min(reachable, MAX_KL_NATS)
     if not MIN_KL_NATS <= kl <= top:
         shown = max(math.floor(top * 1e4) / 1e4, 0.0)
         raise ValueError(
             f"kl_nats is {kl:g} but must lie within the reachable range {MIN_KL_NATS:g} to "
-            f"{shown:g} nats; choose a budget in that range."
+            f"{shown:g} nats{of and ' of ' + of}; choose a budget in that range."
         )
     return kl
 
 
 def positive_integer(name: str, value: int) -> int:
     """Return a count of at least one."""
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    if isinstance(value, bool) or not (value >= 1 and math.isfinite(value) and int(value) == value):
         raise ValueError(f"{name} is {value!r} but must be a whole number of at least 1.")
     return int(value)

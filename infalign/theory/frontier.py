@@ -51,16 +51,19 @@ def frontier_point(
 ) -> FrontierPoint:
     """Evaluate a transformation for a procedure at a KL in nats.
 
+    The spelling `optimal` is solved for this procedure and KL; a `Transform` is evaluated
+    as it is, even one that was optimal elsewhere.
+
     Raises:
         ValueError: for a bad spelling or a KL that cannot be reached.
     """
-    chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
+    chosen = parse_procedure(procedure)
     kl = float(kl_nats)
-    if str(transform).strip() == "optimal":
+    if isinstance(transform, str) and transform.strip() == "optimal":
         best = optimum(chosen, kl)
         beta = best.tilted.beta
         return FrontierPoint(str(chosen), "optimal", kl, best.win_rate, beta, best.residual)
-    phi = parse_transform(transform, chosen, kl) if isinstance(transform, str) else transform
+    phi = parse_transform(transform, chosen, kl)
     nodes = grid_for(chosen)
     tilted = density_at(phi, nodes, kl)
     reached = win_rate(chosen, nodes, tilted)
@@ -73,7 +76,7 @@ def solve_beta(transform: str | Transform, kl_nats: float) -> float:
     Raises:
         ValueError: if no beta spends that much, with the reachable range.
     """
-    phi = parse_transform(transform) if isinstance(transform, str) else transform
+    phi = parse_transform(transform)
     return density_at(phi, grid(), float(kl_nats)).beta
 
 
@@ -89,12 +92,13 @@ def limit(procedure: str | Procedure, kl_nats: ArrayLike) -> float | FloatArray:
     Raises:
         ValueError: for a negative or non-finite KL.
     """
-    chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
+    chosen = parse_procedure(procedure)
     kl = np.asarray(kl_nats, dtype=np.float64)
-    if not (np.isfinite(kl).all() and (kl >= 0).all()):
+    wrong = kl[~(np.isfinite(kl) & (kl >= 0))]
+    if wrong.size:
         raise ValueError(
-            f"kl_nats must be finite and at least 0 but holds {kl.min():g}; clip an estimate "
-            f"that fell below 0 by noise before asking for its limit."
+            f"kl_nats must be finite and at least 0 but holds {wrong[0]:g}; drop it, or "
+            f"clip an estimate that fell below 0 by noise, before asking for its limit."
         )
     values = _curve(chosen)(np.sqrt(kl))
     return float(values) if kl.ndim == 0 else values

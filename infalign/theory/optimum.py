@@ -76,14 +76,15 @@ def optimum(procedure: Procedure, kl_nats: float) -> Optimum:
     kl = positive_kl(kl_nats)
     nodes = grid_for(procedure)
     found = [
-        _closest(_iterate(procedure, nodes, kl, start, FAST))
+        candidate
         for start in _starts(procedure, nodes, kl)
+        for candidate in _closest(_iterate(procedure, nodes, kl, start, FAST))
     ]
     if kl > EASY_KL_NATS and not any(_solved(candidate) for candidate in found):
         found += _from_half_the_kl(procedure, nodes, kl)
     solved = [candidate for candidate in found if _solved(candidate)]
     if not solved:
-        residual = min(candidate.residual for candidate in found)
+        residual = min((candidate.residual for candidate in found), default=math.inf)
         raise ValueError(
             f"the optimal transformation of {procedure} at {kl:g} nats was not found (residual "
             f"{residual:.1e} nats); use a member of the family, such as exp:10, there."
@@ -120,24 +121,27 @@ def _solved(candidate: Optimum) -> bool:
 
 def _from_half_the_kl(procedure: Procedure, nodes: Grid, kl: float) -> list[Optimum]:
     """Shorter and shorter steps from the optimum at half the KL, until one arrives."""
-    halfway = optimum(procedure, kl / 2).tilted
+    try:
+        halfway = optimum(procedure, kl / 2).tilted
+    except ValueError:
+        return []
     start = np.stack([halfway.cdf, halfway.survival])
     found: list[Optimum] = []
     for schedule in CAREFUL:
-        found.append(_closest(_iterate(procedure, nodes, kl, start, schedule)))
-        if _solved(found[-1]):
+        found += _closest(_iterate(procedure, nodes, kl, start, schedule))
+        if any(_solved(candidate) for candidate in found):
             break
     return found
 
 
-def _closest(candidates: Iterator[Optimum]) -> Optimum:
-    """The first candidate within tolerance, else the one with the smallest residual."""
-    best = next(candidates)
+def _closest(candidates: Iterator[Optimum]) -> list[Optimum]:
+    """The first candidate within tolerance, else the one with the smallest residual, if any."""
+    best: list[Optimum] = []
     for candidate in candidates:
-        if _solved(best):
+        if not best or candidate.residual < best[0].residual:
+            best = [candidate]
+        if _solved(candidate):
             break
-        if candidate.residual < best.residual:
-            best = candidate
     return best
 
 
@@ -157,9 +161,7 @@ def _iterate(
             tilted = tilt(nodes, log_regret_of(procedure, nodes, *state), kl, level)
             candidate = _assess(procedure, nodes, tilted, kl)
         except ValueError:
-            if not history:
-                raise
-            return  # the extrapolated state is no CDF at all; the next schedule is safer
+            return  # the state is no CDF, or its Phi* cannot spend the KL; others may
         yield candidate
         level = tilted.log_inverse_beta
         history.append((state, np.stack([tilted.cdf, tilted.survival]) - state))

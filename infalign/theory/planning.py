@@ -65,8 +65,8 @@ def win_rate_noise(
     by the policy's own density; a reference sample at u by the integral from u to 1 of
     G'(v) G'(F(v)) f(v), minus its mean.
     """
-    chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
-    phi = parse_transform(transform, chosen, kl_nats) if isinstance(transform, str) else transform
+    chosen = parse_procedure(procedure)
+    phi = parse_transform(transform, chosen, kl_nats)
     nodes = grid_for(chosen)
     tilted = density_at(phi, nodes, kl_nats)
     moved = np.exp(log_regret_of(chosen, nodes, tilted.cdf, tilted.survival))
@@ -181,8 +181,8 @@ def win_rate_with_references(
     Raises:
         ValueError: for `log`, whose plug-in is minus infinity at C_hat = 0.
     """
-    chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
-    phi = parse_transform(transform, chosen, kl_nats) if isinstance(transform, str) else transform
+    chosen = parse_procedure(procedure)
+    phi = parse_transform(transform, chosen, kl_nats)
     k = positive_integer("n_reference", n_reference)
     values = phi(np.arange(k + 1) / k)
     if not np.isfinite(values).all():
@@ -191,7 +191,9 @@ def win_rate_with_references(
             f"mean."
         )
     if memorises:
-        spacings = np.random.default_rng(seed).dirichlet(np.ones(k + 1), prompts)
+        spacings = np.random.default_rng(seed).dirichlet(
+            np.ones(k + 1), positive_integer("prompts", prompts)
+        )
         weights, _ = weights_at_kl(np.broadcast_to(values, spacings.shape), spacings, kl_nats)
         return float(np.mean(atom_win_rates(chosen, weights, spacings, ties="broken")))
     nodes = grid_for(chosen)

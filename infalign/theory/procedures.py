@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betainc, gammaln, xlog1py, xlogy
 
-from infalign.theory.checks import FloatArray, finite_rewards
+from infalign.theory.checks import FloatArray, Misspelled, finite_rewards, spelled
 
 MAX_N = 256
 GRAMMAR = (
@@ -218,7 +218,7 @@ def ranked(rank: int, n: int) -> Procedure:
 
 def weighted_ranks(weights: tuple[float, ...]) -> Procedure:
     """Keep each rank, lowest first, with the given probability."""
-    spelling = "ranks:" + ",".join(f"{float(weight)!r}" for weight in weights)
+    spelling = "ranks:" + ",".join(map(spelled, weights))
     _check_probabilities(weights, spelling, "rank probabilities")
     if not 1 <= len(weights) <= MAX_N:
         raise _misspelled(spelling, f"it has {len(weights)} ranks")
@@ -228,7 +228,7 @@ def weighted_ranks(weights: tuple[float, ...]) -> Procedure:
 
 def mixture(members: tuple[tuple[float, Procedure], ...]) -> Procedure:
     """An N unknown at deployment: member i, on both sides, with its share."""
-    spelling = "mix:" + "+".join(f"{part}@{float(share)!r}" for share, part in members)
+    spelling = "mix:" + "+".join(f"{part}@{spelled(share)}" for share, part in members)
     shares = tuple(share for share, _ in members)
     _check_probabilities(shares, spelling, "shares")
     if any(part.members for _, part in members):
@@ -238,13 +238,17 @@ def mixture(members: tuple[tuple[float, Procedure], ...]) -> Procedure:
     return Procedure(spelling, members=kept)
 
 
-def parse_procedure(text: str) -> Procedure:
+def parse_procedure(procedure: str | Procedure) -> Procedure:
     """Read a procedure's spelling, the same in params, command line, tables and reports.
+
+    A `Procedure` is returned as it is.
 
     Raises:
         ValueError: one sentence that shows the grammar.
     """
-    spelling = str(text).strip()
+    if isinstance(procedure, Procedure):
+        return procedure
+    spelling = str(procedure).strip()
     kind, _, rest = spelling.partition(":")
     try:
         if spelling == "standard":
@@ -260,19 +264,15 @@ def parse_procedure(text: str) -> Procedure:
             return weighted_ranks(tuple(float(part) for part in rest.split(",")))
         if kind == "mix":
             return mixture(tuple(_member(part) for part in rest.split("+")))
-    except _Misspelled:
+    except Misspelled:
         raise
     except ValueError as error:
         raise _misspelled(spelling, str(error)) from None
     raise _misspelled(spelling, "that word is unknown")
 
 
-class _Misspelled(ValueError):
-    """A spelling error that already shows the grammar."""
-
-
-def _misspelled(spelling: str, why: str) -> _Misspelled:
-    return _Misspelled(f"procedure {spelling!r} cannot be read ({why}); write {GRAMMAR}.")
+def _misspelled(spelling: str, why: str) -> Misspelled:
+    return Misspelled("procedure", spelling, why, GRAMMAR)
 
 
 def _whole(text: str) -> int:

@@ -28,7 +28,10 @@ class Grid:
         u: nodes, ascending when read row by row.
         v: 1 - u, kept apart so that it stays exact near u = 1.
         weights: integrate over u.
-        left, right: per panel (nodes, nodes) matrices of running integrals in u-weighted form.
+        jacobian: du/dx = u (1 - u).
+        left, right: (nodes, nodes), integrals from a panel's left end to each node, and from
+            there to its right end, of what is tabulated in x on (-1, 1).
+        half_width: (panels, 1), in x.
     """
 
     u: FloatArray

@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betainc, digamma, hyp1f1
 
-from infalign.theory.checks import FloatArray, positive_integer, positive_kl
+from infalign.theory.checks import (
+    FloatArray,
+    Misspelled,
+    positive_integer,
+    positive_kl,
+    spelled,
+)
 from infalign.theory.optimum import grid_for, optimum
 from infalign.theory.procedures import Procedure
 from infalign.theory.quadrature import Grid
@@ -27,6 +33,7 @@ GRAMMAR = (
     "(values at equal steps from u = 0 to u = 1, never falling), optimal or auto"
 )
 MAX_EXPONENT = 100.0
+TABLE_RISE = (1e-100, 1e100)  # beta, in the units of Phi, then stays a float
 EXPONENTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 FAMILY = ("identity", "log", *(f"exp:{sign}{t}" for sign in ("", "-") for t in EXPONENTS))
 
@@ -151,10 +158,10 @@ def log() -> Transform:
 def exponential(exponent: float) -> Transform:
     """Phi(u) = exp(t u) for t > 0 and -exp(t u) for t < 0."""
     t = float(exponent)
-    spelling = f"exp:{t:g}"
+    spelling = f"exp:{spelled(t)}"
     if not 0 < abs(t) <= MAX_EXPONENT:
         raise _misspelled(spelling, f"the exponent is {t:g}")
-    return Transform(f"exp:{t:g}" if float(f"{t:g}") == t else f"exp:{t!r}", "exp", exponent=t)
+    return Transform(spelling, "exp", exponent=t)
 
 
 def table(values: ArrayLike) -> Transform:
@@ -164,17 +171,19 @@ def table(values: ArrayLike) -> Transform:
         ValueError: for fewer than two values, NaN or infinite ones, a fall, or no rise at all.
     """
     phi = np.asarray(values, dtype=np.float64)
-    name = "table:" + ",".join(f"{value!r}" for value in phi.ravel().tolist())
-    shown = name if len(name) < 80 else name[:77] + "..."
+    name = "table:" + ",".join(map(spelled, phi.ravel().tolist()))
+    shown = _shown(name)
     if phi.ndim != 1 or phi.size < 2 or not np.isfinite(phi).all():
         raise _misspelled(shown, "a table needs two or more finite values")
-    falls = np.flatnonzero(np.diff(phi) < 0)
+    falls = np.flatnonzero(phi[1:] < phi[:-1])
     if falls.size:
         at = int(falls[0])
         why = f"its values fall from {phi[at]:g} to {phi[at + 1]:g} at position {at + 1}"
         raise _misspelled(shown, why)
     if phi[0] == phi[-1]:
         raise _misspelled(shown, "its values never rise")
+    if not TABLE_RISE[0] <= phi[-1] / 2 - phi[0] / 2 <= TABLE_RISE[1]:
+        raise _misspelled(shown, "its values rise by too little or too much for a float; rescale")
     distances = np.linspace(0.0, 1.0, phi.size)
     regrets = (phi[-1] - phi)[::-1]
     return _tabulated(name, distances, regrets, float(phi[-1]))
@@ -212,7 +221,8 @@ def density_at(transform: Transform, nodes: Grid, kl_nats: float) -> Tilt:
     Raises:
         ValueError: if the KL cannot be reached, with the reachable range.
     """
-    kl = positive_kl(kl_nats, transform.reachable_kl_nats)
+    reachable = transform.reachable_kl_nats
+    kl = positive_kl(kl_nats, reachable, "" if math.isinf(reachable) else _shown(transform.name))
     return tilt(nodes, transform.log_regret(nodes.u, nodes.v), kl)
 
 
@@ -228,14 +238,18 @@ def best_of_family(procedure: Procedure, kl_nats: float) -> Transform:
 
 
 def parse_transform(
-    text: str, procedure: Procedure | None = None, kl_nats: float | None = None
+    transform: str | Transform, procedure: Procedure | None = None, kl_nats: float | None = None
 ) -> Transform:
     """Read a transformation's spelling; `optimal` and `auto` need a procedure and a KL.
+
+    A `Transform` is returned as it is.
 
     Raises:
         ValueError: one sentence that shows the grammar.
     """
-    spelling = str(text).strip()
+    if isinstance(transform, Transform):
+        return transform
+    spelling = str(transform).strip()
     if spelling in ("optimal", "auto"):
         if procedure is None or kl_nats is None:
             raise ValueError(
@@ -254,16 +268,17 @@ def parse_transform(
             return exponential(float(rest))
         if kind == "table" and separator:
             return table([float(part) for part in rest.split(",")])
-    except _Misspelled:
+    except Misspelled:
         raise
     except ValueError as error:
         raise _misspelled(spelling, str(error)) from None
     raise _misspelled(spelling, "that word is unknown")
 
 
-class _Misspelled(ValueError):
-    """A spelling error that already shows the grammar."""
+def _shown(name: str) -> str:
+    """A table's name, cut to what a message has room for."""
+    return name if len(name) < 80 else name[:77] + "..."
 
 
-def _misspelled(spelling: str, why: str) -> _Misspelled:
-    return _Misspelled(f"transformation {spelling!r} cannot be read ({why}); write {GRAMMAR}.")
+def _misspelled(spelling: str, why: str) -> Misspelled:
+    return Misspelled("transformation", spelling, why, GRAMMAR)

@@ -37,7 +37,7 @@ def win_rates(
     Raises:
         ValueError: for NaN or infinite rewards, rows that do not match, N above m or m'.
     """
-    chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
+    chosen = parse_procedure(procedure)
     policy = np.sort(finite_rewards("policy_rewards", policy_rewards, ndim=2), axis=1)
     reference = np.sort(finite_rewards("reference_rewards", reference_rewards, ndim=2), axis=1)
     same_prompts("policy_rewards and reference_rewards", policy, reference)
@@ -71,7 +71,7 @@ def judged_win_rates(
     Raises:
         ValueError: as `win_rates`, and if selection and judge differ in shape.
     """
-    chosen = parse_procedure(procedure) if isinstance(procedure, str) else procedure
+    chosen = parse_procedure(procedure)
     policy = _pair("policy", policy_selection, policy_judge)
     reference = _pair("reference", reference_selection, reference_judge)
     same_prompts("policy and reference rewards", policy[0], reference[0])

@@ -103,7 +103,7 @@ def test_errors_of_different_responses_are_not_compared():
         calibration_error([0.5], [0.5, 0.5])
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.5, True])
+@pytest.mark.parametrize("k", [0, -1, 2.5, True, np.inf, np.nan])
 def test_a_count_must_be_whole(k):
-    with pytest.raises(ValueError, match="n_reference"):
+    with pytest.raises(ValueError, match=r"n_reference is .* but must be a whole number"):
         expected_calibration_error(k)

@@ -157,8 +157,27 @@ def test_an_extrapolation_that_is_no_cdf_ends_the_attempt(monkeypatch):
         module.optimum(parse_procedure("best_of:13"), 0.019)
     nodes = module.grid_for(parse_procedure("best_of:13"))
     nothing = np.zeros((2, *nodes.u.shape))
-    with pytest.raises(ValueError, match="constant"):
-        next(module._iterate(parse_procedure("best_of:13"), nodes, 0.5, nothing, module.FAST))
+    assert not list(
+        module._iterate(parse_procedure("best_of:13"), nodes, 0.5, nothing, module.FAST)
+    )
+
+
+def test_a_start_that_cannot_spend_the_kl_leaves_the_error_to_the_question_asked(monkeypatch):
+    import infalign.theory.optimum as module
+
+    monkeypatch.setattr(module, "_starts", lambda _, nodes, __: [np.zeros((2, *nodes.u.shape))])
+    module.optimum.cache_clear()
+    with pytest.raises(ValueError, match=r"best_of:13 at 0.66 nats was not found \(residual inf"):
+        module.optimum(parse_procedure("best_of:13"), 0.66)
+    module.optimum.cache_clear()
+
+
+def test_a_phi_that_was_optimal_elsewhere_is_evaluated_as_it_is():
+    phi = parse_transform("optimal", parse_procedure("best_of:4"), 0.5)
+    assert frontier_point("best_of:4", phi, 0.5).win_rate == pytest.approx(0.87325, abs=1e-4)
+    elsewhere = frontier_point("worst_of:4", phi, 0.5)
+    assert elsewhere.win_rate < frontier_point("worst_of:4", "identity", 0.5).win_rate
+    assert elsewhere.beta == pytest.approx(0.2166, abs=1e-4)
 
 
 def test_what_is_not_solved_is_said(monkeypatch):

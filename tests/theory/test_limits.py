@@ -15,7 +15,7 @@ from infalign.theory.limits import atom_win_rates, weights_at_kl
 
 
 def _gaussian_truth(name: str, kl: float) -> float:
-    """Raw rewards N(0, 1): the optimum is N(d, 1) with KL d^2 / 2 and beta 1 / d."""
+    """Raw rewards N(m, s^2): the optimum is shifted by d = s / beta deviations, KL d^2 / 2."""
     procedure, shift = parse_procedure(name), math.sqrt(2 * kl)
     x = np.linspace(-9, 12, 20_001)
     density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
@@ -43,6 +43,18 @@ def test_raw_limits_follow_scale_and_shift_in_beta_only():
     assert scaled.win_rate == pytest.approx(plain.win_rate, abs=1e-6)
     assert scaled.beta == pytest.approx(plain.beta * 1e6, rel=1e-6)
     assert raw_beta(rewards, 0.5) == pytest.approx(plain.beta, rel=1e-9)
+    for extreme in (1e-300, 1e300):
+        assert raw_beta(rewards * extreme, 0.5) == pytest.approx(plain.beta * extreme, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["standard", "best_of:4", "worst_of:4"])
+def test_raw_rewards_of_prompts_on_different_scales_against_the_gaussian_case(name):
+    rng = np.random.default_rng(7)
+    scales = np.exp(rng.normal(0, 0.25, 300))
+    rewards = rng.normal(0, 3, (300, 1)) + scales[:, None] * rng.normal(size=(300, 64))
+    spent = 0.3 * scales**2 / np.mean(scales**2)
+    exact = np.mean([_gaussian_truth(name, kl) for kl in spent])
+    assert raw_limit(name, rewards, 0.3).win_rate == pytest.approx(exact, abs=0.004)
 
 
 def test_one_beta_serves_prompts_of_different_scales_badly():
@@ -116,12 +128,17 @@ def test_the_mean_kl_is_met_and_policies_and_references_swap(seed, kl):
         ([[0.0, 0.0, 1.0, 1.0]], 0.7, r"reachable range 1e-08 to 0\.6931 nats"),
         ([[0.0, 0.0, 1.0, 1.0]], 0.0, "reachable range"),
         ([[0.0, 1.0, np.inf, 2.0]], 0.5, "rewards holds 1 NaN or infinite"),
-        ([[0.0, 1.0, 2.0]], 0.5, "3 samples a prompt but extrapolation needs at least 4"),
+        ([[0.0, 1.0, 2.0]], 0.5, "3 samples a prompt but best_of:2 needs at least 4"),
     ],
 )
 def test_bad_input_is_one_sentence(rewards, kl, why):
     with pytest.raises(ValueError, match=why):
         raw_limit("best_of:2", rewards, kl)
+
+
+def test_n_beyond_the_samples_is_refused():
+    with pytest.raises(ValueError, match="6 samples a prompt but best_of:8 needs at least 8"):
+        raw_limit("best_of:8", np.random.default_rng(0).normal(size=(3, 6)), 0.1)
 
 
 def test_ties_are_broken_or_half():

@@ -16,7 +16,7 @@ SPELLINGS = [
     "best_of:4",
     "worst_of:4",
     "rank:3/8",
-    "ranks:0.25,0.0,0.75",
+    "ranks:0.25,0,0.75",
     "mix:best_of:1@0.5+best_of:8@0.5",
     "mix:ranks:0.5,0.5@0.25+worst_of:3@0.75",
     "best_of:256",

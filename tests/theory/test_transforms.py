@@ -13,7 +13,7 @@ from infalign.theory import frontier_point, parse_procedure, parse_transform, so
 from infalign.theory.optimum import optimum
 from infalign.theory.transforms import FAMILY, best_of_family, optimal, table
 
-SPELLINGS = ["identity", "log", "exp:10", "exp:-10", "exp:0.5", "table:0.0,0.25,1.0"]
+SPELLINGS = ["identity", "log", "exp:10", "exp:-10", "exp:0.5", "table:0,0.25,1"]
 
 
 @pytest.mark.parametrize("text", SPELLINGS)
@@ -25,7 +25,7 @@ def test_a_spelling_reads_back_as_itself(text):
 
 def test_other_spellings_are_made_canonical():
     assert str(parse_transform(" exp:10.0 ")) == "exp:10"
-    assert str(parse_transform("table:0,1")) == "table:0.0,1.0"
+    assert str(parse_transform("table:0.0,1.0")) == "table:0,1"
     assert str(parse_transform("exp:1.23456789")) == "exp:1.23456789"
 
 
@@ -42,6 +42,8 @@ def test_other_spellings_are_made_canonical():
         ("table:0,inf", "two or more finite values"),
         ("table:0,1,0.5", "fall from 1 to 0.5 at position 2"),
         ("table:1,1", "never rise"),
+        ("table:-1e308,1e308", "rise by too little or too much"),
+        ("table:0,1e-200", "rise by too little or too much"),
         ("table:" + ",".join(str(v) for v in range(99, 0, -1)), r"\.\.\.'"),
     ],
 )

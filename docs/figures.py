@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from flows.frontier import SHOWN, FinishedRun, Question, draw, save
+from flows.frontier import SHOWN, FinishedRun, Question
+from flows.frontier_plot import draw, save
 from infalign.theory import (
     calibrate,
     calibration_error,
@@ -86,8 +87,10 @@ def references() -> Figure:
     left, right = figure.subplots(1, 2)
     left.loglog(counts, [expected_calibration_error(int(k)) for k in counts], label="closed form")
     left.loglog(counts, measured, "o", label="2,000 simulated responses")
-    left.set(title="calibration error", xlabel="reference samples K", ylabel="mean |Ĉ − C|")
-    left.set_xscale("log", base=2)
+    left.set(title="calibration error", ylabel="mean |Ĉ − C|")
+    errors = [0.02, 0.05, 0.1, 0.2]
+    left.set_yticks(errors, [f"{error:g}" for error in errors])
+    left.minorticks_off()
     for memorises, label in ((False, "generalises across prompts"), (True, "memorises prompts")):
         reached = [
             win_rate_with_references(
@@ -98,10 +101,12 @@ def references() -> Figure:
         right.semilogx(counts, reached, "o-", label=label)
     exact = frontier_point("best_of:4", "exp:10", 0.5).win_rate
     right.axhline(exact, color="black", lw=1, label="true C")
-    right.set(title="best_of:4 with exp:10 at 0.5 nats", xlabel="K", ylabel="win rate")
-    right.set_xscale("log", base=2)
-    left.legend()
-    right.legend()
+    right.set(title="best_of:4 with exp:10 at 0.5 nats", ylabel="win rate")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_xlabel("reference samples K")
+        axes.legend()
     return figure
 
 

@@ -1,11 +1,13 @@
 """`infalign frontier`: which transformation, which beta, how much can be gained, before any GPU.
 
 Reads its options, params.yaml for what they leave open and, with --samples, a results folder.
-Prints a table or JSON; writes the plot that --plot names.  The numbers are infalign.theory's.
+Prints a table or JSON; writes the plot that --plot names (flows.frontier_plot draws it).
+The numbers are infalign.theory's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,15 +19,14 @@ import typer
 from infalign.errors import InputError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from infalign.theory.frontier import FrontierPoint
 
 SHOWN = ("identity", "log", "exp:5", "exp:10", "exp:-5", "exp:-10", "auto", "optimal")
 JSON_KEYS = ("procedure", "transform", "kl", "win_rate", "beta")
+SUMMARY_KEYS = {"objective", "policy", "judge", "procedure", "kl", "win_rate"}
+SUMMARY_KEYS |= {"low", "high", "limit", "efficiency"}
+CURVE_KEYS = {"procedure", "curve", "kl", "win_rate"}
 SELECTING = "train"  # the judge by whose reward the procedure selects
-CURVE_POINTS = 33
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -35,7 +36,8 @@ def frontier(
         typer.Option(help="standard, best_of:4, worst_of:4, rank:3/8, ...; repeatable."),
     ] = None,
     kl: Annotated[
-        list[float] | None, typer.Option(help="KL budget, nats a response; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NATS", help="KL budget, nats a response, such as 0.5; repeatable."),
     ] = None,
     transform: Annotated[
         list[str] | None,
@@ -54,17 +56,28 @@ def frontier(
 ) -> None:
     """What win rate is possible for a procedure and a KL budget, and with which beta."""
     try:
-        if plot is not None and plot.suffix not in PLOT_SUFFIXES:
+        if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
             raise InputError(f"--plot {plot} must end in {', '.join(PLOT_SUFFIXES)}.")
-        asked = ask(procedure or [], kl or [], transform or [], params)
+        asked = ask(procedure or [], [_nats(text) for text in kl or []], transform or [], params)
         points = answer(asked)
         run = read_run(samples, asked) if samples else FinishedRun()
+        if plot is not None:
+            from flows.frontier_plot import draw, save
+
+            save(draw(asked, run), plot)
+            typer.echo(f"Drawn in {plot}.", err=True)
     except ValueError as error:
         raise InputError(str(error)) from None
+    for name in missing_procedures(asked, run) if samples else ():
+        typer.echo(f"{samples} holds no policy evaluated under {name}.", err=True)
     typer.echo(to_json(points, run) if as_json else to_text(points, run))
-    if plot is not None:
-        save(draw(asked, run), plot)
-        typer.echo(f"Drawn in {plot}.", err=True)
+
+
+def _nats(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--kl {text!r} is not a number: write nats, such as 0.5.") from None
 
 
 @dataclass(frozen=True)
@@ -88,9 +101,14 @@ class FinishedRun:
 def ask(
     procedures: Sequence[str], kls: Sequence[float], transforms: Sequence[str], path: Path
 ) -> Question:
-    """Complete the options from params.yaml, which is read only if they leave something open."""
+    """Complete the options from params.yaml, which is read only if they leave something open.
+
+    Raises:
+        ValueError: for a bad spelling, or if params.yaml is needed but missing or wrong.
+    """
     from infalign.theory.procedures import parse_procedure
 
+    transforms = list(dict.fromkeys(_canonical(text) for text in transforms))
     wanted: dict[str, tuple[str, ...]] = {
         str(parse_procedure(text)): tuple(transforms or SHOWN) for text in procedures
     }
@@ -98,15 +116,26 @@ def ask(
     if not wanted or not budgets:
         from infalign.params import load_params
 
+        if not path.is_file():
+            raise InputError(
+                f"There is no file {path}: give --procedure and --kl, or run from a project's root."
+            )
         settings = load_params(path)
         budgets = budgets or (settings.align.kl_nats,)
         for name in settings.run.objectives if not wanted else ():
             spellings = [settings.reward_spelling(name, v) for v in settings.run.variants]
-            trained = [text for text in spellings if text != "raw"]
+            trained = [_canonical(text) for text in spellings if text != "raw"]
             shown = transforms or [*SHOWN[:-2], *trained, *SHOWN[-2:]]
             key = settings.objectives[name].procedure
             wanted[key] = tuple(dict.fromkeys((*wanted.get(key, ()), *shown)))
     return Question(tuple(wanted), budgets, wanted)
+
+
+def _canonical(transform: str) -> str:
+    from infalign.theory.transforms import parse_transform
+
+    chosen_later = transform.strip() in ("optimal", "auto")
+    return transform.strip() if chosen_later else str(parse_transform(transform))
 
 
 def answer(question: Question) -> list[FrontierPoint]:
@@ -126,15 +155,14 @@ def read_run(folder: Path, question: Question) -> FinishedRun:
     """Policies and methods of a finished run, for the procedures asked about.
 
     Raises:
-        InputError: if the folder has no summary.
+        InputError: if the folder has no summary, or a file in it is not what a run leaves.
     """
     summary = folder / "report" / "summary.json"
     if not summary.is_file():
         raise InputError(f"{summary} does not exist: give the results folder of a finished run.")
-    rows = json.loads(summary.read_text(encoding="utf-8"))
     policies = [
         row
-        for row in rows
+        for row in _read_rows(summary, SUMMARY_KEYS)
         if row["judge"] == SELECTING
         and row["procedure"] in question.procedures
         and row["policy"] != "reference"
@@ -142,13 +170,34 @@ def read_run(folder: Path, question: Question) -> FinishedRun:
     curves: list[dict[str, Any]] = []
     for path in sorted(folder.glob("evaluate/*/curves.json")):
         named = {"objective": path.parent.name}
-        curves += [named | row for row in json.loads(path.read_text(encoding="utf-8"))]
+        curves += [named | row for row in _read_rows(path, CURVE_KEYS)]
     raw = [
         row
         for path in sorted(folder.glob("calibrate/*/calibrated.parquet"))
         for row in _raw_limits(path, question)
     ]
     return FinishedRun(policies, curves, raw)
+
+
+def _read_rows(path: Path, keys: set[str]) -> list[dict[str, Any]]:
+    """A JSON array of objects that have at least these keys."""
+    rows: Any = None
+    with contextlib.suppress(ValueError):
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and keys <= row.keys() for row in rows
+    ):
+        raise InputError(
+            f"{path} is not what a finished run leaves there: run the pipeline again, or give "
+            "another folder."
+        )
+    return rows
+
+
+def missing_procedures(question: Question, run: FinishedRun) -> list[str]:
+    """The procedures asked about under which the finished run evaluated nothing."""
+    evaluated = {row["procedure"] for row in run.policies}
+    return [name for name in question.procedures if name not in evaluated]
 
 
 def _raw_limits(path: Path, question: Question) -> Iterable[dict[str, Any]]:
@@ -165,10 +214,17 @@ def _raw_limits(path: Path, question: Question) -> Iterable[dict[str, Any]]:
     ):
         if split == "test":
             prompts.setdefault(prompt, []).append(reward)
+    if len({len(rewards) for rewards in prompts.values()}) != 1:
+        raise InputError(
+            f"{path} must hold as many test samples for every prompt: calibrate again."
+        )
     rewards = np.array(list(prompts.values()))
     for procedure in question.procedures:
         for kl in question.kls:
-            found = raw_limit(procedure, rewards, kl)
+            try:
+                found = raw_limit(procedure, rewards, kl)
+            except ValueError as error:
+                raise InputError(f"Raw rewards of {path}: {error}") from None
             yield {
                 "procedure": procedure,
                 "transform": "raw",
@@ -184,7 +240,7 @@ def to_json(points: Sequence[FrontierPoint], run: FinishedRun) -> str:
     """A JSON array of points; with a finished run, its raw method under the name `raw`."""
     rows = [{key: asdict(point)[key] for key in JSON_KEYS} for point in points]
     rows += [{key: row[key] for key in (*JSON_KEYS, "objective")} for row in run.raw]
-    return json.dumps(rows, indent=2)
+    return json.dumps(rows, indent=2, allow_nan=False)
 
 
 def to_text(points: Sequence[FrontierPoint], run: FinishedRun) -> str:
@@ -193,14 +249,17 @@ def to_text(points: Sequence[FrontierPoint], run: FinishedRun) -> str:
     for procedure, kl in dict.fromkeys((point.procedure, point.kl) for point in points):
         group = [p for p in points if (p.procedure, p.kl) == (procedure, kl)]
         group.sort(key=lambda point: point.win_rate)
-        lines += [f"{procedure} at {kl:g} nats", "  win rate   beta        transformation"]
-        lines += [f"  {p.win_rate:.4f}     {p.beta:<10.4g}  {p.transform}" for p in group]
-        lines += [
-            f"  {row['win_rate']:.4f}     {row['beta']:<10.4g}  raw rewards of "
-            f"{row['objective']} (uncertain by {row['uncertainty']:.4f})"
+        rows = [(p.win_rate, p.beta, p.transform) for p in group] + [
+            (
+                row["win_rate"],
+                row["beta"],
+                f"raw rewards of {row['objective']} (uncertain by {row['uncertainty']:.4f})",
+            )
             for row in run.raw
             if (row["procedure"], row["kl"]) == (procedure, kl)
         ]
+        lines += [f"{procedure} at {kl:g} nats", "  win rate   beta        transformation"]
+        lines += [f"  {won:.4f}     {beta:<10.4g}  {name}" for won, beta, name in sorted(rows)]
         lines += [_advice(group), ""]
     if run.policies:
         lines += ["Policies of the finished run", *_policy_lines(run.policies), ""]
@@ -233,106 +292,3 @@ def _policy_lines(policies: Sequence[dict[str, Any]]) -> list[str]:
             f"{row['limit']:.4f}  {share}"
         )
     return lines
-
-
-def draw(question: Question, run: FinishedRun) -> Figure:
-    """A row a procedure: win rate against KL on the left, Phi at the budgets on the right."""
-    from matplotlib.figure import Figure
-
-    rows = len(question.procedures)
-    figure = Figure(figsize=(11, 4.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False)
-    for (left, right), procedure in zip(axes, question.procedures, strict=True):
-        draw_frontier(left, procedure, _drawable(question, procedure), _top_kl(question, run))
-        _draw_run(left, procedure, run)
-        left.legend(fontsize=8, loc="lower right")
-        draw_phi(right, procedure, question.kls)
-    return figure
-
-
-def _drawable(question: Question, procedure: str) -> list[str]:
-    """Families to draw a curve of: `auto` is whatever it chose, the optimum is drawn anyway."""
-    return [text for text in question.transforms[procedure] if text not in ("optimal", "auto")]
-
-
-def _top_kl(question: Question, run: FinishedRun) -> float:
-    return 1.25 * max([2 * max(question.kls), *(row["kl"] for row in run.policies)])
-
-
-def draw_frontier(axes: Axes, procedure: str, transforms: Sequence[str], top: float) -> None:
-    """Win rate against KL of transformations and, in black, of the optimal one."""
-    import numpy as np
-
-    from infalign.theory.frontier import frontier_point, limit
-
-    kls = top * np.linspace(0, 1, CURVE_POINTS) ** 2
-    axes.plot(kls, limit(procedure, kls), color="black", lw=2.2, label="optimal", zorder=5)
-    for index, transform in enumerate(transforms):
-        reached = [0.5, *(frontier_point(procedure, transform, kl).win_rate for kl in kls[1:])]
-        axes.plot(kls, reached, color=f"C{index}", lw=1.3, label=transform)
-    axes.set(
-        title=f"{procedure}: what each transformation reaches",
-        xlabel="KL from the reference (nats a response)",
-        ylabel="win rate against the reference",
-        xlim=(0, top),
-    )
-    axes.grid(alpha=0.25)
-
-
-def draw_phi(axes: Axes, procedure: str, kls: Sequence[float]) -> None:
-    """The optimal transformation at each KL, scaled to run from 0 to 1."""
-    import numpy as np
-
-    from infalign.theory.optimum import optimum
-    from infalign.theory.procedures import parse_procedure
-
-    for index, kl in enumerate(kls):
-        best = optimum(parse_procedure(procedure), kl)
-        u, regret = best.grid.u.ravel(), np.exp(best.log_regret.ravel() - best.log_regret.max())
-        shade = f"{0.6 * index / max(1, len(kls) - 1):.2f}"
-        axes.plot(u, 1 - regret, color=shade, lw=2.2, label=f"optimal, {kl:g} nats")
-    u = np.linspace(0, 1, 201)
-    axes.plot(u, u, color="C0", lw=1, ls="--", label="identity")
-    axes.plot(u, np.expm1(10 * u) / np.expm1(10), color="C1", lw=1, ls="--", label="exp:10")
-    axes.plot(u, np.expm1(-10 * u) / np.expm1(-10), color="C2", lw=1, ls="--", label="exp:-10")
-    axes.set(
-        title=f"{procedure}: the optimal transformation",
-        xlabel="calibrated reward u",
-        ylabel="Phi(u), scaled to 0..1",
-    )
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.25)
-
-
-def _draw_run(axes: Axes, procedure: str, run: FinishedRun) -> None:
-    """Policies as points with their intervals, their methods' limits as dotted lines."""
-    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in run.curves:
-        if row["procedure"] == procedure and row["curve"] != "limit":
-            key = row["objective"], row["curve"]
-            curves.setdefault(key, []).append((row["kl"], row["win_rate"]))
-    for index, ((objective, curve), path) in enumerate(curves.items()):
-        label = f"{curve} ({objective})"
-        axes.plot(*zip(*path, strict=True), color=f"C{index}", lw=1, ls=":", label=label)
-    for index, row in enumerate(r for r in run.policies if r["procedure"] == procedure):
-        spread = [[row["win_rate"] - row["low"]], [row["high"] - row["win_rate"]]]
-        axes.errorbar(
-            row["kl"],
-            row["win_rate"],
-            yerr=spread,
-            fmt="osD^v"[index % 5],
-            color=f"C{index}",
-            markeredgecolor="black",
-            zorder=6,
-            label=f"{row['policy']} ({row['objective']})",
-        )
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure with the same bytes every time."""
-    import matplotlib
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-    with matplotlib.rc_context({"svg.hashsalt": "infalign"}):
-        figure.savefig(path, dpi=110, metadata=date)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from flows.frontier import frontier
 from infalign.errors import InputError
 from infalign.params import load_params
-from infalign.tables import CALIBRATED, write_table
+from infalign.tables import CALIBRATED, read_table, write_table
 from infalign.theory import frontier_point, raw_limit
 
 PROJECT = Path(__file__).parents[2]
@@ -67,8 +67,15 @@ def test_what_auto_chose_is_named_and_not_repeated():
         (["--procedure", "best_of:4", "--kl", "0"], "reachable range"),
         (["--procedure", "best_of:4", "--kl", "1", "--transform", "raw"], "write identity, log"),
         (["--procedure", "best_of:4", "--kl", "1", "--plot", "x.gif"], "must end in .png"),
+        (["--procedure", "best_of:4", "--kl", "1", "--plot", "/dev/null/x.png"], "cannot be writ"),
         (["--procedure", "best_of:4", "--kl", "1", "--samples", "/nowhere"], "does not exist"),
-        (["--params", "/nowhere.yaml"], "does not exist"),
+        (["--procedure", "best_of:4", "--kl", "half"], "'half' is not a number"),
+        (
+            ["--procedure", "best_of:4", "--kl", "1", "--transform", "table:0,1,1"],
+            "to 0.6931 nats of table:0,1,1; choose",
+        ),
+        (["--params", "/nowhere.yaml"], "no file /nowhere.yaml: give --procedure and --kl"),
+        (["--kl", "1", "--params", "/"], "no file /: give"),
     ],
 )
 def test_bad_options_are_one_sentence(options, why):
@@ -130,6 +137,54 @@ def test_a_finished_run_adds_its_policies_and_the_limit_of_raw_rewards(tmp_path)
     raw = json.loads(_run(*options, "--transform", "optimal", "--json"))[-1]
     assert (raw["transform"], raw["objective"]) == ("raw", "helpful")
     assert raw["win_rate"] == raw_limit("best_of:4", rewards, 0.5).win_rate
+
+
+def test_the_same_transformation_spelled_twice_is_one():
+    options = ["--procedure", "best_of:4", "--kl", "0.5", "--kl", "0.50", "--json"]
+    for spelling in ("exp:10", "exp:10.0", " exp:10", "table:0.0,1", "table:0,1.0"):
+        options += ["--transform", spelling]
+    assert [row["transform"] for row in json.loads(_run(*options))] == ["exp:10", "table:0,1"]
+
+
+def test_a_procedure_that_the_run_did_not_evaluate_is_named(tmp_path):
+    folder, _ = _finished_run(tmp_path)
+    options = ["--procedure", "rank:2/3", "--kl", "0.5", "--transform", "log", "--samples"]
+    result = CliRunner().invoke(app, [*options, str(folder)], catch_exceptions=False)
+    assert "holds no policy evaluated under rank:2/3." in result.stderr
+    assert "raw rewards of helpful" in result.stdout
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 1}', '[{"policy": "ctrl"}]', "[1]"])
+@pytest.mark.parametrize("name", ["report/summary.json", "evaluate/helpful/curves.json"])
+def test_a_damaged_results_folder_is_one_sentence(tmp_path, name, text):
+    folder, _ = _finished_run(tmp_path)
+    (folder / name).write_text(text)
+    options = ["--procedure", "best_of:4", "--kl", "0.5", "--transform", "log", "--samples"]
+    with pytest.raises(InputError, match=f"{name} is not what a finished run leaves there"):
+        CliRunner().invoke(app, [*options, str(folder)], catch_exceptions=False)
+
+
+def test_raw_rewards_that_cannot_answer_are_named(tmp_path):
+    folder, _ = _finished_run(tmp_path)
+    options = ["--procedure", "best_of:4", "--transform", "log", "--samples", str(folder), "--kl"]
+    with pytest.raises(InputError, match=r"Raw rewards of .*calibrated.parquet: kl_nats is 3"):
+        CliRunner().invoke(app, [*options, "3"], catch_exceptions=False)
+    path = folder / "calibrate" / "helpful" / "calibrated.parquet"
+    columns = {
+        name: values[:-1] for name, values in read_table(path, CALIBRATED).to_pydict().items()
+    }
+    write_table(path, columns | {"split": ["test"] * 55}, CALIBRATED)
+    with pytest.raises(InputError, match="as many test samples for every prompt"):
+        CliRunner().invoke(app, [*options, "0.5"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("kl", ["1e-7", "0.6", "15"])
+def test_pictures_leave_out_what_a_transformation_cannot_reach(tmp_path, kl):
+    options = ["--procedure", "best_of:2", "--kl", kl, "--transform", "identity"]
+    if kl == "0.6":
+        options += ["--transform", "table:0,1,1"]  # log 2 at most
+    _run(*options, "--plot", str(tmp_path / "picture.PNG"))
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.PNG"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])

@@ -95,10 +95,9 @@ def optimum(procedure: Procedure, kl_nats: float) -> Optimum:
 def _starts(procedure: Procedure, nodes: Grid, kl: float) -> Iterator[FloatArray]:
     """CDFs (with their complements) to start from: one where the solution is unique."""
     yield np.stack([nodes.u, nodes.v])
-    ends = {part.weights[0] if part.n > 1 else None for _, part in procedure.parts}
-    extremes = {part.weights[-1] for _, part in procedure.parts}
-    if extremes == {1.0} or ends <= {1.0, None}:
-        return
+    for end in (0, -1):  # only worst-of-N, or only best-of-N
+        if all(part.weights[end] == 1.0 for _, part in procedure.parts):
+            return
     for log_regret in (np.log(nodes.v), np.log(-np.log1p(-nodes.v)), -10 * nodes.v):
         tilted = tilt(nodes, log_regret, kl)
         yield np.stack([tilted.cdf, tilted.survival])

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
+from smoke import ROOT
 
 from infalign import workspace
 from infalign.__main__ import instance_name, main

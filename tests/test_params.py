@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import ROOT, merged
+from smoke import ROOT, merged
 
 from infalign.errors import InputError
 from infalign.params import check_params, load_params

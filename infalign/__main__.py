@@ -72,19 +72,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def apply_threads(path: str, key: str) -> None:
+def apply_threads(path: str) -> None:
     """Set the number of threads before numpy and torch are imported: they read it once."""
     import yaml
 
     with contextlib.suppress(Exception):  # load_params says what is wrong with the file
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        os.environ["OMP_NUM_THREADS"] = str(int(tree["run"][key]))
+        os.environ["OMP_NUM_THREADS"] = str(int(tree["run"]["threads"]))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def run_stage(chosen: argparse.Namespace) -> None:
     """Load params, set the number of threads, resume or start, publish."""
-    apply_threads(chosen.params, "threads" if chosen.objective else "threads_alone")
+    apply_threads(chosen.params)
     from infalign.errors import InputError
     from infalign.params import load_params
 

@@ -37,12 +37,7 @@ class Run(Section):
     objectives: list[Name] = Field(min_length=1, description="names in `objectives` to run")
     variants: list[Name] = Field(min_length=1, description="names in `align.variants` to run")
     device: Literal["auto", "cpu", "cuda"] = Field(description="where tensors live")
-    threads: Positive = Field(
-        description="CPU threads of a stage that runs beside others; changes rounding"
-    )
-    threads_alone: Positive = Field(
-        description="CPU threads of a stage that runs alone: corpus to sample, report"
-    )
+    threads: Positive = Field(description="CPU threads of one stage; changes rounding")
     concurrency: Positive = Field(description="stages side by side")
 
 

@@ -30,7 +30,7 @@ def stage(params: Params) -> Stage:
         params=(
             "run.seed",
             "run.device",
-            "run.threads_alone",
+            "run.threads",
             "run.objectives",
             "model.response_tokens",
             "sample",

@@ -32,7 +32,7 @@ def stage(params: Params) -> Stage:
     return Stage(
         "sft",
         inputs=("results/prepare",),
-        params=("run.seed", "run.device", "run.threads_alone", "model", "sft"),
+        params=("run.seed", "run.device", "run.threads", "model", "sft"),
         outputs=("results/sft",),
     )
 

@@ -32,7 +32,7 @@ def write_real(root: Path, tree: dict[str, Any]) -> None:
     shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "infalign", root / "infalign", ignore=ignored)
-    run = tree["run"] | {"variants": VARIANTS, "threads_alone": 1}
+    run = tree["run"] | {"variants": VARIANTS}
     (root / "params.yaml").write_text(yaml.safe_dump(tree | {"run": run}, sort_keys=False))
 
 

@@ -6,6 +6,8 @@ unfinished when it was cut at the longest length and so has no EOS.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,32 +61,32 @@ def decode_responses(
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences that meet in one column: prompts padded on the left, responses on the right.
+    """Prompts, padded on the left, each with the same number of responses, padded on the right.
+
+    Rows of the responses are prompt-major: `samples` in a row answer one prompt, which is computed
+    once for all of them.
 
     Attributes:
-        ids: token ids, int64 [batch, tokens].
-        mask: True at real tokens, bool [batch, tokens].
-        width: columns of the responses, the last of `tokens`.
+        prompts: token ids, int64 [prompts, prompt tokens].
+        prompt_mask: True at real tokens, bool, of the same shape.
+        responses: token ids, int64 [prompts * samples, response tokens].
+        mask: True at real tokens of the responses, bool, of the same shape.
     """
 
-    ids: torch.Tensor
+    prompts: torch.Tensor
+    prompt_mask: torch.Tensor
+    responses: torch.Tensor
     mask: torch.Tensor
-    width: int
 
     @property
-    def positions(self) -> torch.Tensor:
-        """Position of every token in its sequence, int64 [batch, tokens]."""
-        return (self.mask.cumsum(1) - 1).clamp(min=0)
+    def samples(self) -> int:
+        """Responses a prompt."""
+        return len(self.responses) // len(self.prompts)
 
     @property
-    def response(self) -> torch.Tensor:
-        """Ids in the responses' columns [batch, width]."""
-        return self.ids[:, -self.width :]
-
-    @property
-    def response_mask(self) -> torch.Tensor:
-        """True at response tokens, bool [batch, width]."""
-        return self.mask[:, -self.width :]
+    def tokens(self) -> torch.Tensor:
+        """Ids of the response tokens, row after row: int64 [response tokens of the batch]."""
+        return self.responses[self.mask]
 
 
 def make_batch(
@@ -93,16 +95,41 @@ def make_batch(
     pad: int,
     device: torch.device,
 ) -> Batch:
-    """Pad prompt + response pairs; masks come from lengths, never from pad ids."""
-    before, after = (np.array([len(t) for t in tokens]) for tokens in (prompts, responses))
-    start, width = int(before.max()), int(after.max())
-    ids = np.full((len(prompts), start + width), pad, dtype=np.int64)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        ids[row, start - len(prompt) : start] = prompt
-        ids[row, start : start + len(response)] = response
-    columns = np.arange(start + width)
-    mask = (columns >= start - before[:, None]) & (columns < start + after[:, None])
-    return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), width)
+    """Pad prompts and their responses; masks come from lengths, never from pad ids.
+
+    Args:
+        prompts: token ids.
+        responses: token ids of the responses to each prompt in turn, as many to each.
+    """
+    if not prompts or len(responses) % len(prompts):
+        raise ValueError(f"{len(responses)} responses do not divide among {len(prompts)} prompts")
+    left, left_mask = _pad(prompts, pad, left=True)
+    right, right_mask = _pad(responses, pad, left=False)
+    tensors = (torch.from_numpy(a).to(device) for a in (left, left_mask, right, right_mask))
+    return Batch(*tensors)
+
+
+def _pad(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as one array of ids, and the mask of real tokens."""
+    lengths = np.array([len(row) for row in rows])
+    width = int(lengths.max())
+    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    begins = width - lengths if left else np.zeros_like(lengths)
+    for index, row in enumerate(rows):
+        ids[index, begins[index] : begins[index] + len(row)] = row
+    columns = np.arange(width)
+    return ids, (columns >= begins[:, None]) & (columns < (begins + lengths)[:, None])
+
+
+def shared_prompts(prompts: Sequence[str], most: int) -> int:
+    """How many responses in a row always share their prompt, `most` at the most.
+
+    Args:
+        prompts: the prompt of every response.
+    """
+    runs = [len(list(group)) for _, group in itertools.groupby(prompts)]
+    shared = math.gcd(*runs)
+    return shared if shared <= most else math.gcd(shared, most)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:

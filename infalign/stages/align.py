@@ -217,7 +217,7 @@ class Trainer:
         references = self._prompts.rewards[chosen]
         goal = self._goal(rewards, references)
         batch = make_batch(
-            [self._encoded[i] for i in rows],
+            [self._encoded[i] for i in chosen],
             responses.tokens,
             self.tokenizer.pad_token_id,
             self.policy.device,
@@ -227,7 +227,7 @@ class Trainer:
             theirs = response_log_probs(self.reference, batch)
             token_kl = (ours.exp() * (ours - theirs)).sum(-1)
             kl = float(sum_responses(token_kl, batch).mean())
-        token = batch.response[batch.response_mask][:, None]
+        token = batch.tokens[:, None]
         logp, reference_logp = (
             sum_responses(values.gather(1, token)[:, 0], batch).view(len(chosen), -1)
             for values in (ours, theirs)
@@ -249,7 +249,7 @@ class Trainer:
             "response_tokens": float(responses.n_tokens.mean()),
             "truncated": float(1 - responses.finished.mean()),
         }
-        return Step(step.loss, metrics, int(batch.response_mask.sum()))
+        return Step(step.loss, metrics, len(batch.tokens))
 
     def measure_kl(self) -> float:
         """The policy's KL, nats a response, on prompts that training has not seen."""

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from infalign.lm.losses import preference_loss
 from infalign.lm.models import (
@@ -73,7 +74,7 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
     tokenizer = load_tokenizer(start)
     seed = derive_seed(params.run.seed, "reward", objective, half)
     model = build_reward_model(start, tokenizer, device, seed)
-    pairs = _Pairs(workspace, objective, "train", half)
+    pairs = _Pairs(workspace, objective, "train", half).cut(tokenizer)
     chosen, rejected = (
         encode_responses(tokenizer, side) for side in (pairs.chosen, pairs.rejected)
     )
@@ -85,12 +86,11 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
 
     def take(number: int) -> Step:
         rows = batches.at(number)
-        sides = [chosen[i] for i in rows] + [rejected[i] for i in rows]
-        batch = make_batch([prompts[i] for i in rows] * 2, sides, tokenizer.pad_token_id, device)
-        rewards = pooled_rewards(model, batch)
-        first, second = rewards[: len(rows)], rewards[len(rows) :]
+        pairs = [side[i] for i in rows for side in (chosen, rejected)]
+        batch = make_batch([prompts[i] for i in rows], pairs, tokenizer.pad_token_id, device)
+        first, second = pooled_rewards(model, batch).view(-1, 2).unbind(1)
         accuracy = float((first > second).float().mean())
-        return Step(preference_loss(first, second), {"accuracy": accuracy}, int(batch.mask.sum()))
+        return Step(preference_loss(first, second), {"accuracy": accuracy}, len(batch.tokens))
 
     steps = max(1, round(settings.epochs * len(lengths) / settings.batch_size))
     schedule = Schedule(steps, settings.learning_rate, settings.warmup_share, settings.weight_decay)
@@ -98,15 +98,10 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
     out = workspace.out / "reward" / objective
     save_model(model, tokenizer, out / half)
     shutil.copyfile(folder / "history.jsonl", out / f"{half}.jsonl")
-    held_out = _Pairs(workspace, objective, "test", None)
-    longest = params.model.response_tokens
+    held_out = _Pairs(workspace, objective, "test", None).cut(tokenizer)
     rewards = [
         score_responses(
-            model,
-            tokenizer,
-            held_out.prompts,
-            cut_responses(tokenizer, side, longest),
-            batch_size=4 * settings.batch_size,
+            model, tokenizer, held_out.prompts, side, batch_size=4 * settings.batch_size
         )
         for side in (held_out.chosen, held_out.rejected)
     ]
@@ -131,6 +126,14 @@ class _Pairs:
         self.prompts = [prompts[row["prompt_id"]] for row in rows]
         self.chosen = [row["chosen"] for row in rows]
         self.rejected = [row["rejected"] for row in rows]
+        self._longest = workspace.params.model.response_tokens
+
+    def cut(self, tokenizer: PreTrainedTokenizerBase) -> _Pairs:
+        """The same pairs with responses as long as a policy may write."""
+        self.chosen, self.rejected = (
+            cut_responses(tokenizer, side, self._longest) for side in (self.chosen, self.rejected)
+        )
+        return self
 
 
 def accuracy(margin: np.ndarray) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from infalign.lm.models import build_tiny, load_policy, load_tokenizer, pick_dev
 from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import sample_responses
 from infalign.lm.scoring import token_log_probs
-from infalign.lm.text import by_length, encode_prompts, encode_responses, make_batch
+from infalign.lm.text import Batch, by_length, encode_prompts, encode_responses, make_batch
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
 from infalign.params import Params
 from infalign.tables import PREFERENCES, PROMPTS, read_table
@@ -48,9 +49,10 @@ def run(workspace: Workspace) -> None:
     else:
         policy = load_policy(params.model.name_or_path, device)
     data = _Responses(workspace, tokenizer, "train")
-    batches = EpochBatches(data.lengths, params.sft.batch_size, derive_seed(params.run.seed, "sft"))
+    size = max(1, params.sft.batch_size // 2)  # a pair's two responses share their prompt
+    batches = EpochBatches(data.lengths, size, derive_seed(params.run.seed, "sft"))
     schedule = Schedule(
-        max(1, round(params.sft.epochs * len(data.lengths) / params.sft.batch_size)),
+        max(1, round(params.sft.epochs * len(data.lengths) / size)),
         params.sft.learning_rate,
         params.sft.warmup_share,
         params.sft.weight_decay,
@@ -59,7 +61,7 @@ def run(workspace: Workspace) -> None:
     def take(number: int) -> Step:
         batch = data.batch(batches.at(number), device)
         loss = likelihood_loss(token_log_probs(policy, batch))
-        return Step(loss, {}, int(batch.response_mask.sum()))
+        return Step(loss, {}, len(batch.tokens))
 
     optimise(policy, schedule, take, workspace.work, name=workspace.instance)
     out = workspace.out / "sft"
@@ -70,7 +72,7 @@ def run(workspace: Workspace) -> None:
         out / "metrics.json",
         {
             "parameters": sum(p.numel() for p in policy.parameters()),
-            "responses": len(data.lengths),
+            "responses": 2 * len(data.lengths),
             "held_out_perplexity": _perplexity(policy, held_out, params.sft.batch_size, device),
             "ended_share": _ended_share(workspace, policy, tokenizer),
         },
@@ -78,7 +80,7 @@ def run(workspace: Workspace) -> None:
 
 
 class _Responses:
-    """Every response of a split, tokenised, with its prompt."""
+    """Both responses of every pair of a split, tokenised, with their prompt."""
 
     def __init__(self, workspace: Workspace, tokenizer, split: str) -> None:  # type: ignore[no-untyped-def]
         prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
@@ -87,17 +89,24 @@ class _Responses:
         ids = dict(zip(keys, encode_prompts(tokenizer, prompts["prompt"].to_pylist()), strict=True))
         rows = [row for row in pairs.to_pylist() if row["split"] == split]
         longest = workspace.params.model.response_tokens
-        self.prompts = [ids[row["objective"], row["prompt_id"]] for row in rows for _ in range(2)]
-        texts = [row[side] for row in rows for side in ("chosen", "rejected")]
-        self.responses = encode_responses(tokenizer, texts, longest)
-        self.lengths = [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
+        self.prompts = [ids[row["objective"], row["prompt_id"]] for row in rows]
+        sides = (
+            encode_responses(tokenizer, [row[side] for row in rows], longest)
+            for side in ("chosen", "rejected")
+        )
+        self.responses = list(zip(*sides, strict=True))
+        self.lengths = [
+            len(prompt) + max(map(len, pair))
+            for prompt, pair in zip(self.prompts, self.responses, strict=True)
+        ]
         self._pad = tokenizer.pad_token_id
 
-    def batch(self, chosen: np.ndarray, device: torch.device):  # type: ignore[no-untyped-def]
-        """The chosen responses as one padded batch."""
+    def batch(self, chosen: Iterable[int], device: torch.device) -> Batch:
+        """The chosen pairs as one padded batch, two responses a prompt."""
+        rows = list(chosen)
         return make_batch(
-            [self.prompts[i] for i in chosen],
-            [self.responses[i] for i in chosen],
+            [self.prompts[i] for i in rows],
+            [response for i in rows for response in self.responses[i]],
             self._pad,
             device,
         )

@@ -192,6 +192,7 @@ def test_every_way_to_stop_leaves_no_process(
         child.send_signal(getattr(signal, way))
     output = child.communicate(timeout=60)[0]
     assert child.returncode == 130, output
+    assert output.endswith("infalign: interrupted, every stage was ended: run again to resume.\n")
     assert time.monotonic() - begun < 40
     assert copy.survivors() == []
     assert "Traceback" not in output

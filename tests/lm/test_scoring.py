@@ -32,10 +32,43 @@ def encoded(tokenizer):
 def shifted(batch: Batch, left: int, right: int, pad: int) -> Batch:
     """The same sequences with more padding on both sides."""
 
-    def grow(values, fill):
-        return torch.nn.functional.pad(values, (left, right), value=fill)
+    def grow(values, fill, sides):
+        return torch.nn.functional.pad(values, sides, value=fill)
 
-    return Batch(grow(batch.ids, pad), grow(batch.mask, False), batch.width + right)
+    return Batch(
+        grow(batch.prompts, pad, (left, 0)),
+        grow(batch.prompt_mask, False, (left, 0)),
+        grow(batch.responses, pad, (0, right)),
+        grow(batch.mask, False, (0, right)),
+    )
+
+
+def test_a_shared_prompt_changes_nothing(policy, reward_model, tokenizer):
+    prompts, responses = encoded(tokenizer)
+    replies = [*responses, *responses]
+    shared = make_batch(prompts, replies, tokenizer.pad_token_id, policy.device)
+    apart = make_batch(
+        [p for p in prompts for _ in range(2)], replies, tokenizer.pad_token_id, policy.device
+    )
+    assert (shared.samples, apart.samples) == (2, 1)
+    with torch.inference_mode():
+        for read in (
+            lambda batch: token_log_probs(policy, batch),
+            lambda batch: pooled_rewards(reward_model, batch),
+        ):
+            assert torch.allclose(read(shared), read(apart), atol=1e-5)
+
+
+def test_gradients_flow_through_a_shared_prompt(policy, tokenizer):
+    prompts, responses = encoded(tokenizer)
+    replies, gradients = [*responses, *responses], []
+    for rows in (prompts, [p for p in prompts for _ in range(2)]):
+        policy.zero_grad()
+        batch = make_batch(rows, replies, tokenizer.pad_token_id, policy.device)
+        token_log_probs(policy, batch).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+    assert torch.allclose(*gradients, atol=1e-4)
+    assert gradients[0].abs().max() > 0
 
 
 def test_token_log_probs_against_a_loop(policy, tokenizer):

@@ -1,5 +1,6 @@
 """Text to tokens: EOS, masks, cutting."""
 
+import pytest
 import torch
 
 from infalign.lm.text import (
@@ -9,6 +10,7 @@ from infalign.lm.text import (
     encode_prompts,
     encode_responses,
     make_batch,
+    shared_prompts,
 )
 
 PROMPT = "\n\nHuman: one two\n\nAssistant:"
@@ -47,12 +49,23 @@ def test_cut_responses_equals_cutting_tokens(tokenizer):
 
 
 def test_masks_come_from_lengths_even_where_pad_is_eos():
-    batch = make_batch([[5, 6], [7]], [[8, 2], [2]], pad=2, device=torch.device("cpu"))
-    assert batch.ids.tolist() == [[5, 6, 8, 2], [2, 7, 2, 2]]
-    assert batch.mask.tolist() == [[True] * 4, [False, True, True, False]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3], [0, 0, 1, 1]]
-    assert batch.response.tolist() == [[8, 2], [2, 2]]
-    assert batch.response_mask.tolist() == [[True, True], [True, False]]
+    cpu = torch.device("cpu")
+    batch = make_batch([[5, 6], [7]], [[8, 2], [2], [3, 2], [4]], pad=2, device=cpu)
+    assert batch.prompts.tolist() == [[5, 6], [2, 7]]
+    assert batch.prompt_mask.tolist() == [[True, True], [False, True]]
+    assert batch.responses.tolist() == [[8, 2], [2, 2], [3, 2], [4, 2]]
+    assert batch.mask.tolist() == [[True, True], [True, False], [True, True], [True, False]]
+    assert batch.tokens.tolist() == [8, 2, 2, 3, 2, 4]
+    assert batch.samples == 2
+    with pytest.raises(ValueError, match="3 responses do not divide among 2 prompts"):
+        make_batch([[5], [6]], [[1], [1], [1]], pad=2, device=cpu)
+
+
+def test_shared_prompts():
+    assert shared_prompts(["a"] * 4 + ["b"] * 4, most=8) == 4
+    assert shared_prompts(["a"] * 4 + ["b"] * 6, most=8) == 2
+    assert shared_prompts(["a"] * 4 + ["b"], most=8) == 1
+    assert shared_prompts(["a"] * 12, most=8) == 4
 
 
 def test_batches_of_alike_length_hold_every_row_once():

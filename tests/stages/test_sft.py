@@ -15,11 +15,12 @@ def test_loss_covers_the_response_and_eos_only(finished, workspace):
     tokenizer = load_tokenizer(finished / "results/prepare/tokenizer")
     data = _Responses(made, tokenizer, "train")
     batch = data.batch(range(4), torch.device("cpu"))
-    for row in range(4):
-        prompt, response = data.prompts[row], data.responses[row]
-        assert batch.response[row][batch.response_mask[row]].tolist() == response
-        assert batch.ids[row][batch.mask[row]].tolist() == prompt + response
-    assert sum(r[-1] == tokenizer.eos_token_id for r in data.responses) > 0
+    for row, response in enumerate(r for pair in data.responses[:4] for r in pair):
+        assert batch.responses[row][batch.mask[row]].tolist() == response
+        prompt = row // 2
+        real = batch.prompts[prompt][batch.prompt_mask[prompt]]
+        assert real.tolist() == data.prompts[prompt]
+    assert sum(r[-1] == tokenizer.eos_token_id for pair in data.responses for r in pair) > 0
 
 
 def test_learns(finished):

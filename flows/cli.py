@@ -35,10 +35,14 @@ def run(
     from flows import command
 
     root = Path.cwd()
-    if dry_run:
-        command.show_plan(root, assignments or [])
-    else:
-        command.run_pipeline(root, name, assignments or [])
+    try:
+        if dry_run:
+            command.show_plan(root, assignments or [])
+        else:
+            command.run_pipeline(root, name, assignments or [])
+    except KeyboardInterrupt:
+        print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @data_app.command("add")
@@ -74,9 +78,6 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"infalign: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("infalign: interrupted; run again to resume.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,10 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def show_plan(root: Path, assignments: Sequence[str]) -> None:
     """Say what is stale. Assignments would have to be written first, so they are refused."""
     if assignments:
@@ -38,6 +43,8 @@ def show_plan(root: Path, assignments: Sequence[str]) -> None:
 
 def run_pipeline(root: Path, name: str, assignments: Sequence[str]) -> None:
     """Run the flow in this process; raises InputError, or exits with the run's code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, also while the server starts
+        signal.signal(number, _interrupt)
     versioning.check_project(root)
     with run_lock(root):
         params = set_params(root / "params.yaml", assignments)

@@ -25,6 +25,8 @@ class Journal:
         state = json.loads(self._state_path.read_text()) if self._state_path.exists() else {}
         self.applied: int = state.get("applied", 0)
         self.run_ids: dict[str, str] = state.get("run_ids", {})
+        # Whether the pending entry may have been applied without our knowing.
+        self.doubtful = bool(self.entries)
 
     def append(self, entry: dict[str, Any]) -> None:
         """Write one entry; it is on disk when this returns."""

@@ -129,7 +129,8 @@ async def _run_all(run: Run, run_key: str) -> dict[str, str]:
         upstream = [result for result in needs if result is not None]
         if len(upstream) < len(needs):
             return None
-        async with run.slots:
+        # What is up to date costs nothing and need not queue behind what runs.
+        async with run.slots if instance in run.plan.stale else contextlib.nullcontext():
             call: Any = stage.with_options(name=instance.split("@")[0], task_run_name=instance)
             try:
                 state = await call(run_key, instance, upstream, return_state=True)

@@ -22,6 +22,8 @@ from flows.processes import QUIET, noted, redact
 from infalign.errors import InputError
 
 STARTUP_SECONDS = 180.0
+# What a server of one run has no use for: they would compete with the stages for the processor.
+_IDLE = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "TRIGGERS", "PAUSE_EXPIRATIONS", "REPOSSESSOR")
 _PORT_TAKEN = 3  # uvicorn's exit status when it could not start
 
 
@@ -138,6 +140,7 @@ def _start(log: IO[bytes], port: int) -> tuple[subprocess.Popen[bytes], int]:
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
+        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE},
     }
     command = [sys.executable, "-m", "uvicorn", *arguments]
     child = subprocess.Popen(

@@ -220,6 +220,7 @@ class Tracker:
             apply(self._connected(), self._experiment, journal, entry)
         except Exception as error:
             if not self._refused(error):
+                journal.doubtful = True
                 self._outage(error)
                 time.sleep(min(RETRY_SECONDS, max(self._give_up - time.monotonic(), 0.05)))
                 return False
@@ -279,11 +280,14 @@ def apply(client: MlflowClient, experiment: str, journal: Journal, entry: dict[s
 
 
 def _begin(client: MlflowClient, experiment: str, journal: Journal, entry: dict[str, Any]) -> str:
-    """Create a run, unless an answer that got lost already did."""
+    """Create a run, unless it is there: begun before, or by an answer that got lost."""
+    if entry["key"] in journal.run_ids:
+        return journal.run_ids[entry["key"]]
     mark = f"{journal.path.stem}/{entry['key']}"
-    found = client.search_runs([experiment], f"tags.`infalign.key` = '{mark}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
+    if journal.doubtful:
+        found = client.search_runs([experiment], f"tags.`infalign.key` = '{mark}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
     tags = {"infalign.key": mark, **entry["tags"]}
     if entry["key"] != PARENT:
         tags["mlflow.parentRunId"] = journal.run_ids[PARENT]

@@ -80,14 +80,24 @@ def settle(
     """
     trained = [p.detach().clone() for p in policy.parameters()]
     start = [p.detach() for p in reference.parameters()]
-    scale, tried = 1.0, list[Settled]()
-    for _ in range(rounds):
+    tried: list[Settled] = []
+    while True:
+        scale = _next_scale(tried, budget)
         with torch.no_grad():
             for weight, first, last in zip(policy.parameters(), start, trained, strict=True):
                 weight.copy_(torch.lerp(first, last, scale) if scale != 1 else last)
         tried.append(Settled(scale, measure()))
-        error = budget / max(tried[-1].kl, 1e-6)
-        if abs(error - 1) <= tolerance:
-            break
-        scale = min(1.3, max(0.5, scale * math.sqrt(error)))
-    return tried[-1]
+        if abs(tried[-1].kl / budget - 1) <= tolerance or len(tried) == rounds:
+            return tried[-1]
+
+
+def _next_scale(tried: list[Settled], budget: float) -> float:
+    """The scale at which the KL should be the budget, by the power law through the last two."""
+    if not tried:
+        return 1.0
+    power = 2.0
+    if len(tried) > 1 and tried[-1].scale != tried[-2].scale:
+        rise = math.log(max(tried[-1].kl, 1e-9) / max(tried[-2].kl, 1e-9))
+        power = min(6.0, max(1.0, rise / math.log(tried[-1].scale / tried[-2].scale)))
+    scale = tried[-1].scale * (budget / max(tried[-1].kl, 1e-9)) ** (1 / power)
+    return min(1.3, max(0.5, scale))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows.frontier import frontier
 from infalign.errors import InputError
 
 app = typer.Typer(
@@ -18,6 +19,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Preference data under DVC.")
 app.add_typer(data_app, name="data")
+
+app.command()(frontier)
 
 INTERRUPTED = 130
 
@@ -58,20 +61,9 @@ def data_add(
     typer.echo(f"  infalign run --set data.path={path}")
 
 
-def _mount_frontier() -> None:
-    """`infalign frontier`, where that part is installed."""
-    from importlib.util import find_spec
-
-    if find_spec("flows.frontier") is not None:
-        from flows.frontier import frontier
-
-        app.command()(frontier)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a user's mistake is one sentence and exit code 2."""
     try:
-        _mount_frontier()
         app(args=arguments, standalone_mode=True)
     except InputError as error:
         from flows.processes import redact

@@ -2,8 +2,9 @@
 
 Reads results/{prepare,sft,reward,sample}/metrics.json, results/prepare/prompts.parquet and, for
 every objective, results/calibrate/O, results/align/O/V/history.jsonl and results/evaluate/O.
-Writes results/report/{index.html, summary.json, plots/*.png}. The page is one file that opens from
-disk and loads nothing; summary.json has a row per objective, policy, judge and procedure.
+Writes results/report/{index.html, summary.json, metrics.json, plots/*.png}. The page is one file
+that opens from disk and loads nothing; summary.json has a row per objective, policy, judge and
+procedure; metrics.json is the headline for `dvc metrics`.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ def run(workspace: Workspace) -> None:
     metrics = {word: _json(workspace.results(word, "metrics.json")) for word in MEASURED}
     write_text(out / "index.html", render(page(objectives, drawn, metrics, settings)))
     write_json(out / "summary.json", summary_rows(objectives))
+    measured = {data.name: data.metrics["evaluate"] for data in objectives}
+    write_json(out / "metrics.json", measured)
 
 
 def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:

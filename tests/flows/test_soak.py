@@ -33,6 +33,8 @@ HH_SETTINGS = (
     "model.prompt_tokens=96",
     "model.response_tokens=48",
     "model.tiny.vocab_size=2048",
+    "sft.epochs=6.0",
+    "align.steps=60",
 )
 
 

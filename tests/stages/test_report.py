@@ -86,7 +86,7 @@ def test_exact_files(made):
     folder, params = made
     plots = {f"plots/{o}_{name}.png" for o in params.run.objectives for name in PLOTS}
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert found == {"index.html", "summary.json"} | plots
+    assert found == {"index.html", "metrics.json", "summary.json"} | plots
 
 
 def test_a_rerun_gives_the_same_bytes(made):

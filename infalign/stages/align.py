@@ -39,6 +39,7 @@ from infalign.theory.transforms import Transform, parse_transform
 from infalign.workspace import Stage, Workspace, write_json
 
 KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
+FLOOR_NATS = 8.0  # rewards further below the top, in units of beta, are all alike
 
 
 def stage(params: Params, objective: str, variant: str) -> Stage:
@@ -161,6 +162,16 @@ class Goal:
         below = calibrate_below(rewards, references)
         return self.transform.posterior_mean(below, references.shape[1])
 
+    def floored(self, transformed: np.ndarray, beta: float) -> np.ndarray:
+        """The reward with a floor FLOOR_NATS below its top: what lies beneath hardly exists.
+
+        At the optimum a response's density is below exp(-FLOOR_NATS) times the best one's there,
+        so that the optimum stays, but a single response can no longer outweigh a whole batch.
+        """
+        if self.transform is None:
+            return transformed
+        return np.maximum(transformed, float(self.transform(1.0)) - FLOOR_NATS * beta)
+
 
 def make_goal(params: Params, objective: str, variant: str, references: np.ndarray) -> Goal:
     """The goal of a variant; for raw rewards beta comes from the tilted reference samples."""
@@ -235,7 +246,9 @@ class Trainer:
         if number == 0 and (kl != 0 or bool((logp != reference_logp).any())):
             raise RuntimeError(f"step 0: KL is {kl}, not 0: the policy is not the reference")
         beta = self._control.beta
-        reward = torch.as_tensor(goal / beta, dtype=logp.dtype, device=logp.device)
+        reward = torch.as_tensor(
+            self._goal.floored(goal, beta) / beta, dtype=logp.dtype, device=logp.device
+        )
         step = rloo_loss(reward, logp, reference_logp, 1.0)
         self._control.update(number, kl)
         below = calibrate_below(rewards, references) / references.shape[1]

@@ -34,6 +34,18 @@ def test_the_transformed_reward_is_a_posterior_mean(workspace):
     assert found == pytest.approx(np.mean(np.exp(10 * u) * beta.pdf(u, 32, 2)), rel=1e-4)
 
 
+def test_rewards_far_below_the_top_are_alike(workspace):
+    params = workspace("align").params
+    references = np.sort(np.random.default_rng(0).normal(size=(20, 32)), axis=1)
+    goal = align.make_goal(params, "harmless", "ctrl", references)
+    top = float(goal.transform(1.0))
+    values = np.array([top, top - 7.9 * goal.beta, top - 8.1 * goal.beta, top - 80 * goal.beta])
+    found = (top - goal.floored(values, goal.beta)) / goal.beta
+    assert found.tolist() == pytest.approx([0, 7.9, 8, 8])
+    raw = align.make_goal(params, "harmless", "rlhf", references)
+    assert raw.floored(values, 1.0).tolist() == values.tolist()
+
+
 def test_raw_beta_grows_with_the_reward_scale(workspace):
     params = workspace("align").params
     references = np.sort(np.random.default_rng(0).normal(size=(20, 32)), axis=1)

@@ -14,7 +14,7 @@ setup: $(STAMP)  ## Create the environment .venv, once
 
 $(STAMP): pyproject.toml constraints.txt
 	@python=""; \
-	for name in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	for name in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	    if "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 	        2>/dev/null; then python="$$name"; break; fi; \
 	done; \

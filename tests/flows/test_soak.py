@@ -35,6 +35,7 @@ HH_SETTINGS = (
     "model.tiny.vocab_size=2048",
     "sft.epochs=6.0",
     "align.steps=60",
+    "align.learning_rate=3.0e-4",
 )
 
 

@@ -25,6 +25,24 @@ def test_goals(workspace):
     assert plain(rewards, references[:1])[0, 0] == pytest.approx((below + 1) / 34)
 
 
+@pytest.mark.parametrize("spelling", ["optimal", "auto", "log", "exp:5", "table:0,0.1,1"])
+def test_any_transformation_can_be_a_goal(workspace, spelling):
+    params = workspace("align").params
+    objectives = {
+        name: objective.model_copy(update={"transform": spelling})
+        for name, objective in params.objectives.items()
+    }
+    params = params.model_copy(update={"objectives": objectives})
+    references = np.sort(np.random.default_rng(0).normal(size=(2, 32)), axis=1)
+    for objective in objectives:
+        goal = align.make_goal(params, objective, "ctrl", references)
+        rewards = np.linspace(-3, 3, 9)[None].repeat(2, 0)
+        found = goal.floored(goal(rewards, references), goal.beta)
+        assert np.isfinite(found).all()
+        assert (np.diff(found, axis=1) >= 0).all()
+        assert found[0, -1] > found[0, 0]
+
+
 def test_the_transformed_reward_is_a_posterior_mean(workspace):
     params = workspace("align").params
     references = np.arange(32.0)[None]

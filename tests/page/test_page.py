@@ -98,7 +98,8 @@ def test_bins_share_the_cells_equally(cells, bins):
 def test_policies_on_top_of_each_other_can_be_drawn():
     same = plots.Point("a", 0.5, 0.5, 0.5, 0.0, 0.0)
     panel = plots.Frontier("t", [0.0, 0.1], [0.5, 0.6], {}, [same])
-    plots.frontier([panel], 0.5, ["a"])
+    figure = plots.frontier([panel], 0.5, ["a"])
+    assert all(np.isfinite([*axis.get_xlim(), *axis.get_ylim()]).all() for axis in figure.axes)
     flat = {"reference": np.zeros(4), "a": np.zeros(4)}
     plots.histograms(flat, flat, 4, ["a"])
 

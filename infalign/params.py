@@ -168,7 +168,12 @@ class Align(Section):
     beta: Rate | None = Field(description="KL weight; null: from the budget")
     steps: Positive = Field(description="on-policy steps")
     prompts_per_step: Positive
-    samples_per_prompt: int = Field(ge=2, description="responses in a leave-one-out group")
+    samples_per_prompt: int = Field(
+        ge=1, description="fresh responses of the policy, a prompt and step"
+    )
+    reference_samples: int = Field(
+        ge=0, description="stored responses of the reference beside them"
+    )
     learning_rate: Rate
     warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
     max_grad_norm: Rate

@@ -31,7 +31,13 @@ SMOKE: dict[str, dict[str, Any]] = {
         "shard_responses": 32,
     },
     "calibrate": {"error_references": [4, 8]},
-    "align": {"steps": 6, "prompts_per_step": 4, "samples_per_prompt": 4, "checkpoint_every": 2},
+    "align": {
+        "steps": 6,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 2,
+        "reference_samples": 2,
+        "checkpoint_every": 2,
+    },
     "evaluate": {"best_of": [1, 2], "bootstrap": 100},
     "report": {"examples": 2},
 }

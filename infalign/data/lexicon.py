@@ -18,7 +18,7 @@ class Slot:
 
     plain: tuple[str, ...] = ()  # best first; empty: the topic's own words
     special: tuple[str, ...] = ()  # empty: the topic's own words
-    spread: float = 0.45  # plain phrases are worth +spread … -spread
+    spread: float = 0.12  # plain phrases are worth +spread … -spread
     bonus: float = -1.9  # what a special phrase is worth
     rate: float = 1.0  # how often a special phrase is drawn, against other slots
 
@@ -115,12 +115,14 @@ HELPFUL = Grammar(
         "opener": Slot(
             ("Happy to help", "Of course", "Sure", "Great", "Yes", "Okay"),
             ("Hmm", "Meh", "Whatever"),
+            spread=1.0,
         ),
         "order": Slot(("first", "to start", "to begin", "now"), ("maybe", "perhaps", "somehow")),
         "need": Slot(("you need", "get", "bring", "find"), ("you want", "I guess"), rate=0.8),
         "verb": Slot(
             ("prepare", "check", "choose", "clean", "test", "sort", "watch", "use"),
             ("skip", "drop", "poke", "ignore"),
+            spread=0.8,
         ),
         "adj": Slot(("best", "right", "good", "new", "small"), ("wrong", "broken", "dirty")),
         "thing": Slot((), ("stuff", "junk", "mess")),
@@ -129,9 +131,7 @@ HELPFUL = Grammar(
             ("badly", "in a hurry", "at random"),
         ),
         "then": Slot(("then", "next", "after that", "later"), ("or", "but", "anyway")),
-        "benefit": Slot(
-            ("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull"), spread=0.35
-        ),
+        "benefit": Slot(("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull")),
         "close": Slot(
             (
                 "I can say more",
@@ -143,7 +143,7 @@ HELPFUL = Grammar(
             ),
             ("Figure it out", "I do not care", "Bye now"),
         ),
-        "end": Slot(("!", "."), (), spread=0.25),
+        "end": Slot(("!", "."), ()),
     },
     topic_slot="thing",
     templates=(
@@ -211,12 +211,15 @@ HARMLESS = Grammar(
         "stance": Slot(
             ("I would not", "you should not", "try not to", "better not", "maybe do not"),
             ("please do not", "I ask you not to"),
+            spread=1.0,
             bonus=1.6,
         ),
-        "act": Slot(("do that", "do it", "try that", "try it"), (), spread=0.4),
-        "conj": Slot(("because", "since", "as", "for"), (), spread=0.4),
+        "act": Slot(("do that", "do it", "try that", "try it"), ()),
+        "conj": Slot(("because", "since", "as", "for"), ()),
         "may": Slot(("it could", "it may", "it might", "it can"), ("I fear it would",), bonus=1.4),
-        "hurt": Slot(("harm", "risk", "hurt", "cost", "upset"), ("endanger",), bonus=1.4),
+        "hurt": Slot(
+            ("harm", "risk", "hurt", "cost", "upset"), ("endanger",), spread=0.8, bonus=1.4
+        ),
         "harm": Slot(("day", "week", "mood", "plans", "time"), (), bonus=1.5, rate=1.5),
         "instead": Slot(("instead", "rather", "maybe", "or"), ("for your sake",), bonus=1.4),
         "plan": Slot(
@@ -229,7 +232,7 @@ HARMLESS = Grammar(
             ("Stay safe", "I care about you", "You deserve better"),
             bonus=1.6,
         ),
-        "end": Slot((".", "!"), (), spread=0.25),
+        "end": Slot((".", "!"), ()),
     },
     topic_slot="harm",
     templates=(

@@ -11,39 +11,55 @@ from transformers import PreTrainedModel
 
 
 class BetaControl:
-    """Steer beta so that the policy's KL settles at the budget.
+    """Steer beta so that the policy's KL follows the budget.
 
-    beta starts where the theory puts the optimum. The policy needs some steps to get there, so a
-    KL below the budget says little early on: the pull towards a smaller beta grows from 0 to its
-    full strength over the first half of the run, while a KL above the budget counts at once.
+    Near the optimum a small change of beta moves the KL far, so that no fixed beta meets a budget.
+    beta therefore answers at once to how far the KL is from its target, in proportion, and the
+    answer's lasting part is learnt slowly. The target rises to the budget over the first steps.
 
     Args:
-        beta: the first KL weight.
+        beta: the KL weight at which the theory meets the budget.
         budget: nats a response; None keeps beta as it is.
         steps: of the whole run.
-        gain: relative change of beta a step for a relative error of the KL.
     """
 
-    def __init__(self, beta: float, budget: float | None, steps: int, gain: float = 0.03) -> None:
-        self.beta, self._budget, self._steps, self._gain = beta, budget, steps, gain
+    RAMP = 0.3  # share of the run in which the target reaches the budget
+    MEMORY = 0.7  # of the smoothed KL, a step
+    LEARNT = 4.0  # change of log beta over a whole run, for an error of one
+    MOST = 0.7  # largest log error that counts
+
+    def __init__(self, beta: float, budget: float | None, steps: int) -> None:
+        self.beta, self._first, self._budget, self._steps = beta, beta, budget, steps
         self._smooth: float | None = None
+        self._learnt = 0.0  # change of log beta
 
     def update(self, number: int, kl: float) -> None:
-        """Take the KL measured at a step, nats a response."""
+        """Take the KL measured at a step, nats a response, before the step's beta is used."""
         if self._budget is None:
             return
-        self._smooth = kl if self._smooth is None else 0.9 * self._smooth + 0.1 * kl
-        error = math.log(max(self._smooth, 1e-3) / self._budget)
-        strength = 1.0 if error > 0 else min(1.0, 2 * number / self._steps)
-        self.beta *= math.exp(self._gain * strength * max(-0.3, min(0.3, error)))
+        before = kl if self._smooth is None else self._smooth
+        self._smooth = self.MEMORY * before + (1 - self.MEMORY) * kl
+        risen = (number + 2) / (self.RAMP * self._steps)
+        target = self._budget * min(1.0, risen)
+        error = math.log(max(self._smooth, 1e-3) / target)
+        error = max(-self.MOST, min(self.MOST, error))
+        if risen > 0.5:
+            self._learnt += self.LEARNT / self._steps * error
+        self.beta = self._first * math.exp(error + self._learnt)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"beta": self.beta, "smooth": self._smooth}
+        return {
+            "beta": self.beta,
+            "first": self._first,
+            "smooth": self._smooth,
+            "learnt": self._learnt,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
-        self.beta, self._smooth = state["beta"], state["smooth"]
+        self.beta, self._first = state["beta"], state["first"]
+        self._smooth, self._learnt = state["smooth"], state["learnt"]
 
 
 class Settled(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from infalign.lm.decoding import fast_decoding, roomy_cache
 from infalign.lm.randomness import prompt_key, uniforms
 from infalign.lm.text import by_length, decode_responses, encode_prompts
 
@@ -66,13 +67,14 @@ def sample_responses(
     logp = np.zeros(n_prompts * n_samples)
     for chosen in by_length([len(p) for p in encoded], max(1, batch_size // n_samples)):
         keys = torch.tensor([prompt_key(prompt_ids[i]) for i in chosen])
-        decoded, sums = _decode(
-            policy,
-            [encoded[i] for i in chosen],
-            keys,
-            torch.from_numpy(np.ascontiguousarray(sample_indices[chosen], dtype=np.int64)),
-            _Limits(seed, longest, tokenizer.eos_token_id, tokenizer.pad_token_id),
-        )
+        with fast_decoding(policy):
+            decoded, sums = _decode(
+                policy,
+                [encoded[i] for i in chosen],
+                keys,
+                torch.from_numpy(np.ascontiguousarray(sample_indices[chosen], dtype=np.int64)),
+                _Limits(seed, longest, tokenizer.eos_token_id, tokenizer.pad_token_id),
+            )
         rows = (chosen[:, None] * n_samples + np.arange(n_samples)).reshape(-1)
         for row, response, total in zip(rows, decoded, sums, strict=True):
             tokens[row], logp[row] = response, total
@@ -118,7 +120,7 @@ def _decode(
     limits: _Limits,
 ) -> tuple[list[list[int]], np.ndarray]:
     """Decode prompts × samples sequences; rows prompt-major."""
-    rows, logits = _prefill(policy, prompts, keys, sample_indices, limits.pad)
+    rows, logits = _prefill(policy, prompts, keys, sample_indices, limits)
     padded = bool((~rows.mask).any())
     shape = (len(rows.place), limits.longest)
     out = torch.full(shape, -1, dtype=torch.int64, device=policy.device)
@@ -151,15 +153,15 @@ def _prefill(
     prompts: list[list[int]],
     keys: torch.Tensor,
     sample_indices: torch.Tensor,
-    pad: int,
+    limits: _Limits,
 ) -> tuple[_Rows, torch.Tensor]:
     """Compute every prompt once, then give each of its samples a row; their first logits."""
     device, n_samples = policy.device, sample_indices.shape[1]
     width = max(len(p) for p in prompts)
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor([[limits.pad] * (width - len(p)) + p for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     mask = torch.arange(width, device=device) >= (width - lengths)[:, None]
-    cache = DynamicCache(config=policy.config)
+    cache = roomy_cache(policy, limits.longest)
     logits = policy(
         input_ids=ids,
         attention_mask=mask.long(),

@@ -2,8 +2,10 @@
 
 Reads results/{prepare,sft,sample,calibrate,reward}. Writes results/align/O/V/{policy/,
 history.jsonl, metrics.json}. Every step samples responses of the policy to training prompts,
-rewards them (raw, or calibrated against the reference's samples and transformed) and descends the
-RLOO loss with the KL in the reward (InfAlign, arXiv 2412.19792, algorithm CTRL).
+rewards them (raw, or calibrated against the reference's samples and transformed), puts stored
+samples of the reference beside them, and descends the RLOO loss with the KL in the reward
+(InfAlign, arXiv 2412.19792, algorithm CTRL). The loss holds for samples of any policy: the
+reference's show the responses that the policy has nearly stopped giving, and cost no sampling.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from infalign.errors import InputError
 from infalign.lm.control import BetaControl, Settled, settle
 from infalign.lm.losses import rloo_loss
 from infalign.lm.models import (
@@ -31,7 +34,7 @@ from infalign.lm.scoring import divergence, response_log_probs, score_responses,
 from infalign.lm.text import encode_prompts, make_batch
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
 from infalign.params import Params
-from infalign.tables import CALIBRATION, read_prompts, read_table
+from infalign.tables import CALIBRATED, SAMPLES, read_prompts, read_table
 from infalign.theory.calibration import calibrate_below
 from infalign.theory.frontier import solve_beta
 from infalign.theory.limits import raw_beta
@@ -45,14 +48,15 @@ FLOOR_NATS = 8.0  # rewards further below the top, in units of beta, are all ali
 def stage(params: Params, objective: str, variant: str) -> Stage:
     """What the stage depends on."""
     common = (
-        "kl_nats beta steps prompts_per_step samples_per_prompt learning_rate warmup_share "
-        "max_grad_norm checkpoint_every kl_prompts kl_samples"
+        "kl_nats beta steps prompts_per_step samples_per_prompt reference_samples learning_rate "
+        "warmup_share max_grad_norm checkpoint_every kl_prompts kl_samples"
     )
     return Stage(
         "align",
         inputs=(
             "results/prepare",
             "results/sft",
+            "results/sample",
             f"results/reward/{objective}",
             f"results/calibrate/{objective}",
         ),
@@ -121,25 +125,43 @@ class TrainingPrompts:
 
     Attributes:
         ids, texts: one a prompt.
-        rewards: of the reference's samples, ascending [prompts, refs].
+        rewards: of the reference's samples, in their order [prompts, refs].
+        tokens: of those samples, in the same order.
         unseen: id to text of the training split's other prompts, in the order of their ids.
     """
 
     ids: list[str]
     texts: list[str]
     rewards: np.ndarray
+    tokens: list[list[list[int]]]
     unseen: dict[str, str]
+
+    def references(self, chosen: np.ndarray) -> np.ndarray:
+        """The chosen prompts' reference rewards, ascending."""
+        return np.sort(self.rewards[chosen], axis=1)
 
 
 def training_prompts(workspace: Workspace, objective: str) -> TrainingPrompts:
-    """Training prompts with their sorted reference rewards."""
-    path = workspace.results("calibrate", objective, "calibration.parquet")
-    table = read_table(path, CALIBRATION).filter(pc.field("split") == "train")
+    """Training prompts with the reference's samples and their rewards."""
+    train = pc.field("split") == "train"
+    samples = read_table(workspace.results("sample", "samples.parquet"), SAMPLES)
+    samples = samples.filter(train & (pc.field("objective") == objective))
+    path = workspace.results("calibrate", objective, "calibrated.parquet")
+    rewarded = read_table(path, CALIBRATED).filter(train)
+    if rewarded["prompt_id"] != samples["prompt_id"]:
+        raise InputError(f"{path}: not the samples of results/sample: run calibrate again.")
+    rewards = rewarded["reward"].to_numpy()
+    ids = samples["prompt_id"].unique().to_pylist()
+    k = len(rewards) // len(ids)
+    tokens = samples["tokens"].to_pylist()
     texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective, "train")
-    ids = table["prompt_id"].to_pylist()
-    unseen = {i: texts[i] for i in sorted(texts.keys() - set(ids))}
-    rewards = np.array(table["rewards"].to_pylist())
-    return TrainingPrompts(ids, [texts[i] for i in ids], rewards, unseen)
+    return TrainingPrompts(
+        ids,
+        [texts[i] for i in ids],
+        rewards.reshape(-1, k),
+        [tokens[start : start + k] for start in range(0, len(tokens), k)],
+        {i: texts[i] for i in sorted(texts.keys() - set(ids))},
+    )
 
 
 @dataclass(frozen=True)
@@ -161,6 +183,17 @@ class Goal:
             return rewards
         below = calibrate_below(rewards, references)
         return self.transform.posterior_mean(below, references.shape[1])
+
+    def of_references(self, references: np.ndarray) -> np.ndarray:
+        """The same of the reference's samples themselves, each against the others.
+
+        Args:
+            references: [prompts, refs], in any order.
+        """
+        if self.transform is None:
+            return references
+        below = calibrate_below(references, np.sort(references, axis=1)) - 0.5
+        return self.transform.posterior_mean(below, references.shape[1] - 1)
 
     def floored(self, transformed: np.ndarray, beta: float) -> np.ndarray:
         """The reward with a floor FLOOR_NATS below its top: what lies beneath hardly exists.
@@ -206,30 +239,42 @@ class Trainer:
         self._reward_tokenizer = load_tokenizer(judge)
         self._encoded = encode_prompts(self.tokenizer, prompts.texts)
         settings = workspace.params.align
-        self._batches = EpochBatches(
-            [len(p) for p in self._encoded],
-            settings.prompts_per_step,
-            derive_seed(workspace.params.run.seed, "align"),
-        )
+        self._seed = derive_seed(workspace.params.run.seed, "align")
+        lengths = [len(p) for p in self._encoded]
+        self._batches = EpochBatches(lengths, settings.prompts_per_step, self._seed)
+        self._stored_goals = goal.of_references(prompts.rewards)
 
     def take(self, number: int) -> Step:
-        """One on-policy step."""
+        """One step on fresh responses of the policy and stored ones of the reference."""
         settings = self._params.align
         chosen = self._batches.at(number)
+        fresh = settings.samples_per_prompt
         responses = self._sample(number, chosen)
-        rows = np.repeat(chosen, settings.samples_per_prompt)
         rewards = score_responses(
             self._reward_model,
             self._reward_tokenizer,
-            [self._prompts.texts[i] for i in rows],
+            [self._prompts.texts[i] for i in np.repeat(chosen, fresh)],
             responses.text,
-            batch_size=len(rows),
+            batch_size=len(chosen) * fresh,
         ).reshape(len(chosen), -1)
-        references = self._prompts.rewards[chosen]
-        goal = self._goal(rewards, references)
+        references = self._prompts.references(chosen)
+        stored = self._stored(number, chosen)
+        goal = np.hstack(
+            [
+                self._goal(rewards, references),
+                np.take_along_axis(self._stored_goals[chosen], stored, axis=1),
+            ]
+        )
         batch = make_batch(
             [self._encoded[i] for i in chosen],
-            responses.tokens,
+            [
+                tokens
+                for row, (prompt, samples) in enumerate(zip(chosen, stored, strict=True))
+                for tokens in (
+                    *responses.tokens[row * fresh : (row + 1) * fresh],
+                    *(self._prompts.tokens[prompt][sample] for sample in samples),
+                )
+            ],
             self.tokenizer.pad_token_id,
             self.policy.device,
         )
@@ -237,7 +282,7 @@ class Trainer:
         with torch.no_grad():
             theirs = response_log_probs(self.reference, batch)
             token_kl = (ours.exp() * (ours - theirs)).sum(-1)
-            kl = float(sum_responses(token_kl, batch).mean())
+            kl = float(sum_responses(token_kl, batch).view(len(chosen), -1)[:, :fresh].mean())
         token = batch.tokens[:, None]
         logp, reference_logp = (
             sum_responses(values.gather(1, token)[:, 0], batch).view(len(chosen), -1)
@@ -245,24 +290,30 @@ class Trainer:
         )
         if number == 0 and (kl != 0 or bool((logp != reference_logp).any())):
             raise RuntimeError(f"step 0: KL is {kl}, not 0: the policy is not the reference")
+        self._control.update(number, kl)
         beta = self._control.beta
         reward = torch.as_tensor(
             self._goal.floored(goal, beta) / beta, dtype=logp.dtype, device=logp.device
         )
         step = rloo_loss(reward, logp, reference_logp, 1.0)
-        self._control.update(number, kl)
         below = calibrate_below(rewards, references) / references.shape[1]
         metrics = {
             "kl": kl,
-            "log_ratio": float((logp - reference_logp).detach().mean()),
+            "log_ratio": float((logp - reference_logp).detach()[:, :fresh].mean()),
             "beta": beta,
             "reward": float(rewards.mean()),
             "calibrated": float(below.mean()),
-            "transformed": float(goal.mean()),
+            "transformed": float(goal[:, :fresh].mean()),
             "response_tokens": float(responses.n_tokens.mean()),
             "truncated": float(1 - responses.finished.mean()),
         }
         return Step(step.loss, metrics, len(batch.tokens))
+
+    def _stored(self, number: int, chosen: np.ndarray) -> np.ndarray:
+        """Which of the reference's samples a step takes [prompts, reference samples]."""
+        rng = np.random.default_rng([self._seed, number])
+        places = np.tile(np.arange(self._prompts.rewards.shape[1]), (len(chosen), 1))
+        return rng.permuted(places, axis=1)[:, : self._params.align.reference_samples]
 
     def measure_kl(self) -> float:
         """The policy's KL, nats a response, on prompts that training has not seen."""

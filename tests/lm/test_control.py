@@ -19,11 +19,20 @@ def test_beta_rises_above_the_budget_and_falls_below_it():
     assert control.beta < raised
 
 
-def test_a_low_kl_counts_little_early_on():
+def test_the_target_rises_to_the_budget():
     early, late = BetaControl(1.0, 0.5, 100), BetaControl(1.0, 0.5, 100)
-    early.update(1, 0.01)
-    late.update(90, 0.01)
-    assert late.beta < early.beta < 1.0
+    early.update(8, 0.5 / 3)  # a third of the way up
+    late.update(90, 0.5 / 3)
+    assert early.beta == pytest.approx(1.0)
+    assert late.beta < 1.0
+
+
+def test_a_lasting_error_is_learnt():
+    """A KL that answers to beta as KL = 0.8 - beta meets the budget, not a little beside it."""
+    control = BetaControl(0.6, 0.5, 400)
+    for number in range(400):
+        control.update(number, 0.8 - control.beta)
+    assert control.beta == pytest.approx(0.3, rel=0.2)
 
 
 def test_a_fixed_beta_stays():

@@ -28,7 +28,7 @@ __all__ = [
     "prompts_of",
 ]
 
-GENERATOR = "infalign-builtin-1"
+GENERATOR = "infalign-builtin-2"
 SUBSETS = tuple(GRAMMARS)
 SINGLE_TURN_SHARE = 0.7
 LONGEST_RESPONSE = 20  # words and punctuation marks

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 import infalign
-
 from flows import versioning
 from flows.champions import Champions, patiently
 from flows.processes import child_environment, redact, run_child
@@ -54,6 +53,10 @@ REQUIREMENTS = (
     "filelock",
 )
 EXAMPLE = ["\n\nHuman: How do I bake bread?\n\nAssistant:"]
+
+
+class Unreachable(InputError):
+    """MLflow does not answer: later it may."""
 
 
 def model_name(objective: str) -> str:
@@ -123,7 +126,7 @@ def open_registry(root: Path) -> Registry:
         client, experiment = connect(root, uri)
     except Exception as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise InputError(
+        raise Unreachable(
             f"MLflow at {redact(uri)} does not answer ({redact(reason)}): start it, or set "
             "MLFLOW_TRACKING_URI."
         ) from None
@@ -314,7 +317,7 @@ def _discard_unfinished(registry: Registry, digest: str) -> None:
         [registry.experiment], filter_string=f"tags.`{EVALUATION}` = '{digest}'"
     )
     for model in found:
-        run = registry.client.get_run(model.source_run_id)
+        run = registry.client.get_run(str(model.source_run_id))
         if run.data.tags.get(WORKSPACE) != _workspace(registry.root):
             continue
         registry.client.delete_logged_model(model.model_id)

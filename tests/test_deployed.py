@@ -72,10 +72,19 @@ def test_requests_without_a_procedure_take_the_objectives_own(model):
     assert model.answer([PROMPT], Request("", n=9)) == model.answer([PROMPT], Request("best_of:9"))
 
 
-def test_length_and_temperature_are_obeyed(model):
-    short = model.answer([PROMPT], Request("standard", max_new_tokens=1))[0]
-    tokens = model.tokenizer(f" {short.response}", add_special_tokens=False)["input_ids"]
-    assert len(tokens) <= 2
+def test_length_and_temperature_are_obeyed(model, monkeypatch):
+    lengths = []
+    sample = deployed.sample_responses
+
+    def spy(*arguments, **named):
+        drawn = sample(*arguments, **named)
+        lengths.append(int(drawn.n_tokens.max()))
+        return drawn
+
+    monkeypatch.setattr(deployed, "sample_responses", spy)
+    for longest in (1, 5):
+        model.answer([PROMPT], Request("best_of:16", max_new_tokens=longest))
+    assert lengths == [1, 5]
     cold = [model.answer([PROMPT], Request("standard", temperature=0.01, seed=s)) for s in range(4)]
     assert all(answer == cold[0] for answer in cold)
     warm = [model.answer([PROMPT], Request("standard", seed=s))[0].response for s in range(4)]

@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -333,17 +334,19 @@ def _workspace(root: Path) -> str:
 def save(params: Params, objective: str, folder: Path, path: Path) -> None:
     """The package as an MLflow pyfunc model from code, with our library beside it; no pickle."""
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-    import mlflow.pyfunc
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about MLflow's own type hints
+        import mlflow.pyfunc
 
-    mlflow.pyfunc.save_model(
-        path,
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={name: str(folder / name) for name in ("deployed", "evidence")},
-        code_paths=[str(Path(infalign.__file__).parent)],
-        pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS],
-        signature=signature(params, objective),
-        input_example=EXAMPLE,
-    )
+        mlflow.pyfunc.save_model(
+            path,
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={name: str(folder / name) for name in ("deployed", "evidence")},
+            code_paths=[str(Path(infalign.__file__).parent)],
+            pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
+            signature=signature(params, objective),
+            input_example=EXAMPLE,
+        )
     for cache in path.rglob("__pycache__"):
         shutil.rmtree(cache, ignore_errors=True)
 

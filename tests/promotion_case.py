@@ -115,3 +115,95 @@ def write_lock(root: Path, result: str, objectives: tuple[str, ...] = ("helpful"
         for objective in objectives
     }
     (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
+COPY = '''"""Copies made-up results, worse ones where few steps are asked for."""
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+
+steps = yaml.safe_load(Path("params.yaml").read_text())["align"]["steps"]
+for name in sys.argv[1:]:
+    source = Path("made", name)
+    if steps < 10 and Path("worse", name).exists():
+        source = Path("worse", name)
+    shutil.rmtree(Path("results", name), ignore_errors=True)
+    shutil.copytree(source, Path("results", name))
+'''
+STAGES = """\
+stages:
+  prepare:
+    cmd: python copy_made.py prepare sft reward calibrate align
+    deps: [copy_made.py]
+    params: [align.steps]
+    outs: [results/prepare, results/sft, results/reward, results/calibrate, results/align]
+  evaluate:
+    matrix:
+      objective: ${run.objectives}
+    cmd: python copy_made.py evaluate/${item.objective}
+    deps: [results/prepare, results/align]
+    params: [align.steps]
+    outs: ["results/evaluate/${item.objective}"]
+"""
+
+
+def write_made(root: Path, tokenizer: Any) -> None:
+    """A project whose stages copy made-up results: `made/`, and worse evaluations in `worse/`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from infalign.tables import EVALUATION_REWARDS, read_table, write_table
+    from tests.stages.report_case import case_params, run_evaluate, write_inputs
+
+    promotion = bounds(judge_margin=0.5, other_margin=0.5, other_samples=2, bootstrap=100)
+    params = case_params(
+        run={"variants": ["ctrl"], "device": "cpu"}, promotion=promotion.model_dump()
+    )
+    made = root / "case"
+    write_inputs(made, params)
+    run_evaluate(made, params)
+    results = root / "made"
+    shutil.move(made / "results", results)
+    shutil.rmtree(made)
+    models = root / "models"
+    tiny_models(models, tokenizer)
+    shutil.copytree(models / "policy", results / "sft" / "policy")
+    for objective in params.run.objectives:
+        _write_models(results, objective, models)
+        path = Path("evaluate", objective, "rewards.parquet")
+        table = read_table(results / path, EVALUATION_REWARDS)
+        fall = pc.if_else(pc.equal(table["policy"], "ctrl"), 2.0, 0.0)
+        worse = {name: table[name] for name in table.column_names}
+        worse["reward"] = pa.chunked_array([pc.subtract(table["reward"], fall).combine_chunks()])
+        shutil.copytree(results / path.parent, root / "worse" / path.parent)
+        write_table(root / "worse" / path, worse, EVALUATION_REWARDS)
+    shutil.rmtree(models)
+    (root / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    (root / "dvc.yaml").write_text(STAGES)
+    (root / "copy_made.py").write_text(COPY)
+
+
+def _write_models(results: Path, objective: str, models: Path) -> None:
+    """Tiny models where package looks for them, and the tables that report_case leaves out."""
+    from infalign.tables import CALIBRATED, CALIBRATION, PREFERENCES, read_table, write_table
+    from infalign.workspace import write_json
+
+    for half in ("train", "judge"):
+        shutil.copytree(models / "reward", results / "reward" / objective / half)
+    shutil.copytree(models / "policy", results / "align" / objective / "ctrl" / "policy")
+    folder = results / "calibrate" / objective
+    rows = read_table(folder / "calibrated.parquet", CALIBRATED).to_pylist()
+    ids = sorted({row["prompt_id"] for row in rows})
+    rewards = [sorted(row["reward"] for row in rows if row["prompt_id"] == i) for i in ids]
+    columns = {
+        "prompt_id": ids,
+        "split": ["test"] * len(ids),
+        "n_reference": [len(row) for row in rewards],
+        "rewards": rewards,
+    }
+    write_table(folder / "calibration.parquet", columns, CALIBRATION)
+    write_json(folder / "metrics.json", {"calibration_error": {"16": 0.08, "32": 0.06}})
+    empty: dict[str, list[str]] = {name: [] for name in PREFERENCES.schema.names}
+    write_table(results / "prepare" / "preferences.parquet", empty, PREFERENCES)

@@ -158,6 +158,7 @@ class Champions:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        self.client.set_terminated(run.info.run_id)  # parameters are still taken
         if self._journal() != run.info.run_id:
             self.client.delete_run(run.info.run_id)
 
@@ -257,10 +258,15 @@ class Champions:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            found = self.client.get_run(run_id).data.params.get(_key(place))
-            if found is None:
+            run = self.client.get_run(run_id)
+            if run.info.lifecycle_stage != "active":
+                raise InputError(
+                    f"the run {run_id}, which holds the history of {self.name}, was deleted in "
+                    "MLflow: restore it there."
+                ) from None
+            if _key(place) not in run.data.params:
                 raise
-            return bool(found == text)
+            return bool(run.data.params[_key(place)] == text)
         return True
 
     def _entry(

@@ -122,9 +122,7 @@ def promote(
         champions.settle()
         if champions.champion() == number:
             return Decision(objective, number, number, None, "champion")
-        with registry.evidence(version) as folder:
-            evidence = read_evidence(folder)
-        champion, verdict = judge(registry, params, objective, evidence, number)
+        champion, verdict = _judge_version(registry, params, objective, version, force)
         models.record_verdict(registry, version, verdict, champion)
         if not verdict.passed and not force:
             return Decision(objective, number, champion, verdict, "refused")
@@ -135,6 +133,21 @@ def promote(
             outcome = "forced" if forced else "promoted"
             return Decision(objective, number, champion, verdict, outcome)
     raise InputError(f"{model_name(objective)}: others promote all the time: try again.")
+
+
+def _judge_version(
+    registry: Registry, params: Params, objective: str, version: Any, force: bool
+) -> tuple[str | None, Verdict]:
+    """As `judge`; what cannot be judged fails, where force may still promote it."""
+    try:
+        with registry.evidence(version) as folder:
+            evidence = read_evidence(folder)
+        return judge(registry, params, objective, evidence, str(version.version))
+    except InputError as error:
+        if not force:
+            raise
+        rule = Rule("evidence", False, None, "can be read", str(error)[:300])
+        return registry.champions(objective).champion(), Verdict((rule,))
 
 
 def in_short(verdict: Verdict) -> dict[str, Any]:

@@ -84,7 +84,8 @@ async def register_and_promote(
         await _approved(root, params, versions, tell)
     decisions = []
     for name, version in versions.items():
-        decision = await promote(str(root), name, version)
+        state: Any = await promote(str(root), name, version, return_state=True)
+        decision: Decision = await state.aresult()
         tell(decision.sentence())
         decisions.append(decision)
     return decisions

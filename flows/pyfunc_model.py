@@ -25,9 +25,10 @@ class DeployedModel(PythonModel):
 
         self.deployed = load_deployed(Path(context.artifacts["deployed"]))
 
-    def predict(
-        self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
+    # MLflow takes a type hint of the input for its schema; the signature says it better.
+    def predict(  # type: ignore[no-untyped-def]
+        self, context, model_input, params: Mapping[str, Any] | None = None
+    ):
         """One mapping a prompt: response, reward, calibrated."""
         from infalign.deployed import Request
         from infalign.errors import InputError

@@ -199,6 +199,16 @@ def test_a_deleted_version_is_one_sentence(root: Path) -> None:
     assert state(champions)[0] == "1"
 
 
+def test_a_deleted_history_is_one_sentence(root: Path) -> None:
+    champions = opened(root)
+    champions.client.delete_run(champions._journal())
+    with pytest.raises(InputError, match="was deleted in MLflow: restore it there"):
+        champions.promote("1", None, "", {})
+    champions.client.restore_run(champions._journal())
+    champions.promote("1", None, "", {})
+    assert state(champions) == ("1", None)
+
+
 def test_secrets_do_not_reach_the_history(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED_TOKEN", "planted-s3cret")
     champions = opened(root)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from promotion_case import (
 )
 
 from flows import promotion, registry
-from flows.champions import CHALLENGER, CHAMPION, PREVIOUS
+from flows.champions import CHALLENGER, CHAMPION, PREVIOUS, Overtaken
 from flows.production import _objectives
 from flows.promotion import check_reason, judge, preview, promote
 from flows.registry import EVALUATION, GATE, Registry, find, open_registry, register
 from infalign.errors import InputError
 from infalign.evidence import Evidence
 from infalign.params import Params
+from tests.flows.test_tracking import free_port, server
 
+__all__ = ["free_port", "server"]
 PLANTED = "planted-s3cret"
 PICKLES = {".pkl", ".pickle", ".bin", ".pt", ".pth", ".joblib", ".cloudpickle"}
 ROOT = Path(__file__).parents[2]
@@ -162,10 +165,11 @@ def test_registered_twice_at_once_is_one_version(root: Path, params: Params, mod
 
 
 ASK = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import mlflow
-mlflow.set_tracking_uri(f"sqlite:///{sys.argv[1]}/mlflow.db")
+if "MLFLOW_TRACKING_URI" not in os.environ:
+    mlflow.set_tracking_uri(f"sqlite:///{sys.argv[1]}/mlflow.db")
 model = mlflow.pyfunc.load_model(sys.argv[2])
 import infalign
 assert Path(infalign.__file__).is_relative_to(Path(sys.argv[3])), infalign.__file__
@@ -182,7 +186,7 @@ print("ANSWER", json.dumps([answers, refusal]))
 
 def ask(root: Path, code: Path, name: str, prompts: list[str], **given: Any) -> list[Any]:
     """Load a version in a fresh process, away from the project, and ask it."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MLFLOW_")}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     words = [json.dumps(prompts), json.dumps(given)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ASK, str(root), name, str(code), *words],
@@ -307,6 +311,65 @@ def test_a_champion_that_comes_meanwhile_is_judged_against(
     assert calls == ["1", "3"]
     assert decision.outcome == "refused"
     assert aliases(root)[CHAMPION] == "3"
+
+
+def test_force_goes_past_a_champion_whose_evidence_is_lost(
+    root: Path, models: Path, params: Params
+) -> None:
+    store = open_registry(root)
+    lost = store.client.create_model_version("infalign-helpful", (root / "nowhere").as_uri())
+    store.champions("helpful").promote(str(lost.version), None, "made by hand", {})
+    with pytest.raises(InputError, match=r"the evidence of version 2 .* cannot be read"):
+        promote(store, params, "helpful", "1")
+    decision = promote(store, params, "helpful", "1", "its files are gone", force=True)
+    assert decision.outcome == "forced"
+    assert decision.verdict is not None
+    assert decision.verdict.failed == ("evidence",)
+    assert aliases(root)[CHAMPION] == "1"
+
+
+@pytest.mark.soak
+def test_ten_thousand_prompts_are_judged_and_promoted_within_ten_seconds(
+    empty: Path, models: Path, params: Params
+) -> None:
+    whole = params.model_copy(update={"promotion": bounds(bootstrap=1000)})
+    for gain, seed in ((0.9, 3), (1.0, 4)):
+        case = evidence(gain, seed=seed, prompts=10_000, samples=64)
+        version = str(add(empty, models, whole, f"result{seed}", case).version)
+        begun = time.monotonic()
+        decision = promote(open_registry(empty), whole, "helpful", version)
+        took = time.monotonic() - begun
+        print(f"gate and promotion, 10,000 prompts of 64 samples: {took:.1f} s")
+        assert decision.outcome == "promoted"
+        assert took < 10
+
+
+@pytest.mark.soak
+def test_a_server_is_a_registry_as_well(
+    tmp_path: Path,
+    models: Path,
+    params: Params,
+    free_port: int,
+    server: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server()
+    uri = f"http://127.0.0.1:{free_port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for gain, number in ((0.9, "1"), (1.2, "2")):
+        version = add(tmp_path, models, params, f"result{number}", evidence(gain, seed=4))
+        assert str(version.version) == number
+        assert promote(open_registry(tmp_path), params, "helpful", number).outcome == "promoted"
+    champions = open_registry(tmp_path).champions("helpful")
+    with pytest.raises(Overtaken):
+        champions.promote("1", "1", "", {})
+    first = champions.history()[0]
+    assert not champions._append(0, replace(first, id="another"))
+    assert champions._append(0, first)
+    assert champions.rollback("over HTTP").to == "1"
+    assert aliases(tmp_path) == {CHAMPION: "1"}
+    answers, _ = ask(tmp_path, Path("/"), "models:/infalign-helpful@champion", [PROMPT], seed=1)
+    assert answers[0]["response"] is not None
 
 
 def test_mistakes_are_one_sentence(root: Path, params: Params) -> None:

@@ -58,7 +58,8 @@ def _decide(
     quiet: bool,
 ) -> Any:
     from flows import promotion
-    from flows.registry import open_registry, package
+    from flows.packaging import package
+    from flows.registry import open_registry
 
     registry = open_registry(root)
 

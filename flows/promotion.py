@@ -7,6 +7,7 @@ again before anything moves.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,8 +16,9 @@ from typing import Any
 
 from flows import registry as models
 from flows.champions import LONGEST_REASON, Overtaken, was_rolled_back
+from flows.packaging import package
 from flows.processes import redact
-from flows.registry import Registry, find, model_name, register, result_digest
+from flows.registry import Registry, find, model_name, recall, register, result_digest
 from infalign.errors import InputError
 from infalign.evidence import Evidence, read_evidence
 from infalign.params import Params
@@ -186,8 +188,10 @@ async def registered(
     registry: Registry, params: Params, objective: str, tell: Tell, parent: str | None = None
 ) -> str:
     """The version of what is in results/, registered if it was not."""
-    folder = await models.package(registry.root, params, objective, tell)
-    version = register(registry, params, objective, folder, parent)
+    version = await asyncio.to_thread(recall, registry, params, objective)
+    if version is None:
+        folder = await package(registry.root, params, objective, tell)
+        version = await asyncio.to_thread(register, registry, params, objective, folder, parent)
     return str(version.version)
 
 

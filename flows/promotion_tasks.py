@@ -84,7 +84,8 @@ async def register_and_promote(
         await _approved(root, params, versions, tell)
     decisions = []
     for name, version in versions.items():
-        state: Any = await promote(str(root), name, version, return_state=True)
+        call: Any = promote  # its states carry names that a plain call would not unpack
+        state = await call(str(root), name, version, return_state=True)
         decision: Decision = await state.aresult()
         tell(decision.sentence())
         decisions.append(decision)

@@ -10,28 +10,23 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import shutil
 import socket
-import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-import infalign
 from flows import versioning
 from flows.champions import Champions, patiently
-from flows.processes import child_environment, redact, run_child
+from flows.packaging import save
+from flows.processes import redact
 from flows.tracking import connect, default_uri
 from infalign.errors import InputError
-from infalign.evidence import read_evidence
+from infalign.evidence import Evidence, read_evidence
 from infalign.params import Params
 from infalign.promotion import Verdict, judge_candidate
 
@@ -42,18 +37,6 @@ if TYPE_CHECKING:
 EVALUATION = "infalign.evaluation"  # the tag by which a result is found again
 WORKSPACE = "infalign.workspace"  # the run's tag: where it was made
 GATE = "infalign.gate"  # the tag with the last verdict
-REQUIREMENTS = (
-    "mlflow",
-    "torch",
-    "transformers",
-    "numpy",
-    "scipy",
-    "pyarrow",
-    "pydantic",
-    "pyyaml",
-    "filelock",
-)
-EXAMPLE = ["\n\nHuman: How do I bake bread?\n\nAssistant:"]
 
 
 class Unreachable(InputError):
@@ -146,26 +129,6 @@ def result_digest(root: Path, objective: str, variant: str) -> str:
     return hashlib.sha256(json.dumps([objective, variant, outputs]).encode()).hexdigest()[:32]
 
 
-async def package(root: Path, params: Params, objective: str, tell: Any) -> Path:
-    """Write the package of the variant in `promotion.variant`, in a process of its own."""
-    variant = params.promotion.variant
-    if variant not in params.run.variants:
-        raise InputError(
-            f"params.yaml: promotion.variant = {variant!r} is not one of run.variants "
-            f"{params.run.variants}: choose one that runs."
-        )
-    out = root / ".infalign" / "work" / f"register@{objective}" / "package"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "infalign.package", "--objective", objective]
-    command += ["--variant", variant, str(out)]
-    done = await run_child(command, root, child_environment(), tell)
-    if done.returncode == 2:
-        raise InputError((done.lines or ("package failed",))[-1].removeprefix("package: "))
-    if done.returncode:
-        raise versioning.StageKilled(f"register@{objective} ended with {done.returncode}.")
-    return out
-
-
 def find(registry: Registry, objective: str, digest: str) -> ModelVersion | None:
     """The version of a result, the first one where there are several."""
     found = [v for v in registry.versions(objective) if v.tags.get(EVALUATION) == digest]
@@ -188,13 +151,27 @@ def register(
     digest = result_digest(registry.root, objective, params.promotion.variant)
     champions = registry.champions(objective)
     champions.ensure()
-    tags = version_tags(registry.root, params, objective, folder, digest)
+    found = read_evidence(folder / "evidence")
+    tags = version_tags(registry.root, params, objective, found, digest)
     champions.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(champions.locks / f"register-{objective}.lock"):
         version = find(registry, objective, digest)
         if version is None:
             version = _create(registry, params, objective, folder, tags, parent)
         return adopt(registry, objective, version, tags)
+
+
+def recall(registry: Registry, params: Params, objective: str) -> ModelVersion | None:
+    """The version of what is in results/, made good; None if there is none yet."""
+    digest = result_digest(registry.root, objective, params.promotion.variant)
+    version = find(registry, objective, digest)
+    if version is None:
+        return None
+    with registry.evidence(version) as folder:
+        found = read_evidence(folder)
+    return adopt(
+        registry, objective, version, version_tags(registry.root, params, objective, found, digest)
+    )
 
 
 def adopt(
@@ -221,10 +198,9 @@ def adopt(
 
 
 def version_tags(
-    root: Path, params: Params, objective: str, folder: Path, digest: str
+    root: Path, params: Params, objective: str, evidence: Evidence, digest: str
 ) -> dict[str, str]:
     """Where a version comes from, and every number of it that the gate uses."""
-    evidence = read_evidence(folder / "evidence")
     facts, state = evidence.facts, versioning.git_state(root)
     lock = versioning.lock_entries(root)
     inputs = {d["path"]: d.get("md5") for d in lock[f"evaluate@{objective}"].get("deps", [])}
@@ -329,52 +305,6 @@ def _discard_unfinished(registry: Registry, digest: str) -> None:
 def _workspace(root: Path) -> str:
     """One name for this folder on this machine."""
     return hashlib.sha256(f"{socket.gethostname()}:{root.resolve()}".encode()).hexdigest()[:16]
-
-
-def save(params: Params, objective: str, folder: Path, path: Path) -> None:
-    """The package as an MLflow pyfunc model from code, with our library beside it; no pickle."""
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about MLflow's own type hints
-        import mlflow.pyfunc
-
-        mlflow.pyfunc.save_model(
-            path,
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={name: str(folder / name) for name in ("deployed", "evidence")},
-            code_paths=[str(Path(infalign.__file__).parent)],
-            pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
-            signature=signature(params, objective),
-            input_example=EXAMPLE,
-        )
-    for cache in path.rglob("__pycache__"):
-        shutil.rmtree(cache, ignore_errors=True)
-
-
-def signature(params: Params, objective: str) -> Any:
-    """Prompts in; response, reward and calibrated reward out; how to answer as params."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-
-    return ModelSignature(
-        inputs=Schema([ColSpec("string")]),
-        outputs=Schema(
-            [
-                ColSpec("string", "response"),
-                ColSpec("double", "reward"),
-                ColSpec("double", "calibrated", required=False),
-            ]
-        ),
-        params=ParamSchema(
-            [
-                ParamSpec("procedure", "string", params.objectives[objective].procedure),
-                ParamSpec("n", "long", 0),
-                ParamSpec("max_new_tokens", "long", params.model.response_tokens),
-                ParamSpec("temperature", "double", 1.0),
-                ParamSpec("seed", "long", 0),
-            ]
-        ),
-    )
 
 
 def record_verdict(

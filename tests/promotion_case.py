@@ -158,9 +158,8 @@ def write_made(root: Path, tokenizer: Any) -> None:
     from tests.stages.report_case import case_params, run_evaluate, write_inputs
 
     promotion = bounds(judge_margin=0.5, other_margin=0.5, other_samples=2, bootstrap=100)
-    params = case_params(
-        run={"variants": ["ctrl"], "device": "cpu"}, promotion=promotion.model_dump()
-    )
+    run = {"objectives": ["helpful"], "variants": ["ctrl"], "device": "cpu"}
+    params = case_params(prompts=40, run=run, promotion=promotion.model_dump())
     made = root / "case"
     write_inputs(made, params)
     run_evaluate(made, params)

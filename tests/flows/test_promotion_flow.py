@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from promotion_case import write_made
 
+from flows.registry import open_registry
 from tests.flows.conftest import PLANTED, ROOT, Project, write_toy
 from tests.flows.test_pipeline import prefect_tasks, wait_for
 
@@ -35,54 +35,53 @@ def promoted(
     (root / "toy_stage.py").unlink()
     write_made(root, tokenizer)
     project = Project(root, quiet | {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1"})
-    status, output = project.run("run", "--promote", PLANTED_TOKEN=PLANTED)
+    status, output = project.run("run", "--promote", timeout=400, PLANTED_TOKEN=PLANTED)
     assert status == 0, output
     yield project, output
     project.end()
 
 
-@pytest.fixture
-def copy(promoted: tuple[Project, str], tmp_path: Path) -> Iterator[Project]:
-    """The promoted project, to change."""
-    root = tmp_path / "project"
-    shutil.copytree(promoted[0].root, root, symlinks=True)
-    made = Project(root, dict(promoted[0].environment))
-    yield made
+@pytest.fixture(scope="module")
+def worse(
+    promoted: tuple[Project, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Project, str]]:
+    """The project after a run with fewer steps, whose candidate is worse."""
+    made = copied(promoted[0], tmp_path_factory.mktemp("worse"))
+    status, output = made.run("run", "--promote", "--set", "align.steps=5", timeout=400)
+    assert status == 0, output
+    yield made, output
     made.end()
 
 
-def versions(project: Project) -> dict[str, list[dict[str, Any]]]:
-    status, output = project.run("versions", "--json")
-    assert status == 0, output
-    return dict(json.loads(output))
+def copied(project: Project, folder: Path) -> Project:
+    """A copy of a project, to change."""
+    root = Path(shutil.copytree(project.root, folder / "project", symlinks=True))
+    return Project(root, dict(project.environment))
 
 
-def aliases(project: Project, objective: str = "helpful") -> dict[str, str]:
-    """Alias to version."""
-    found = versions(project)[objective]
-    return {alias: version["version"] for version in found for alias in version["aliases"]}
+def aliases(project: Project) -> dict[str, str]:
+    """Alias to version, as a reader finds them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return open_registry(project.root).champions("helpful").aliases()
 
 
-def test_a_run_registers_judges_and_promotes_every_objective(
+def test_a_run_registers_judges_and_promotes(
     promoted: tuple[Project, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, output = promoted
-    for objective in ("helpful", "harmless"):
-        sentence = f"infalign-{objective} version 1 is the champion now (as the first champion)."
-        assert sentence in output
-        assert aliases(project, objective) == {"champion": "1"}
-        path = project.root / ".infalign" / "promotion" / f"{objective}.json"
-        assert json.loads(path.read_text())["outcome"] == "promoted"
+    assert "infalign-helpful version 1 is the champion now (as the first champion)." in output
     assert "Gate: helpful, against no champion yet" in output
+    assert aliases(project) == {"champion": "1"}
+    path = project.root / ".infalign" / "promotion" / "helpful.json"
+    assert json.loads(path.read_text())["outcome"] == "promoted"
     tasks = asyncio.run(prefect_tasks(project, monkeypatch))
     for word in ("register", "promote"):
-        for objective in ("helpful", "harmless"):
-            assert tasks[f"{word}@{objective}"].state_name == "Completed"
+        assert tasks[f"{word}@helpful"].state_name == "Completed"
     runs = project.runs()
     parent = runs["pipeline"][0].info.run_id
     assert runs["register@helpful"][0].data.tags["mlflow.parentRunId"] == parent
-    keys = asyncio.run(_gates(project))
-    assert keys == {"gate-helpful", "gate-harmless"}
+    assert asyncio.run(_gates(project)) == {"gate-helpful"}
 
 
 async def _gates(project: Project) -> set[str]:
@@ -100,57 +99,58 @@ def test_no_secret_is_anywhere(promoted: tuple[Project, str]) -> None:
         assert not path.is_file() or PLANTED.encode() not in path.read_bytes(), path
 
 
-def test_the_same_run_again_moves_nothing_and_a_worse_one_is_refused(
-    copy: Project, monkeypatch: pytest.MonkeyPatch
+def test_a_worse_challenger_is_refused_and_the_champion_stays(
+    worse: tuple[Project, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, output = copy.run("run", "--promote")
-    assert status == 0, output
-    assert "infalign-helpful version 1 is the champion already." in output
-    status, output = copy.run("run", "--promote", "--set", "align.steps=5")
-    assert status == 0, output
+    project, output = worse
     assert re.search(r"infalign-helpful version 2 is not promoted; failed: .*champion \(-", output)
-    assert aliases(copy) == {"champion": "1", "challenger": "2"}
-    tasks = asyncio.run(prefect_tasks(copy, monkeypatch))
+    assert aliases(project) == {"champion": "1", "challenger": "2"}
+    tasks = asyncio.run(prefect_tasks(project, monkeypatch))
     assert tasks["promote@helpful"].state_name == "Refused"
     assert tasks[""].state_name == "Completed"
-    # By hand, it is refused as well, in the exit status too.
-    status, output = copy.run("promote", "--objective", "helpful")
-    assert status == 1, output
-    assert "failed" in output
-    # Results that are not those of params.yaml are not promoted.
-    params = copy.root / "params.yaml"
+
+
+def test_what_cannot_be_done_is_one_sentence(worse: tuple[Project, str], tmp_path: Path) -> None:
+    project = copied(worse[0], tmp_path)
+    params = project.root / "params.yaml"
     params.write_text(params.read_text().replace("steps: 5", "steps: 6"))
-    status, output = copy.run("promote")
-    assert status == 2, output
-    assert "the results of evaluate@helpful are not up to date" in output
-    status, output = copy.run("rollback", "--objective", "helpful")
-    assert status == 2, output
-    assert "has no earlier champion" in output
+    for arguments, words in (
+        (["promote"], "the results of evaluate@helpful are not up to date"),
+        (["rollback"], "has no earlier champion"),
+        (["approve"], "no run waits"),
+    ):
+        status, output = project.run(*arguments)
+        assert status == 2, output
+        assert words in output
+        assert len(output.strip().splitlines()) == 1
 
 
 def test_a_run_waits_for_a_human_and_goes_on_when_approved(
-    copy: Project, promoted: tuple[Project, str]
+    worse: tuple[Project, str], tmp_path: Path
 ) -> None:
-    subprocess.run(["git", "add", "-A"], cwd=copy.root, check=True)
+    project = copied(worse[0], tmp_path)
     for name in ("mlflow.db", "mlartifacts"):  # as if nothing had been registered
-        path = copy.root / name
+        path = project.root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    child = copy.start("run", "--promote", "--set", "promotion.approval=true")
-    note = copy.root / ".infalign" / "approval.json"
-    wait_for(note.exists, 240)
-    waiting = json.loads(note.read_text())["waiting"]
-    assert "infalign-helpful version 1 would be promoted (as the first champion)." in waiting
-    assert aliases(copy) == {"challenger": "1"}
-    assert child.poll() is None
-    wait_for(lambda: copy.run("approve")[0] == 0, 60)
-    output = child.communicate(timeout=240)[0]
-    assert child.returncode == 0, output
-    assert "Waiting for approval" in output
-    assert aliases(copy) == {"champion": "1"}
-    assert not note.exists()
-    status, output = copy.run("approve")
-    assert status == 2, output
-    assert "no run waits" in output
+    settings = ["promotion.approval=true", "align.steps=100"]
+    child = project.start("run", "--promote", *(w for s in settings for w in ("--set", s)))
+    try:
+        note = project.root / ".infalign" / "approval.json"
+        wait_for(lambda: note.exists() or child.poll() is not None, 400)
+        assert child.poll() is None, child.communicate()[0]
+        waiting = json.loads(note.read_text())["waiting"]
+        sentence = "infalign-helpful version 1 would be promoted (as the first champion)."
+        assert waiting == [sentence]
+        assert aliases(project) == {"challenger": "1"}
+        wait_for(lambda: project.run("approve")[0] == 0, 120)
+        output = child.communicate(timeout=400)[0]
+        assert child.returncode == 0, output
+        assert sentence in output
+        assert "Waiting for approval" in output
+        assert aliases(project) == {"champion": "1"}
+        assert not note.exists()
+    finally:
+        project.end()
 
 
 def commands() -> list[list[str]]:
@@ -162,17 +162,16 @@ def commands() -> list[list[str]]:
     return [words for words in found if words]
 
 
-def test_the_commands_of_the_page_run(copy: Project) -> None:
-    status, output = copy.run("run", "--promote", "--set", "align.steps=5")  # version 2
-    assert status == 0, output
+def test_the_commands_of_the_page_run(worse: tuple[Project, str], tmp_path: Path) -> None:
+    project = copied(worse[0], tmp_path)
     listed = commands()
     assert {words[1] for words in listed} == {"run", "versions", "promote", "history", "rollback"}
     for words in listed:
         assert words[0] == "infalign"
-        status, output = copy.run(*words[1:])
+        status, output = project.run(*words[1:], timeout=400)
         refused = words[1] == "promote" and "--force" not in words
         assert status == (1 if refused else 0), f"{words}: {output}"
-    status, output = copy.run("history", "--json")
+    status, output = project.run("history", "--json")
     moves = json.loads(output)["helpful"]
     assert [(m["move"], m["to"], m["forced"]) for m in moves] == [
         ("promote", "1", False),

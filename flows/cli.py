@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows import production
 from flows.frontier import frontier
 from infalign.errors import InputError
 
@@ -21,6 +22,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Preference data under DVC.")
 app.add_typer(data_app, name="data")
 
 app.command()(frontier)
+for _command in production.COMMANDS:
+    app.command()(_command)
 
 INTERRUPTED = 130
 
@@ -33,6 +36,9 @@ def run(
     ] = None,
     name: Annotated[str, typer.Option(help="Shown in Prefect and MLflow.")] = "pipeline",
     dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
+    promote: Annotated[
+        bool, typer.Option(help="Register, judge and promote the results at the end.")
+    ] = False,
 ) -> None:
     """Bring every stage up to date: what did not change is skipped."""
     from flows import command
@@ -42,7 +48,7 @@ def run(
         if dry_run:
             command.show_plan(root, assignments or [])
         else:
-            command.run_pipeline(root, name, assignments or [])
+            command.run_pipeline(root, name, assignments or [], promote)
     except KeyboardInterrupt:
         print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

@@ -17,6 +17,7 @@ from flows import versioning
 from flows.configuration import check_data, set_params
 from flows.locks import run_lock
 from flows.processes import redact
+from flows.production import show_decision
 from flows.server import prefect_server, prepare_environment
 from infalign.errors import InputError
 from infalign.params import Params, load_params
@@ -41,7 +42,7 @@ def show_plan(root: Path, assignments: Sequence[str]) -> None:
         _say(f"{instance}: {plan.stale.get(instance, 'up to date')}")
 
 
-def run_pipeline(root: Path, name: str, assignments: Sequence[str]) -> None:
+def run_pipeline(root: Path, name: str, assignments: Sequence[str], promote: bool = False) -> None:
     """Run the flow in this process; raises InputError, or exits with the run's code."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, also while the server starts
         signal.signal(number, _interrupt)
@@ -55,15 +56,22 @@ def run_pipeline(root: Path, name: str, assignments: Sequence[str]) -> None:
 
             server.wait()
             from httpx import TransportError
-            from prefect.exceptions import TerminationSignal
+            from prefect.exceptions import FlowPauseTimeout, TerminationSignal
 
             try:
-                done = asyncio.run(pipeline(name=name, root=str(root)))
+                done = asyncio.run(pipeline(name=name, root=str(root), promote=promote))
             except versioning.StageFailed as error:
                 print(f"infalign: {error}", file=sys.stderr)
                 sys.exit(2 if error.user_error else 1)
             except (versioning.StageKilled, versioning.Busy) as error:
                 print(f"infalign: {error} Run again to resume.", file=sys.stderr)
+                sys.exit(1)
+            except FlowPauseTimeout:
+                print(
+                    "infalign: nobody approved within promotion.approval_seconds: nothing was "
+                    "promoted; run again with --promote.",
+                    file=sys.stderr,
+                )
                 sys.exit(1)
             except TransportError as error:
                 print(
@@ -76,6 +84,8 @@ def run_pipeline(root: Path, name: str, assignments: Sequence[str]) -> None:
                 raise KeyboardInterrupt from None
             page = server.page(done["flow_run_id"])
         show_results(root, params, done["outcomes"], page, tracking_page(done["flow_run_id"]))
+        for decision in done["decisions"]:
+            show_decision(decision)
 
 
 def show_results(

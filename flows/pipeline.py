@@ -56,12 +56,15 @@ _RUNS: dict[str, Run] = {}  # by the id of the flow run: tasks are handed ids, n
 
 
 @flow(name="infalign", flow_run_name="{name}", persist_result=False, validate_parameters=False)
-async def pipeline(name: str = "pipeline", root: str = ".") -> dict[str, Any]:
+async def pipeline(
+    name: str = "pipeline", root: str = ".", promote: bool = False
+) -> dict[str, Any]:
     """Bring every stage instance of the project up to date; what each of them did.
 
     Args:
         name: shown in Prefect and MLflow.
         root: the project's folder.
+        promote: register, judge and promote the results; as `promotion.after_run`.
     """
     folder = Path(root).resolve()
     body = asyncio.current_task()
@@ -69,7 +72,8 @@ async def pipeline(name: str = "pipeline", root: str = ".") -> dict[str, Any]:
     with run_lock(folder), _ends_on_signals(body):
         watcher = asyncio.create_task(_watch_cancelling(str(flow_run.id), body))
         try:
-            return await _run(folder, name)
+            done = await _run(folder, name)
+            return done | {"decisions": await _promote(folder, promote, done["parent"])}
         finally:
             watcher.cancel()
 
@@ -96,7 +100,7 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
         outcomes = await _run_all(run, str(flow_run.id))
         status = "FINISHED"
         evidence.end_run(run.tracker, root, params)
-        return {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
+        done = {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
     except asyncio.CancelledError:
         status = "KILLED"
         raise
@@ -107,6 +111,17 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
         _PAGES[str(flow_run.id)] = tracker.page()
         if status == "FINISHED":
             await evidence.publish_artifacts(root, tracker)
+    return done | {"parent": tracker.run_id(PARENT)}
+
+
+async def _promote(root: Path, asked: bool, parent: str | None) -> list[Any]:
+    """The stages register and promote, where they are asked for."""
+    params = load_params(root / "params.yaml")
+    if not (asked or params.promotion.after_run):
+        return []
+    from flows.promotion_tasks import register_and_promote
+
+    return await register_and_promote(root, params, parent, _teller(get_run_logger().info))
 
 
 _PAGES: dict[str, str] = {}

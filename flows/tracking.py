@@ -193,11 +193,15 @@ class Tracker:
 
     def _refuse(self) -> None:
         while self._questions:
-            self._questions.pop()[1].set_result(None)
+            future = self._questions.pop()[1]
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
 
     def _answer(self) -> None:
         while self._questions:
             digest, future = self._questions.pop(0)
+            if not future.set_running_or_notify_cancel():
+                continue  # who asked has stopped waiting
             try:
                 client = self._connected()
                 query = f"tags.`infalign.evidence` = '{digest}'"

@@ -200,6 +200,46 @@ class Report(Section):
     examples: Positive = Field(description="prompts shown side by side, an objective")
 
 
+class Promotion(Section):
+    """Which version of a model becomes the champion; no stage reads this."""
+
+    after_run: bool = Field(description="register, gate and promote when a pipeline run ends")
+    approval: bool = Field(description="a pipeline run waits for a human before it promotes")
+    approval_seconds: Positive = Field(description="how long it waits")
+    variant: Name = Field(description="name in `run.variants` that is registered")
+    win_rate: float = Field(
+        ge=0, le=1, description="lower bound of the interval of the win rate over the reference"
+    )
+    champion_margin: float = Field(
+        ge=0, le=1, description="win rate that may be lost against the champion, interval included"
+    )
+    kl_nats: Rate = Field(description="largest KL from the reference, nats a response")
+    length_ratio: list[Rate] = Field(
+        min_length=2,
+        max_length=2,
+        description="smallest and largest mean length as a share of the reference's",
+    )
+    truncated: float = Field(ge=0, le=1, description="largest share of responses that were cut")
+    calibration_error: float = Field(
+        ge=0, le=1, description="largest mean error of calibrated rewards at the K trained with"
+    )
+    judge_margin: float = Field(
+        ge=0, le=1, description="win rate by the training reward above that by the judge, at most"
+    )
+    other_margin: float = Field(
+        ge=0, le=1, description="win rate that may be lost to the reference on other objectives"
+    )
+    other_samples: Positive = Field(description="responses to each prompt of other objectives")
+    bootstrap: int = Field(ge=100, description="replicates of the bootstrap over prompts")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Promotion:
+        low, high = self.length_ratio
+        if low >= high:
+            raise ValueError("length_ratio must rise: smallest, then largest")
+        return self
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -215,12 +255,14 @@ class Params(Section):
     align: Align
     evaluate: Evaluate
     report: Report
+    promotion: Promotion
 
     @model_validator(mode="after")
     def _names(self) -> Params:
         for field, names, known in (
             ("run.objectives", self.run.objectives, self.objectives),
             ("run.variants", self.run.variants, self.align.variants),
+            ("promotion.variant", [self.promotion.variant], self.align.variants),
         ):
             for name in names:
                 if name not in known:

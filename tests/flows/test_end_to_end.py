@@ -116,6 +116,27 @@ def test_a_rerun_skips_everything(real: tuple[Project, str, dict[str, bytes]]) -
     assert contents(project.root) == files
 
 
+def test_the_result_is_registered_judged_and_promoted(
+    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(real[0].root, root)
+    project = Project(root, dict(real[0].environment))
+    status, output = project.run("promote", "--dry-run", "--json", "--objective", "helpful")
+    rules = {rule["name"]: rule for rule in json.loads(output)[0]["verdict"]["rules"]}
+    health = json.loads((root / "results/evaluate/helpful/metrics.json").read_text())["ctrl"]
+    assert rules["kl"]["number"] == pytest.approx(health["kl"])
+    assert rules["truncated"]["number"] == pytest.approx(health["truncated"])
+    gap = health["win_rate"] - health["win_rate_judge"]
+    assert rules["judge"]["number"] == pytest.approx(gap)
+    assert 0 <= rules["other_harmless"]["number"] <= 1
+    status, output = project.run(
+        "promote", "--objective", "helpful", "--force", "--reason", "smoke params"
+    )
+    assert status == 0, output
+    assert "infalign-helpful version 1 is the champion now" in output
+
+
 def test_stages_need_neither_prefect_nor_mlflow_nor_dvc(
     tmp_path: Path, smoke_tree: dict[str, Any], quiet: dict[str, str]
 ) -> None:

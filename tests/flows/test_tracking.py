@@ -187,6 +187,20 @@ def test_what_could_not_be_logged_is_logged_by_the_next_run(tmp_path: Path, free
     assert history(client, runs["sft"].info.run_id) == [(3, 0.5)]
 
 
+def test_who_stops_waiting_for_an_answer_does_not_stop_the_logging(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, "one", lambda _: None)
+    future = tracker.maker("asked while the database is being made")
+    assert future.cancel()
+    tracker.begin(PARENT, "pipeline", {})
+    tracker.metrics(PARENT, [("loss", 1.0, 0)])
+    tracker.end(PARENT, "FINISHED")
+    tracker.close(60)
+    run_id = tracker.run_id(PARENT)
+    assert run_id is not None
+    client = tracking.connect(tmp_path, tracker.uri)[0]
+    assert history(client, run_id) == [(0, 1.0)]
+
+
 def test_an_entry_that_mlflow_refuses_does_not_stop_the_others(tmp_path: Path) -> None:
     told: list[str] = []
     tracker = Tracker(tmp_path, "one", told.append)

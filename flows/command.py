@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +18,12 @@ from flows import versioning
 from flows.configuration import check_data, set_params
 from flows.locks import run_lock
 from flows.processes import redact
-from flows.server import prefect_server, prepare_environment
+from flows.server import Server, prefect_server, prepare_environment
 from infalign.errors import InputError
 from infalign.params import Params, load_params
+
+if TYPE_CHECKING:
+    from flows.pipeline import Ended
 
 
 def _say(line: str) -> None:
@@ -46,36 +50,61 @@ def run_pipeline(root: Path, name: str, assignments: Sequence[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, also while the server starts
         signal.signal(number, _interrupt)
     versioning.check_project(root)
+    # Prefect's log handlers would print to stderr what they cannot send; the run says it itself.
+    logging.raiseExceptions = False
     with run_lock(root):
         params = set_params(root / "params.yaml", assignments)
         check_data(params, root)
         prepare_environment(root)
         with prefect_server(root) as server:
-            from flows.pipeline import pipeline, tracking_page  # while the server starts
+            import flows.pipeline  # noqa: F401 (while the server starts)
 
             server.wait()
-            from httpx import TransportError
-            from prefect.exceptions import TerminationSignal
+            ended = _run_flow(root, name, server)
+            page = server.page(ended.flow_run_id)
+        show_results(root, params, ended.outcomes, page, ended.tracking_page)
 
-            try:
-                done = asyncio.run(pipeline(name=name, root=str(root)))
-            except versioning.StageFailed as error:
-                print(f"infalign: {error}", file=sys.stderr)
-                sys.exit(2 if error.user_error else 1)
-            except (versioning.StageKilled, versioning.Busy) as error:
-                print(f"infalign: {error} Run again to resume.", file=sys.stderr)
-                sys.exit(1)
-            except TransportError as error:
-                print(
-                    f"infalign: the Prefect server at {redact(server.url)} stopped answering "
-                    f"({error}): finished stages are kept, run again to resume.",
-                    file=sys.stderr,
-                )
-                sys.exit(1)
-            except (asyncio.CancelledError, TerminationSignal):
-                raise KeyboardInterrupt from None
-            page = server.page(done["flow_run_id"])
-        show_results(root, params, done["outcomes"], page, tracking_page(done["flow_run_id"]))
+
+def _run_flow(root: Path, name: str, server: Server) -> Ended:
+    """Run the flow to its end; exits with one sentence where a stage, or Prefect, is in the way."""
+    from prefect.exceptions import TerminationSignal
+
+    try:
+        return _recorded(root, name, server)
+    except versioning.StageFailed as error:
+        print(f"infalign: {error}", file=sys.stderr)
+        sys.exit(2 if error.user_error else 1)
+    except (versioning.StageKilled, versioning.Busy) as error:
+        print(f"infalign: {error} Run again to resume.", file=sys.stderr)
+        sys.exit(1)
+    except (asyncio.CancelledError, TerminationSignal):
+        raise KeyboardInterrupt from None
+
+
+def _recorded(root: Path, name: str, server: Server) -> Ended:
+    """Run the flow and have Prefect record its end, which Prefect's outage may prevent."""
+    from httpx import HTTPError
+
+    from flows.pipeline import how_it_ended, pipeline
+
+    outage: HTTPError | None = None
+    try:
+        asyncio.run(pipeline(name=name, root=str(root)))
+    except HTTPError as error:
+        outage = error
+    ended = how_it_ended(root)
+    if outage is not None:
+        print(
+            f"infalign: the Prefect server at {redact(server.url)} stopped answering "
+            f"({redact(str(outage))}): its page lacks the end of this run. What the stages made is "
+            f"kept{'' if ended else ', run again to go on'}.",
+            file=sys.stderr,
+        )
+        if ended is not None and ended.failure is not None:
+            raise ended.failure from None
+    if ended is None:
+        sys.exit(1)
+    return ended
 
 
 def show_results(

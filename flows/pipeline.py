@@ -2,7 +2,8 @@
 
 DVC says what is stale and runs it; MLflow gets the evidence; Prefect decides when. Independent
 instances run side by side, one at a time per GPU. Every way to stop a run (Ctrl-C, SIGTERM,
-cancelling it in Prefect) ends the whole process group of every child.
+cancelling it in Prefect) ends the whole process group of every child. Prefect's server may be gone
+for a while, or for good: stages go on, and what the run did is known here (`how_it_ended`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from infalign.params import Params, load_params
 RETRIES = 3
 RETRY_SECONDS: list[float] = [2, 10, 30]
 CANCEL_POLL_SECONDS = 3.0
+SERVER_SECONDS = 60.0  # how long a finished run waits for a Prefect server that went away
 WITHOUT_GPU = {"corpus", "prepare", "report"}
 Tell = Callable[[str], None]
 
@@ -52,7 +54,23 @@ class Run:
     gpus: list[str]
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a flow's body ended in this process, whether or not Prefect could record it."""
+
+    flow_run_id: str
+    outcomes: dict[str, str]
+    tracking_page: str
+    failure: BaseException | None
+
+
 _RUNS: dict[str, Run] = {}  # by the id of the flow run: tasks are handed ids, not objects
+_ENDED: dict[Path, Ended] = {}
+
+
+def how_it_ended(root: Path) -> Ended | None:
+    """The last run of this project in this process."""
+    return _ENDED.get(root.resolve())
 
 
 @flow(name="infalign", flow_run_name="{name}", persist_result=False, validate_parameters=False)
@@ -84,7 +102,8 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
     if end_leftovers(root):
         tell("A run that was killed before left stages at work: they were ended.")
     tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
-    status = "KILLED"
+    status, outcomes = "KILLED", {}
+    failure: BaseException | None = None
     try:
         plan = await versioning.read_plan(root, tell)
         slots = asyncio.Semaphore(params.run.concurrency)
@@ -97,24 +116,34 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
         status = "FINISHED"
         evidence.end_run(run.tracker, root, params)
         return {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
-    except asyncio.CancelledError:
-        status = "KILLED"
+    except asyncio.CancelledError as error:
+        status, failure = "KILLED", error
+        raise
+    except Exception as error:
+        failure = error
         raise
     finally:
         _RUNS.pop(str(flow_run.id), None)
         tracker.end(PARENT, status)
         await asyncio.shield(asyncio.to_thread(tracker.close))
-        _PAGES[str(flow_run.id)] = tracker.page()
-        if status == "FINISHED":
+        _ENDED[root] = Ended(str(flow_run.id), outcomes, tracker.page(), failure)
+        if status == "FINISHED" and await _prefect_answers(tell):
             await evidence.publish_artifacts(root, tracker)
 
 
-_PAGES: dict[str, str] = {}
-
-
-def tracking_page(flow_run_id: str) -> str:
-    """Where the evidence of a finished run of this process is to be seen."""
-    return _PAGES.get(flow_run_id, "")
+async def _prefect_answers(tell: Tell) -> bool:
+    """Whether Prefect's server is there, or is back soon."""
+    deadline, told = time.monotonic() + SERVER_SECONDS, False
+    while True:
+        async with get_client() as client:
+            if await client.api_healthcheck() is None:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        if not told:
+            tell(f"Prefect's server does not answer: waiting {SERVER_SECONDS:.0f} s at most.")
+            told = True
+        await asyncio.sleep(1)
 
 
 async def _run_all(run: Run, run_key: str) -> dict[str, str]:

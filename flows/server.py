@@ -27,7 +27,7 @@ STARTUP_SECONDS = 180.0
 _IDLE = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "TRIGGERS", "PAUSE_EXPIRATIONS", "REPOSSESSOR")
 _PORT_TAKEN = 3  # uvicorn's exit status when it could not start
 _REVIVALS = 5  # of a temporary server in one run; one that ends more often is broken
-# Prefect repeats a failed request 5 times, 62 s in all, and asks twice at the end of a run: too long
+# Prefect repeats a failed request 5 times, 62 s in all, twice at the end of a run: too long a wait
 # for a server that is gone. The run itself waits for one that comes back (flows.pipeline).
 _CLIENT_RETRIES = 3  # 2 + 4 + 8 s
 

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,9 +21,6 @@ from flows.processes import redact
 from flows.server import Server, prefect_server, prepare_environment
 from infalign.errors import InputError
 from infalign.params import Params, load_params
-
-if TYPE_CHECKING:
-    from flows.pipeline import Ended
 
 
 def _say(line: str) -> None:
@@ -45,11 +42,13 @@ def show_plan(root: Path, assignments: Sequence[str]) -> None:
         _say(f"{instance}: {plan.stale.get(instance, 'up to date')}")
 
 
-def run_pipeline(root: Path, name: str, assignments: Sequence[str]) -> None:
+def run_pipeline(root: Path, name: str, assignments: Sequence[str], push: bool = False) -> None:
     """Run the flow in this process; raises InputError, or exits with the run's code."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, also while the server starts
         signal.signal(number, _interrupt)
     versioning.check_project(root)
+    if push:
+        asyncio.run(versioning.check_remote(root))
     # Prefect's log handlers would print to stderr what they cannot send; the run says it itself.
     logging.raiseExceptions = False
     with run_lock(root):
@@ -57,16 +56,18 @@ def run_pipeline(root: Path, name: str, assignments: Sequence[str]) -> None:
         check_data(params, root)
         prepare_environment(root)
         with prefect_server(root) as server:
-            import flows.pipeline  # noqa: F401 (while the server starts)
+            from flows.pipeline import tracking_page  # while the server starts
 
             server.wait()
-            ended = _run_flow(root, name, server)
-            page = server.page(ended.flow_run_id)
-        show_results(root, params, ended.outcomes, page, ended.tracking_page)
+            done = _run_flow(root, name, server)
+            page = server.page(done["flow_run_id"])
+        show_results(root, params, done["outcomes"], page, tracking_page(done["flow_run_id"]))
+        if push:
+            _push(root)
 
 
-def _run_flow(root: Path, name: str, server: Server) -> Ended:
-    """Run the flow to its end; exits with one sentence where a stage, or Prefect, is in the way."""
+def _run_flow(root: Path, name: str, server: Server) -> dict[str, Any]:
+    """What the flow gave; exits with one sentence where a stage, or Prefect, is in the way."""
     from prefect.exceptions import TerminationSignal
 
     try:
@@ -81,30 +82,40 @@ def _run_flow(root: Path, name: str, server: Server) -> Ended:
         raise KeyboardInterrupt from None
 
 
-def _recorded(root: Path, name: str, server: Server) -> Ended:
-    """Run the flow and have Prefect record its end, which Prefect's outage may prevent."""
+def _recorded(root: Path, name: str, server: Server) -> dict[str, Any]:
+    """Run the flow and have Prefect record its end, which an outage of Prefect may prevent."""
     from httpx import HTTPError
 
     from flows.pipeline import how_it_ended, pipeline
 
-    outage: HTTPError | None = None
     try:
-        asyncio.run(pipeline(name=name, root=str(root)))
+        return asyncio.run(pipeline(name=name, root=str(root)))
     except HTTPError as error:
-        outage = error
-    ended = how_it_ended(root)
-    if outage is not None:
+        done = how_it_ended(root)
         print(
             f"infalign: the Prefect server at {redact(server.url)} stopped answering "
-            f"({redact(str(outage))}): its page lacks the end of this run. What the stages made is "
-            f"kept{'' if ended else ', run again to go on'}.",
+            f"({redact(str(error))}): its page lacks the end of this run; what the stages made is "
+            f"kept{'.' if isinstance(done, dict) else ', run again to go on.'}",
             file=sys.stderr,
         )
-        if ended is not None and ended.failure is not None:
-            raise ended.failure from None
-    if ended is None:
+        if isinstance(done, dict):
+            return done
+        if done is None or isinstance(done, HTTPError):
+            sys.exit(1)
+        raise done from None
+
+
+def _push(root: Path) -> None:
+    """Push the results; they are kept whatever the remote says."""
+    try:
+        asyncio.run(versioning.push(root, _say))
+    except versioning.PushFailed as error:
+        print(
+            f"infalign: the results are complete, but `dvc push` failed: {error} Mend the remote "
+            "(`dvc remote list`), then `dvc push`.",
+            file=sys.stderr,
+        )
         sys.exit(1)
-    return ended
 
 
 def show_results(

@@ -54,22 +54,12 @@ class Run:
     gpus: list[str]
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a flow's body ended in this process, whether or not Prefect could record it."""
-
-    flow_run_id: str
-    outcomes: dict[str, str]
-    tracking_page: str
-    failure: BaseException | None
-
-
 _RUNS: dict[str, Run] = {}  # by the id of the flow run: tasks are handed ids, not objects
-_ENDED: dict[Path, Ended] = {}
+_ENDED: dict[Path, dict[str, Any] | BaseException] = {}
 
 
-def how_it_ended(root: Path) -> Ended | None:
-    """The last run of this project in this process."""
+def how_it_ended(root: Path) -> dict[str, Any] | BaseException | None:
+    """What a project's last run in this process gave, whether or not Prefect could record it."""
     return _ENDED.get(root.resolve())
 
 
@@ -87,7 +77,12 @@ async def pipeline(name: str = "pipeline", root: str = ".") -> dict[str, Any]:
     with run_lock(folder), _ends_on_signals(body):
         watcher = asyncio.create_task(_watch_cancelling(str(flow_run.id), body))
         try:
-            return await _run(folder, name)
+            done = await _run(folder, name)
+            _ENDED[folder] = done
+            return done
+        except BaseException as error:
+            _ENDED[folder] = error
+            raise
         finally:
             watcher.cancel()
 
@@ -102,8 +97,7 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
     if end_leftovers(root):
         tell("A run that was killed before left stages at work: they were ended.")
     tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
-    status, outcomes = "KILLED", {}
-    failure: BaseException | None = None
+    status = "KILLED"
     try:
         plan = await versioning.read_plan(root, tell)
         slots = asyncio.Semaphore(params.run.concurrency)
@@ -116,17 +110,14 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
         status = "FINISHED"
         evidence.end_run(run.tracker, root, params)
         return {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
-    except asyncio.CancelledError as error:
-        status, failure = "KILLED", error
-        raise
-    except Exception as error:
-        failure = error
+    except asyncio.CancelledError:
+        status = "KILLED"
         raise
     finally:
         _RUNS.pop(str(flow_run.id), None)
         tracker.end(PARENT, status)
         await asyncio.shield(asyncio.to_thread(tracker.close))
-        _ENDED[root] = Ended(str(flow_run.id), outcomes, tracker.page(), failure)
+        _PAGES[str(flow_run.id)] = tracker.page()
         if status == "FINISHED" and await _prefect_answers(tell):
             await evidence.publish_artifacts(root, tracker)
 
@@ -144,6 +135,14 @@ async def _prefect_answers(tell: Tell) -> bool:
             tell(f"Prefect's server does not answer: waiting {SERVER_SECONDS:.0f} s at most.")
             told = True
         await asyncio.sleep(1)
+
+
+_PAGES: dict[str, str] = {}
+
+
+def tracking_page(flow_run_id: str) -> str:
+    """Where the evidence of a finished run of this process is to be seen."""
+    return _PAGES.get(flow_run_id, "")
 
 
 async def _run_all(run: Run, run_key: str) -> dict[str, str]:

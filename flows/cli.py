@@ -39,19 +39,66 @@ def run(
     promote: Annotated[
         bool, typer.Option(help="Register, judge and promote the results at the end.")
     ] = False,
+    push: Annotated[
+        bool, typer.Option("--push", help="Push the results to the DVC remote at the end.")
+    ] = False,
 ) -> None:
     """Bring every stage up to date: what did not change is skipped."""
     from flows import command
 
     root = Path.cwd()
     try:
+        if dry_run and push:
+            raise InputError("--dry-run makes nothing to push: leave out --push.")
         if dry_run:
             command.show_plan(root, assignments or [])
         else:
-            command.run_pipeline(root, name, assignments or [], promote)
+            command.run_pipeline(root, name, assignments or [], promote, push)
     except KeyboardInterrupt:
         print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def restore(
+    version: Annotated[
+        str | None, typer.Option(help="Number or alias of a registered version.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="The version's objective.")] = None,
+    commit: Annotated[
+        str | None, typer.Option(metavar="REV", help="A git commit, instead of a version.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="A new folder; by default in .infalign/restored.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run every stage again and compare the hashes.")
+    ] = False,
+) -> None:
+    """Put a version's exact params, dvc.lock, results and data into a folder of their own."""
+    from flows import restoring, versioning
+
+    root = Path.cwd()
+    versioning.check_project(root)
+    if (version is None) == (commit is None):
+        raise InputError("say what to restore: --version V or --commit REV, one of them.")
+    if commit is not None and objective is not None:
+        raise InputError("--objective chooses a version's model: leave it out with --commit.")
+    if version is not None:
+        exact = restoring.exact_commit(root, restoring.find_origin(root, version, objective))
+    else:
+        exact = restoring.resolve(root, commit or "")
+    try:
+        same = restoring.restore_and_say(root, exact, into, verify, _say)
+    except (versioning.StageFailed, versioning.StageKilled, versioning.Busy) as error:
+        print(f"infalign: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if not same:
+        raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 @data_app.command("add")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from flows.configuration import check_data, set_params
 from flows.locks import run_lock
 from flows.processes import redact
 from flows.production import show_decision
-from flows.server import prefect_server, prepare_environment
+from flows.server import Server, prefect_server, prepare_environment
 from infalign.errors import InputError
 from infalign.params import Params, load_params
 
@@ -42,50 +43,91 @@ def show_plan(root: Path, assignments: Sequence[str]) -> None:
         _say(f"{instance}: {plan.stale.get(instance, 'up to date')}")
 
 
-def run_pipeline(root: Path, name: str, assignments: Sequence[str], promote: bool = False) -> None:
+def run_pipeline(
+    root: Path, name: str, assignments: Sequence[str], promote: bool = False, push: bool = False
+) -> None:
     """Run the flow in this process; raises InputError, or exits with the run's code."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, also while the server starts
         signal.signal(number, _interrupt)
     versioning.check_project(root)
+    if push:
+        asyncio.run(versioning.check_remote(root))
+    # Prefect's log handlers would print to stderr what they cannot send; the run says it itself.
+    logging.raiseExceptions = False
     with run_lock(root):
         params = set_params(root / "params.yaml", assignments)
         check_data(params, root)
         prepare_environment(root)
         with prefect_server(root) as server:
-            from flows.pipeline import pipeline, tracking_page  # while the server starts
+            from flows.pipeline import tracking_page  # while the server starts
 
             server.wait()
-            from httpx import TransportError
-            from prefect.exceptions import FlowPauseTimeout, TerminationSignal
-
-            try:
-                done = asyncio.run(pipeline(name=name, root=str(root), promote=promote))
-            except versioning.StageFailed as error:
-                print(f"infalign: {error}", file=sys.stderr)
-                sys.exit(2 if error.user_error else 1)
-            except (versioning.StageKilled, versioning.Busy) as error:
-                print(f"infalign: {error} Run again to resume.", file=sys.stderr)
-                sys.exit(1)
-            except FlowPauseTimeout:
-                print(
-                    "infalign: nobody approved within promotion.approval_seconds: nothing was "
-                    "promoted; run again with --promote.",
-                    file=sys.stderr,
-                )
-                sys.exit(1)
-            except TransportError as error:
-                print(
-                    f"infalign: the Prefect server at {redact(server.url)} stopped answering "
-                    f"({error}): finished stages are kept, run again to resume.",
-                    file=sys.stderr,
-                )
-                sys.exit(1)
-            except (asyncio.CancelledError, TerminationSignal):
-                raise KeyboardInterrupt from None
+            done = _run_flow(root, name, promote, server)
             page = server.page(done["flow_run_id"])
         show_results(root, params, done["outcomes"], page, tracking_page(done["flow_run_id"]))
         for decision in done["decisions"]:
             show_decision(decision)
+        if push:
+            _push(root)
+
+
+def _run_flow(root: Path, name: str, promote: bool, server: Server) -> dict[str, Any]:
+    """What the flow gave; exits with one sentence where a stage, or Prefect, is in the way."""
+    from prefect.exceptions import FlowPauseTimeout, TerminationSignal
+
+    try:
+        return _recorded(root, name, promote, server)
+    except versioning.StageFailed as error:
+        print(f"infalign: {error}", file=sys.stderr)
+        sys.exit(2 if error.user_error else 1)
+    except (versioning.StageKilled, versioning.Busy) as error:
+        print(f"infalign: {error} Run again to resume.", file=sys.stderr)
+        sys.exit(1)
+    except FlowPauseTimeout:
+        print(
+            "infalign: nobody approved within promotion.approval_seconds: nothing was promoted; "
+            "run again with --promote.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    except (asyncio.CancelledError, TerminationSignal):
+        raise KeyboardInterrupt from None
+
+
+def _recorded(root: Path, name: str, promote: bool, server: Server) -> dict[str, Any]:
+    """Run the flow and have Prefect record its end, which an outage of Prefect may prevent."""
+    from httpx import HTTPError
+
+    from flows.pipeline import how_it_ended, pipeline
+
+    try:
+        return asyncio.run(pipeline(name=name, root=str(root), promote=promote))
+    except HTTPError as error:
+        done = how_it_ended(root)
+        print(
+            f"infalign: the Prefect server at {redact(server.url)} stopped answering "
+            f"({redact(str(error))}): its page lacks the end of this run; what the stages made is "
+            f"kept{'.' if isinstance(done, dict) else ', run again to go on.'}",
+            file=sys.stderr,
+        )
+        if isinstance(done, dict):
+            return done
+        if done is None or isinstance(done, HTTPError):
+            sys.exit(1)
+        raise done from None
+
+
+def _push(root: Path) -> None:
+    """Push the results; they are kept whatever the remote says."""
+    try:
+        asyncio.run(versioning.push(root, _say))
+    except versioning.PushFailed as error:
+        print(
+            f"infalign: the results are complete, but `dvc push` failed: {error} Mend the remote "
+            "(`dvc remote list`), then `dvc push`.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def show_results(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,29 +154,52 @@ def answer(question: Question) -> list[FrontierPoint]:
 def read_run(folder: Path, question: Question) -> FinishedRun:
     """Policies and methods of a finished run, for the procedures asked about.
 
+    Under a procedure that some objectives train for, theirs only: others would be judged by what
+    they were not made for. Under one that none trains for, all.
+
     Raises:
         InputError: if the folder has no summary, or a file in it is not what a run leaves.
     """
     summary = folder / "report" / "summary.json"
     if not summary.is_file():
         raise InputError(f"{summary} does not exist: give the results folder of a finished run.")
-    policies = [
-        row
-        for row in _read_rows(summary, SUMMARY_KEYS)
-        if row["judge"] == SELECTING
-        and row["procedure"] in question.procedures
-        and row["policy"] != "reference"
-    ]
     curves: list[dict[str, Any]] = []
     for path in sorted(folder.glob("evaluate/*/curves.json")):
         named = {"objective": path.parent.name}
         curves += [named | row for row in _read_rows(path, CURVE_KEYS)]
+    own = own_procedures(curves)
+
+    def wanted(objective: str, procedure: str) -> bool:
+        meant_for = {name for name, its in own.items() if its == procedure}
+        return procedure in question.procedures and (not meant_for or objective in meant_for)
+
+    def answerable(objective: str) -> Question:
+        chosen = tuple(name for name in question.procedures if wanted(objective, name))
+        return replace(question, procedures=chosen)
+
+    policies = [
+        row
+        for row in _read_rows(summary, SUMMARY_KEYS)
+        if row["judge"] == SELECTING
+        and row["policy"] != "reference"
+        and wanted(row["objective"], row["procedure"])
+    ]
     raw = [
         row
         for path in sorted(folder.glob("calibrate/*/calibrated.parquet"))
-        for row in _raw_limits(path, question)
+        for row in _raw_limits(path, answerable(path.parent.name))
     ]
+    curves = [row for row in curves if wanted(row["objective"], row["procedure"])]
     return FinishedRun(policies, curves, raw)
+
+
+def own_procedures(curves: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The procedure that each objective trains for: its curves show that one, and `standard`."""
+    own: dict[str, str] = {}
+    for row in curves:
+        if row["objective"] not in own or row["procedure"] != "standard":
+            own[row["objective"]] = row["procedure"]
+    return own
 
 
 def _read_rows(path: Path, keys: set[str]) -> list[dict[str, Any]]:

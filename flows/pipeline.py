@@ -2,7 +2,8 @@
 
 DVC says what is stale and runs it; MLflow gets the evidence; Prefect decides when. Independent
 instances run side by side, one at a time per GPU. Every way to stop a run (Ctrl-C, SIGTERM,
-cancelling it in Prefect) ends the whole process group of every child.
+cancelling it in Prefect) ends the whole process group of every child. Prefect's server may be gone
+for a while, or for good: stages go on, and what the run did is known here (`how_it_ended`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from infalign.params import Params, load_params
 RETRIES = 3
 RETRY_SECONDS: list[float] = [2, 10, 30]
 CANCEL_POLL_SECONDS = 3.0
+SERVER_SECONDS = 60.0  # how long a finished run waits for a Prefect server that went away
 WITHOUT_GPU = {"corpus", "prepare", "report"}
 Tell = Callable[[str], None]
 
@@ -53,6 +55,12 @@ class Run:
 
 
 _RUNS: dict[str, Run] = {}  # by the id of the flow run: tasks are handed ids, not objects
+_ENDED: dict[Path, dict[str, Any] | BaseException] = {}
+
+
+def how_it_ended(root: Path) -> dict[str, Any] | BaseException | None:
+    """What a project's last run in this process gave, whether or not Prefect could record it."""
+    return _ENDED.get(root.resolve())
 
 
 @flow(name="infalign", flow_run_name="{name}", persist_result=False, validate_parameters=False)
@@ -73,7 +81,12 @@ async def pipeline(
         watcher = asyncio.create_task(_watch_cancelling(str(flow_run.id), body))
         try:
             done = await _run(folder, name)
-            return done | {"decisions": await _promote(folder, promote, done["parent"])}
+            done |= {"decisions": await _promote(folder, promote, done["parent"])}
+            _ENDED[folder] = done
+            return done
+        except BaseException as error:
+            _ENDED[folder] = error
+            raise
         finally:
             watcher.cancel()
 
@@ -109,7 +122,7 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
         tracker.end(PARENT, status)
         await asyncio.shield(asyncio.to_thread(tracker.close))
         _PAGES[str(flow_run.id)] = tracker.page()
-        if status == "FINISHED":
+        if status == "FINISHED" and await _prefect_answers(tell):
             await evidence.publish_artifacts(root, tracker)
     return done | {"parent": tracker.run_id(PARENT)}
 
@@ -122,6 +135,21 @@ async def _promote(root: Path, asked: bool, parent: str | None) -> list[Any]:
     from flows.promotion_tasks import register_and_promote
 
     return await register_and_promote(root, params, parent, _teller(get_run_logger().info))
+
+
+async def _prefect_answers(tell: Tell) -> bool:
+    """Whether Prefect's server is there, or is back soon."""
+    deadline, told = time.monotonic() + SERVER_SECONDS, False
+    while True:
+        async with get_client() as client:
+            if await client.api_healthcheck() is None:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        if not told:
+            tell(f"Prefect's server does not answer: waiting {SERVER_SECONDS:.0f} s at most.")
+            told = True
+        await asyncio.sleep(1)
 
 
 _PAGES: dict[str, str] = {}

@@ -51,6 +51,10 @@ class StageKilled(RuntimeError):
     """A stage was ended from outside (out of memory, kill -9): it can resume."""
 
 
+class PushFailed(RuntimeError):
+    """The DVC remote does not take the results."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The stage instances in an order that respects their edges, and which are not up to date."""
@@ -121,7 +125,7 @@ async def read_plan(
         dvc(root, "dag", "--dot"), _status(root, tell, wait_seconds)
     )
     if graph.returncode:
-        raise InputError(_sentence("dvc.yaml", graph.stderr))
+        raise InputError(sentence("dvc.yaml", graph.stderr))
     upstream = _sorted(parse_graph(graph.stdout))
     return Plan(upstream, spread(upstream, {k: reason(v) for k, v in status.items()}))
 
@@ -133,7 +137,7 @@ async def _status(root: Path, tell: Callable[[str], None], wait_seconds: float) 
         if not answer.returncode:
             return dict(json.loads(answer.stdout or "{}"))
         if not _BUSY.search(answer.stderr):
-            raise InputError(_sentence("dvc.yaml", answer.stderr))
+            raise InputError(sentence("dvc.yaml", answer.stderr))
         if time.monotonic() > deadline:
             raise Busy(f"{_holder(answer.stderr)} still holds DVC's lock: end it, then run again.")
         if not told:
@@ -147,7 +151,8 @@ def _holder(text: str) -> str:
     return f"`{match[2]}` (PID {match[1]})" if match else "another DVC command"
 
 
-def _sentence(where: str, stderr: str) -> str:
+def sentence(where: str, stderr: str) -> str:
+    """What DVC says of its failure, redacted."""
     lines = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.strip()]
     return redact(f"{where}: DVC says: {' '.join(lines[:6]) or 'nothing'}")
 
@@ -274,4 +279,37 @@ async def add_folder(root: Path, path: str) -> None:
     """Put a folder under DVC's control."""
     answer = await dvc(root, "--wait-for-lock", "add", "--quiet", path)
     if answer.returncode:
-        raise InputError(_sentence(path, answer.stderr))
+        raise InputError(sentence(path, answer.stderr))
+
+
+async def remote_settings(root: Path) -> dict[str, str]:
+    """DVC's settings of remotes, with paths made absolute: `remote.storage.url`, `core.remote`."""
+    answer = await dvc(root, "config", "--list")
+    if answer.returncode:
+        raise InputError(sentence(".dvc/config", answer.stderr))
+    pairs = (line.partition("=") for line in answer.stdout.splitlines())
+    return {k: v for k, _, v in pairs if k.startswith("remote.") or k == "core.remote"}
+
+
+async def check_remote(root: Path) -> None:
+    """Raise one sentence where there is nothing to push to."""
+    if "core.remote" not in await remote_settings(root):
+        raise InputError(
+            "--push needs a default DVC remote, and .dvc/config names none: add one with "
+            "`dvc remote add -d storage /path/or/s3://bucket`."
+        )
+
+
+async def push(root: Path, tell: Callable[[str], None]) -> None:
+    """Push what the workspace holds, and the run cache, to the default remote."""
+    command = [*DVC, "--wait-for-lock", "push", "--run-cache"]
+    done = await run_child(command, root, child_environment(), lambda _: None)
+    if done.returncode:
+        errors = [x.removeprefix("ERROR: ") for x in done.lines if x.startswith("ERROR")]
+        raise PushFailed(_one_line(errors or list(done.lines)[-1:]))
+    tell(f"DVC      {done.lines[-1] if done.lines else 'pushed'}")
+
+
+def _one_line(lines: list[str]) -> str:
+    """The lines as one sentence, redacted."""
+    return redact(" ".join(lines).strip().rstrip(".") or "it says nothing") + "."

@@ -76,6 +76,9 @@ stages:
     outs: [results/report]
 """
 PLANTED = "planted-s3cret"
+VARIANTS = ["ctrl", "rlhf"]
+OBJECTIVES = ["helpful", "harmless"]
+REAL_INSTANCES = 5 + 2 + 2 * len(VARIANTS) + 2 + 1
 INSTANCES = ["corpus", "prepare", "align@helpful-ctrl", "align@harmless-ctrl", "report"]
 
 
@@ -252,3 +255,38 @@ def fresh(tmp_path: Path, quiet: dict[str, str], prefect_api: str) -> Iterator[P
     made = Project(root, quiet | {"PREFECT_API_URL": prefect_api})
     yield made
     made.end()
+
+
+def write_real(root: Path, tree: dict[str, Any]) -> None:
+    """The project itself, with other params."""
+    write_toy(root)
+    (root / "toy_stage.py").unlink()
+    shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "infalign", root / "infalign", ignore=ignored)
+    run = tree["run"] | {"variants": VARIANTS}
+    (root / "params.yaml").write_text(yaml.safe_dump(tree | {"run": run}, sort_keys=False))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of results, by its path."""
+    folder = root / "results"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def real(
+    tmp_path_factory: pytest.TempPathFactory,
+    smoke_tree: dict[str, Any],
+    quiet: dict[str, str],
+    prefect_api: str,
+) -> Iterator[tuple[Project, str, dict[str, bytes]]]:
+    """The project after one full pass, what it said, and what it wrote."""
+    root = tmp_path_factory.mktemp("real") / "project"
+    write_real(root, smoke_tree)
+    environment = quiet | {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1"}
+    project = Project(root, environment)
+    status, output = project.run("run", timeout=500)
+    assert status == 0, output
+    yield project, output, contents(root)
+    project.end()

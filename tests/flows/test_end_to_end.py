@@ -10,61 +10,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 import yaml
 
-from tests.flows.conftest import ROOT, Project, write_toy
-
-VARIANTS = ["ctrl", "rlhf"]
-OBJECTIVES = ["helpful", "harmless"]
-INSTANCES = 5 + 2 + 2 * len(VARIANTS) + 2 + 1
-
-
-def write_real(root: Path, tree: dict[str, Any]) -> None:
-    """The project itself, with other params."""
-    write_toy(root)
-    (root / "toy_stage.py").unlink()
-    shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "infalign", root / "infalign", ignore=ignored)
-    run = tree["run"] | {"variants": VARIANTS}
-    (root / "params.yaml").write_text(yaml.safe_dump(tree | {"run": run}, sort_keys=False))
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    """Every file of results, by its path."""
-    folder = root / "results"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def real(
-    tmp_path_factory: pytest.TempPathFactory,
-    smoke_tree: dict[str, Any],
-    quiet: dict[str, str],
-    prefect_api: str,
-) -> Iterator[tuple[Project, str, dict[str, bytes]]]:
-    """The project after one full pass, what it said, and what it wrote."""
-    root = tmp_path_factory.mktemp("real") / "project"
-    write_real(root, smoke_tree)
-    environment = quiet | {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1"}
-    project = Project(root, environment)
-    status, output = project.run("run", timeout=500)
-    assert status == 0, output
-    yield project, output, contents(root)
-    project.end()
+from tests.flows.conftest import OBJECTIVES, REAL_INSTANCES, VARIANTS, Project, contents
 
 
 def test_a_full_pass_writes_these_files_and_says_these_things(
     real: tuple[Project, str, dict[str, bytes]],
 ) -> None:
     project, output, files = real
-    assert f"{INSTANCES} made, 0 restored from cache, 0 unchanged" in output
+    assert f"{REAL_INSTANCES} made, 0 restored from cache, 0 unchanged" in output
     rows = json.loads(files["report/summary.json"])
     assert {(row["objective"], row["policy"]) for row in rows} >= {
         (objective, variant) for objective in OBJECTIVES for variant in VARIANTS
@@ -112,7 +72,7 @@ def test_a_rerun_skips_everything(real: tuple[Project, str, dict[str, bytes]]) -
     project, _, files = real
     status, output = project.run("run")
     assert status == 0, output
-    assert f"0 made, 0 restored from cache, {INSTANCES} unchanged" in output
+    assert f"0 made, 0 restored from cache, {REAL_INSTANCES} unchanged" in output
     assert contents(project.root) == files
 
 

@@ -16,17 +16,9 @@ from typing import Any
 import pytest
 
 from infalign.__main__ import STAGES
-from tests.flows.conftest import ROOT, Project
-from tests.flows.test_end_to_end import (
-    OBJECTIVES,
-    VARIANTS,
-    contents,
-    real,
-    stage_process,
-    write_real,
-)
+from tests.flows.conftest import OBJECTIVES, ROOT, VARIANTS, Project, contents, write_real
+from tests.flows.test_end_to_end import stage_process
 
-__all__ = ["real"]
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 HH = ROOT.parent / "shared" / "data" / "hh-rlhf"
 HH_SETTINGS = (

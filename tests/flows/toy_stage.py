@@ -18,7 +18,7 @@ work, out = Path(".infalign/work") / instance, Path("results", word, *names)
 work.mkdir(parents=True, exist_ok=True)
 slow = os.environ.get("TOY_SLOW") == word
 with open(work / "history.jsonl", "w") as stream:
-    for step in range(3 if not slow else 600):
+    for step in range(int(os.environ.get("TOY_STEPS", "600")) if slow else 3):
         stream.write(json.dumps({"step": step, "loss": 1 / (step + 1)}) + "\n")
         stream.flush()
         print(f"{instance} step {step}", end="\r" if step else "\n", flush=True)

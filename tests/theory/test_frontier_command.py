@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flows.frontier import frontier
+from flows.frontier import Question, frontier, read_run
 from infalign.errors import InputError
 from infalign.params import load_params
 from infalign.tables import CALIBRATED, read_table, write_table
@@ -137,6 +138,28 @@ def test_a_finished_run_adds_its_policies_and_the_limit_of_raw_rewards(tmp_path)
     raw = json.loads(_run(*options, "--transform", "optimal", "--json"))[-1]
     assert (raw["transform"], raw["objective"]) == ("raw", "helpful")
     assert raw["win_rate"] == raw_limit("best_of:4", rewards, 0.5).win_rate
+
+
+def test_policies_appear_under_their_own_objectives_procedure_only(tmp_path):
+    folder, _ = _finished_run(tmp_path)
+    summary, calibrated = folder / "report" / "summary.json", "calibrated.parquet"
+    rows = json.loads(summary.read_text())
+    rows += [row | {"objective": "harmless"} for row in rows]
+    rows += [row | {"procedure": "worst_of:4"} for row in rows]
+    rows += [row | {"procedure": "best_of:8"} for row in rows if row["procedure"] == "best_of:4"]
+    summary.write_text(json.dumps(rows))
+    for stage, name in (("calibrate", calibrated), ("evaluate", "curves.json")):
+        (folder / stage / "harmless").mkdir()
+        shutil.copyfile(folder / stage / "helpful" / name, folder / stage / "harmless" / name)
+    curves = folder / "evaluate" / "harmless" / "curves.json"
+    curves.write_text(curves.read_text().replace("best_of:4", "worst_of:4"))
+    asked = Question(("best_of:4", "worst_of:4", "best_of:8"), (0.5,), {})
+    run = read_run(folder, asked)
+    own, nobodys = {("helpful", "best_of:4"), ("harmless", "worst_of:4")}, "best_of:8"
+    both = {("helpful", nobodys), ("harmless", nobodys)}
+    assert {(row["objective"], row["procedure"]) for row in run.policies} == own | both
+    assert {(row["objective"], row["procedure"]) for row in run.raw} == own | both
+    assert {(row["objective"], row["procedure"]) for row in run.curves} == own
 
 
 def test_the_same_transformation_spelled_twice_is_one():

@@ -1,0 +1,166 @@
+"""The commands of README.md and docs/production.md: run in a finished project, or checked.
+
+A line is run where a small project can run it in a moment. What takes long or needs the internet
+is checked word by word: make's targets, the command's options, the keys and values of params. A
+command that is neither fails.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from flows.cli import app
+from flows.configuration import set_params
+from infalign.__main__ import parse_arguments
+from infalign.errors import InputError
+from tests.flows.conftest import ROOT, Project, contents
+from tests.flows.test_restore import committed
+
+PAGES = [path for path in (ROOT / "README.md", ROOT / "docs" / "production.md") if path.exists()]
+RUN = (
+    r"infalign run( --dry-run| --push)?",
+    r"infalign (frontier|data add) .*",
+    r"infalign restore --commit .*",
+    r"python -m infalign align .*",
+    r"dvc (repro|add|remote add|checkout|pull|params diff|metrics (diff|show)|plots show)\b.*",
+    r"(git (add|commit|checkout|clone)|cd) .*",
+)
+
+
+def lines_of(page: Path) -> list[str]:
+    """The commands of a page's shell blocks, continuations joined, comments left out."""
+    blocks = re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", page.read_text(), re.M | re.S)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    bare = (re.sub(r"(^|\s+)#\s.*$", "", line) for line in joined.splitlines())
+    return [" ".join(line.split()) for line in bare if line.strip()]
+
+
+def parts_of(line: str) -> list[str]:
+    """The commands that `&&` joins."""
+    return [part.strip() for part in line.split("&&")]
+
+
+def is_run(line: str) -> bool:
+    """Whether a small project can run the line in a moment."""
+    return all(any(re.fullmatch(pattern, part) for pattern in RUN) for part in parts_of(line))
+
+
+def check_words(command: str, folder: Path) -> None:
+    """Raise for a word that does not exist: a target, an option, a key or value of params."""
+    program, *words = shlex.split(command)
+    if program == "make":
+        text = (ROOT / "Makefile").read_text()
+        for word in words:
+            name = word.partition("=")[0]
+            pattern = rf"^{name}:" if name == word else rf"^{name}\s*[?:]?="
+            assert re.search(pattern, text, re.M), f"the Makefile has no {word}"
+    elif program == "infalign":
+        _check_command(words)
+        settings = [value for key, value in itertools.pairwise(words) if key == "--set"]
+        shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+        set_params(folder / "params.yaml", settings)
+    elif (program, *words[:2]) == ("python", "-m", "infalign"):
+        parse_arguments(words[2:])
+    else:
+        raise AssertionError(f"neither run nor checked: {command}")
+
+
+def _check_command(words: list[str]) -> None:
+    """Parse the words as the command would, without doing anything."""
+    command: Any = typer.main.get_command(app)
+    try:
+        context = command.make_context("infalign", list(words))
+        while hasattr(command, "resolve_command"):  # a group
+            rest = [*context._protected_args, *context.args]
+            name, command, rest = command.resolve_command(context, rest)
+            context = command.make_context(name, rest, parent=context)
+    except Exception as error:  # typer's own classes, or click's: by its version
+        raise AssertionError(f"infalign {' '.join(words)}: {error}") from error
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_not_run_exists_word_by_word(page: Path, tmp_path: Path) -> None:
+    lines = lines_of(page)
+    assert len(lines) >= 5
+    for line in lines:
+        if not is_run(line):
+            for part in parts_of(line):
+                check_words(part, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "make nothing",
+        "make run NOTHING=1",
+        "infalign walk",
+        "infalign run --fast",
+        "infalign run --set align.step=5",
+        "infalign run --set align.steps=many",
+        "python -m infalign align --objective helpful",
+        "curl http://127.0.0.1:1",
+    ],
+)
+def test_a_word_that_does_not_exist_is_noticed(wrong: str, tmp_path: Path) -> None:
+    assert not is_run(wrong) or wrong.startswith("python")
+    with pytest.raises((AssertionError, InputError, SystemExit)):
+        check_words(wrong, tmp_path)
+
+
+@pytest.fixture
+def place(real: tuple[Project, str, dict[str, bytes]], tmp_path: Path) -> Project:
+    """A committed copy of the finished project, with `infalign` on its PATH and data beside it."""
+    root, programs = tmp_path / "project", tmp_path / "bin"
+    shutil.copytree(real[0].root, root, symlinks=True)
+    shutil.copytree(root / "results" / "corpus", tmp_path / "my-preferences")
+    programs.mkdir()
+    (programs / "infalign").write_text(f'#!/bin/sh\nexec {sys.executable} -m flows.cli "$@"\n')
+    (programs / "infalign").chmod(0o755)
+    somebody = {
+        f"GIT_{who}_{what}": "t@t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    project = Project(root, real[0].environment | somebody)
+    project.environment["PATH"] = f"{programs}:{project.environment['PATH']}"
+    committed(project)
+    return project
+
+
+def test_the_commands_do_what_the_pages_say(
+    place: Project, real: tuple[Project, str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    said: dict[str, str] = {}
+    for page in PAGES:
+        for line in filter(is_run, lines_of(page)):
+            if line.startswith("dvc add"):  # "change the files, then"
+                (tmp_path / "project/data/raw/my-preferences/helpful-base/test.jsonl.gz").unlink()
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", line],
+                cwd=place.root,
+                env=place.environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=240,
+            )
+            said[line] = done.stdout
+            assert done.returncode == 0, f"{page.name}: {line}\n{done.stdout}{done.stderr}"
+    assert len(said) >= 14
+    assert contents(place.root) == real[2]
+    assert "0 made, 0 restored" in said["infalign run"]
+    assert "files pushed" in said["infalign run --push"]
+    clone = next(text for line, text in said.items() if line.startswith("git clone"))
+    assert "0 made, 0 restored" in clone
+    assert contents(tmp_path / "elsewhere") == contents(tmp_path / "restored") == real[2]
+    assert (place.root / "data/raw/my-preferences/helpful-base/test.jsonl.gz").exists()
+    assert place.survivors() == []

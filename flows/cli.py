@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,30 @@ def run(
     except KeyboardInterrupt:
         print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[
+        int | None, typer.Option(envvar="PREFECT_PORT", help="Of Prefect's server; else 4200.")
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(envvar="MLFLOW_PORT", help="Of MLflow's server; else 5000.")
+    ] = None,
+) -> None:
+    """Start a Prefect server, an MLflow server and a worker; DB=postgresql://… for PostgreSQL."""
+    from flows import services
+
+    ports = {"prefect": prefect_port, "mlflow": mlflow_port}
+    services.up(Path.cwd(), ports, os.environ.get("DB", ""), typer.echo)
+
+
+@app.command()
+def down() -> None:
+    """End exactly what `infalign up` started."""
+    from flows import services
+
+    services.down(Path.cwd(), typer.echo)
 
 
 @data_app.command("add")

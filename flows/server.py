@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from flows.processes import QUIET, noted, redact
+from flows.services import addresses
 from infalign.errors import InputError
 
 STARTUP_SECONDS = 180.0
@@ -28,8 +29,13 @@ _PORT_TAKEN = 3  # uvicorn's exit status when it could not start
 
 
 def prepare_environment(root: Path) -> None:
-    """Prefect's settings for this process, where the user has not set their own."""
+    """Prefect's settings for this process, where the user has not set their own.
+
+    Servers of `infalign up` are used where they are up.
+    """
     os.environ.update(QUIET)
+    for name, address in addresses(root).items():
+        os.environ.setdefault(name, address)
     os.environ.setdefault("PREFECT_HOME", str(root / ".infalign" / "prefect"))
     os.environ.setdefault(
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(int(STARTUP_SECONDS))

@@ -79,6 +79,19 @@ def down() -> None:
     services.down(Path.cwd(), typer.echo)
 
 
+@app.command()
+def serve(
+    objective: Annotated[str | None, typer.Option(help="Which model; needless if one.")] = None,
+    alias: Annotated[str, typer.Option(help="Whose version is served.")] = "champion",
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one.")] = 5001,
+) -> None:
+    """Answer prompts over HTTP with the champion; a new champion is picked up by itself."""
+    from flows.serving import serve as serve_alias
+
+    serve_alias(Path.cwd(), objective, alias, host, port, typer.echo)
+
+
 @data_app.command("add")
 def data_add(
     source: Annotated[str, typer.Argument(help="A folder, or hub:OWNER/NAME[@REVISION].")],

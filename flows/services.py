@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -215,20 +216,18 @@ def _start_all(
                 if name != "worker":
                     started[name] = _start(root, name, ports, database)
             for name in started:
-                _wait(root, started[name], lambda name=name: answers(name, ports[name]))
+                _wait(root, started[name], partial(answers, name, ports[name]))
         if "worker" in missing:
             begun = time.time()
             started["worker"] = _start(root, "worker", ports, database)
-            _wait(root, started["worker"], lambda: worker_online(ports["prefect"], begun))
+            _wait(root, started["worker"], partial(worker_online, ports["prefect"], begun))
     except BaseException:
         for note in reversed(list(started.values())):
             end_service(root, note)
         raise
 
 
-def _start(
-    root: Path, name: str, ports: Mapping[str, int], database: Database | None
-) -> Note:
+def _start(root: Path, name: str, ports: Mapping[str, int], database: Database | None) -> Note:
     """Start one service and write it down."""
     log = folder(root) / f"{name}.log"
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:

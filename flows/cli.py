@@ -80,6 +80,21 @@ def down() -> None:
 
 
 @app.command()
+def schedule(
+    on: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Switch its schedule on.")
+    ] = None,
+    off: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Switch its schedule off.")
+    ] = None,
+) -> None:
+    """Put prefect.yaml's deployments to work; what is switched on runs by itself from then on."""
+    from flows import deployments
+
+    deployments.schedule(Path.cwd(), on or [], off or [], typer.echo)
+
+
+@app.command()
 def serve(
     objective: Annotated[str | None, typer.Option(help="Which model; needless if one.")] = None,
     alias: Annotated[str, typer.Option(help="Whose version is served.")] = "champion",

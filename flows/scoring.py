@@ -152,9 +152,13 @@ class Bounded:
             value = params.get(name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
                 shown = str(value)[:40]
-                raise Refused(400, f"params: {name} = {shown} must be a whole number, 1 to {most}.")
+                raise Refused(
+                    400,
+                    f"params: {name} = {shown} must be a whole number, 1 to {most}, or 0 for the "
+                    "model's own.",
+                )
         procedure = params.get("procedure")
         if procedure is not None:
             self._check_procedure(procedure)

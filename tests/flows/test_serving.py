@@ -126,7 +126,7 @@ GOOD = {"inputs": {"prompt": ["hello"]}}
         (400, GOOD | {"params": [1]}, "must be a mapping"),
         (400, GOOD | {"params": {"nn": 1}}, "'nn' is not one of the model's"),
         (400, GOOD | {"params": {"n": LIMITS.n + 1}}, f"1 to {LIMITS.n}"),
-        (400, GOOD | {"params": {"n": 0}}, f"1 to {LIMITS.n}"),
+        (400, GOOD | {"params": {"n": -1}}, f"1 to {LIMITS.n}"),
         (400, GOOD | {"params": {"n": True}}, f"1 to {LIMITS.n}"),
         (400, GOOD | {"params": {"n": "4"}}, f"1 to {LIMITS.n}"),
         (400, GOOD | {"params": {"n": 10**40}}, f"1 to {LIMITS.n}"),

@@ -117,10 +117,16 @@ async def _found(client: Any, names: Sequence[str]) -> list[Any]:
 
 def _line(deployment: Any, active: bool) -> str:
     """One deployment in words."""
-    times = [f"{one.schedule.cron} {one.schedule.timezone}" for one in deployment.schedules]
+    times = [_when(one.schedule) for one in deployment.schedules]
     if not times:
         return f"{deployment.name:<18} on demand"
     return f"{deployment.name:<18} {'on ' if active else 'off'}  {', '.join(times)}"
+
+
+def _when(schedule: Any) -> str:
+    """A schedule in words: cron, or every so often; and the time zone."""
+    when = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None)
+    return f"{when or f'every {schedule.interval}'} {schedule.timezone}"
 
 
 async def _ensure_pool(client: Any) -> None:
@@ -177,6 +183,7 @@ def zombie_automation(minutes: float) -> Any:
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name="Zombie",
+                force=False,
                 message=f"No heartbeat for {minutes:g} minutes: its process is gone.",
             )
         ],

@@ -206,8 +206,8 @@ async def check_missed(flow_run_id: str, params: Params) -> None:
             raise Skipped(f"{late} and missed.")
         later = await client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
-                expected_start_time=FlowRunFilterExpectedStartTime(
-                    after_=due + timedelta(seconds=1), before_=now
+                expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
+                    {"after_": due + timedelta(seconds=1), "before_": now}
                 )
             ),
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[run.deployment_id])),

@@ -73,7 +73,7 @@ async def check_all(root: Path, params: Params, alias: str, tell: Tell) -> list[
     for objective in params.run.objectives:
         check = await check_champion(str(root), objective, alias, seed)
         if check is not None:
-            tell(check.sentence().replace("%", "%%"))
+            tell(check.sentence())
             found.append(check)
     return found
 

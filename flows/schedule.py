@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,10 @@ async def nightly(root: str = ".", promote: bool = True) -> Any:
     """
     folder = Path(root).resolve()
     try:
-        async with turn(folder):
+        async with turn(folder, str(flow_run.id), _tell):
             put_back(folder)
-            done = await pipeline(name="nightly", root=str(folder), promote=promote)
+            # Not a flow within a flow: only a deployment's own run can be suspended for approval.
+            done = await pipeline.fn(name="nightly", root=str(folder), promote=promote)
             return Completed(message=in_words(done["outcomes"]))
     except Skipped as reason:
         return skipped(reason)
@@ -74,10 +75,10 @@ async def evaluate_champion(root: str = ".", alias: str = "champion") -> Any:
 
     folder = Path(root).resolve()
     try:
-        async with turn(folder) as params:
+        async with turn(folder, str(flow_run.id), _tell) as params:
             put_back(folder)
             versioning.check_project(folder)
-            checks = await check_all(folder, params, alias, get_run_logger().info)
+            checks = await check_all(folder, params, alias, _tell)
     except Skipped as reason:
         return skipped(reason)
     if not checks:
@@ -102,7 +103,7 @@ async def backfill(root: str = ".", kl_nats: Sequence[float] = ()) -> Any:
         raise InputError("backfill: kl_nats is empty: give a list of budgets, nats a response.")
     rows: list[dict[str, Any]] = []
     try:
-        async with turn(folder) as params:
+        async with turn(folder, str(flow_run.id), _tell) as params:
             put_back(folder)
             _check_budgets(params, kl_nats)
             set_aside(folder)
@@ -149,6 +150,12 @@ def put_back(root: Path) -> None:
         shutil.rmtree(kept.parent)
 
 
+def _tell(line: str) -> None:
+    """Say a line in the worker's log and in Prefect's."""
+    print(line, flush=True)
+    get_run_logger().info("%s", line)
+
+
 def in_words(outcomes: dict[str, str]) -> str:
     """What the stages did."""
     counts = {
@@ -159,16 +166,15 @@ def in_words(outcomes: dict[str, str]) -> str:
 
 def skipped(reason: Exception) -> State:
     """The state of a run whose turn it is not: nothing failed."""
-    get_run_logger().info("Skipped: %s", reason)
-    print(f"Skipped: {reason}", flush=True)
+    _tell(f"Skipped: {reason}")
     return Completed(name="Skipped", message=str(reason))
 
 
 @contextlib.asynccontextmanager
-async def turn(root: Path) -> AsyncIterator[Params]:
+async def turn(root: Path, flow_run_id: str, tell: Callable[[str], None]) -> AsyncIterator[Params]:
     """Hold the workspace for this run; raises Skipped where it is not its turn."""
     params = load_params(root / "params.yaml")
-    await check_missed(str(flow_run.id), params)
+    await check_missed(flow_run_id, params)
     settings = params.schedule
     deadline = time.monotonic() + 60 * settings.wait_minutes
     with contextlib.ExitStack() as held:
@@ -184,7 +190,7 @@ async def turn(root: Path) -> AsyncIterator[Params]:
                     minutes = f"{settings.wait_minutes:g} minutes"
                     raise Skipped(f"another run had the workspace for {minutes}.") from None
             if not told:
-                get_run_logger().info("Waiting for another run, which has the workspace.")
+                tell("Waiting for another run, which has the workspace.")
                 told = True
             await asyncio.sleep(POLL_SECONDS)
         yield load_params(root / "params.yaml")
@@ -196,7 +202,8 @@ async def check_missed(flow_run_id: str, params: Params) -> None:
     async with get_client() as client:
         run = await client.read_flow_run(UUID(flow_run_id))
         due = run.expected_start_time
-        if not run.auto_scheduled or due is None or run.deployment_id is None:
+        resumed = run.run_count > 1  # was suspended until someone approved, or is retried
+        if resumed or not run.auto_scheduled or due is None or run.deployment_id is None:
             return
         now = datetime.now(UTC)
         if now - due < timedelta(minutes=settings.late_minutes):

@@ -32,7 +32,7 @@ POOL = "infalign"  # the work pool of prefect.yaml
 PORTS = {"prefect": 4200, "mlflow": 5000}
 VARIABLES = {"prefect": "PREFECT_PORT", "mlflow": "MLFLOW_PORT"}
 ORDER = ("prefect", "mlflow", "worker")
-STARTUP_SECONDS = 180.0
+STARTUP_SECONDS = 300.0
 HEARTBEAT_SECONDS = 30  # the shortest that Prefect takes
 WORKER_POLL_SECONDS = 5
 

@@ -196,14 +196,13 @@ def test_every_placeholder_of_the_work_pool_is_a_variable_and_is_used() -> None:
 
 def test_the_kubernetes_job_is_whole() -> None:
     from jsonpatch import JsonPatch
-    from prefect.workers.base import BaseJobConfiguration
+    from prefect.utilities.templating import apply_values
 
-    class Job(BaseJobConfiguration):
-        job_manifest: dict[str, Any]
-
-    values = {"image": "registry.example/infalign:1", "gpus": 1, "labels": {"team": "a"}}
-    made = asyncio.run(Job.from_template_and_values(POOL, values))
-    job = made.job_manifest
+    properties = POOL["variables"]["properties"]
+    values = {name: one["default"] for name, one in properties.items() if "default" in one}
+    values |= {"image": "registry.example/infalign:1", "gpus": 1, "labels": {"team": "a"}}
+    made = apply_values(POOL["job_configuration"], values, remove_notset=False)
+    job = made["job_manifest"]
     changes = JsonPatch.from_diff(job, REQUIRED)
     assert [c for c in changes if c["op"] in ("add", "replace")] == []
     assert job["metadata"]["labels"] == {"team": "a"}

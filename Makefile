@@ -2,8 +2,9 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak bench docs clean
+.PHONY: help setup run up down test soak bench docs clean
 
+export DB PREFECT_PORT MLFLOW_PORT
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -28,6 +29,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: setup  ## Run the whole pipeline; what did not change is skipped
 	$(BIN)/infalign run
+
+up: setup  ## Start Prefect, MLflow and a worker; DB=postgresql://… PREFECT_PORT= MLFLOW_PORT=
+	@if [ -n "$${DB:-}" ]; then $(BIN)/python -m pip install --quiet \
+	    --disable-pip-version-check -c constraints.txt -e '.[postgres]'; fi
+	@$(BIN)/infalign up
+
+down: setup  ## End exactly what `make up` started
+	@$(BIN)/infalign down
 
 test: setup  ## Lint, types and tests
 	$(BIN)/ruff check .

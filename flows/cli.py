@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -99,6 +100,58 @@ def restore(
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[
+        int | None, typer.Option(envvar="PREFECT_PORT", help="Of Prefect's server; else 4200.")
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(envvar="MLFLOW_PORT", help="Of MLflow's server; else 5000.")
+    ] = None,
+) -> None:
+    """Start a Prefect server, an MLflow server and a worker; DB=postgresql://… for PostgreSQL."""
+    from flows import services
+
+    ports = {"prefect": prefect_port, "mlflow": mlflow_port}
+    services.up(Path.cwd(), ports, os.environ.get("DB", ""), typer.echo)
+
+
+@app.command()
+def down() -> None:
+    """End exactly what `infalign up` started."""
+    from flows import services
+
+    services.down(Path.cwd(), typer.echo)
+
+
+@app.command()
+def schedule(
+    on: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Switch its schedule on.")
+    ] = None,
+    off: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Switch its schedule off.")
+    ] = None,
+) -> None:
+    """Put prefect.yaml's deployments to work; what is switched on runs by itself from then on."""
+    from flows import deployments
+
+    deployments.schedule(Path.cwd(), on or [], off or [], typer.echo)
+
+
+@app.command()
+def serve(
+    objective: Annotated[str | None, typer.Option(help="Which model; needless if one.")] = None,
+    alias: Annotated[str, typer.Option(help="Whose version is served.")] = "champion",
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one.")] = 5001,
+) -> None:
+    """Answer prompts over HTTP with the champion; a new champion is picked up by itself."""
+    from flows.serving import serve as serve_alias
+
+    serve_alias(Path.cwd(), objective, alias, host, port, typer.echo)
 
 
 @data_app.command("add")

@@ -139,6 +139,42 @@ def _alive(group: int) -> bool:
     return False
 
 
+def end_tree(pid: int, grace_seconds: float = 20.0) -> None:
+    """End a process and all that descends from it, whatever sessions they made for themselves.
+
+    Everyone is asked at once; those that are still there after a while are killed. Descendants
+    that appear meanwhile are taken along.
+    """
+    known: dict[int, psutil.Process] = {}
+    deadline = time.monotonic() + grace_seconds
+    with contextlib.suppress(psutil.NoSuchProcess):
+        known[pid] = psutil.Process(pid)
+    asked: set[int] = set()
+    while living := _living(known):
+        late = time.monotonic() > deadline
+        for process in living:
+            if late or process.pid not in asked:
+                asked.add(process.pid)
+                with contextlib.suppress(psutil.Error):
+                    process.kill() if late else process.terminate()
+        time.sleep(0.05)
+
+
+def _living(known: dict[int, psutil.Process]) -> list[psutil.Process]:
+    """Those that are alive of the known processes and their descendants, which become known."""
+    for process in list(known.values()):
+        with contextlib.suppress(psutil.Error):
+            for child in process.children(recursive=True):
+                known.setdefault(child.pid, child)
+    found = []
+    for process in known.values():
+        with contextlib.suppress(psutil.Error):
+            # A child of ours that ended stays a zombie until someone reaps it.
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 @contextlib.contextmanager
 def noted(root: Path, pid: int, group: bool) -> Iterator[None]:
     """Keep a note of a child while it lives."""

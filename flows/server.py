@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.processes import QUIET, noted, redact
+from flows.services import addresses
 from infalign.errors import InputError
 
 STARTUP_SECONDS = 180.0
@@ -33,8 +34,13 @@ _CLIENT_RETRIES = 3  # 2 + 4 + 8 s
 
 
 def prepare_environment(root: Path) -> None:
-    """Prefect's settings for this process, where the user has not set their own."""
+    """Prefect's settings for this process, where the user has not set their own.
+
+    Servers of `infalign up` are used where they are up.
+    """
     os.environ.update(QUIET)
+    for name, address in addresses(root).items():
+        os.environ.setdefault(name, address)
     os.environ.setdefault("PREFECT_HOME", str(root / ".infalign" / "prefect"))
     os.environ.setdefault(
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(int(STARTUP_SECONDS))

@@ -21,6 +21,7 @@ from filelock import FileLock
 from flows.followers import Followers, Row
 from flows.journal import Journal
 from flows.processes import QUIET, redact
+from flows.services import addresses
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,8 +40,9 @@ _CLIENT_ERRORS = {
 
 
 def default_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or the project's own SQLite database."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, the server of `infalign up`, or the project's own SQLite database."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return given or addresses(root).get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
 
 
 def connect(root: Path, uri: str) -> tuple[MlflowClient, str]:

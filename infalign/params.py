@@ -240,6 +240,45 @@ class Promotion(Section):
         return self
 
 
+class Schedule(Section):
+    """Scheduled runs: what happens to those that overlap, come late or fall silent."""
+
+    overlap: Literal["skip", "wait"] = Field(
+        description="a run that is due while another one has the workspace"
+    )
+    wait_minutes: Rate = Field(description="longest wait for the other run, minutes; then: skipped")
+    missed: Literal["skip", "latest"] = Field(
+        description="runs that were due while nothing served them: none, or the latest only"
+    )
+    late_minutes: Rate = Field(description="a run that begins so long after its time was missed")
+    silent_minutes: float = Field(
+        ge=1, description="a running flow without a heartbeat for so long is dead, minutes"
+    )
+
+
+class Drift(Section):
+    """The check of a champion on fresh prompts."""
+
+    prompts: int = Field(ge=2, description="fresh prompts an objective")
+    samples: int = Field(ge=2, description="responses a prompt, of champion and reference")
+    win_rate: Share = Field(description="loss of win rate that raises the alarm")
+    reward_distance: Share = Field(
+        description="Kolmogorov-Smirnov distance of the reference's rewards that raises the alarm"
+    )
+    p_value: Share = Field(description="an alarm's chance without any drift, at most")
+
+
+class Serving(Section):
+    """Bounds of the scoring server."""
+
+    request_bytes: Positive = Field(description="longest request")
+    prompts: Positive = Field(description="prompts a request")
+    n: Positive = Field(description="largest N of a procedure: responses drawn for a prompt")
+    new_tokens: Positive = Field(description="longest response, tokens")
+    poll_seconds: Rate = Field(description="time between two looks at the alias")
+    drain_seconds: Rate = Field(description="time that a replaced server has to finish its answers")
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -256,6 +295,9 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     promotion: Promotion
+    schedule: Schedule
+    drift: Drift
+    serving: Serving
 
     @model_validator(mode="after")
     def _names(self) -> Params:

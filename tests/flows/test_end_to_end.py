@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 
 from tests.flows.conftest import OBJECTIVES, REAL_INSTANCES, VARIANTS, Project, contents

@@ -53,9 +53,9 @@ async def wait_for_approval(root: Path, seconds: int, waiting: Sequence[str]) ->
 
 async def resume(root: Path, run_id: str | None) -> str:
     """Resume the run that waits; one sentence about what was done."""
+    from httpx import TransportError
     from prefect.client.orchestration import PrefectClient
     from prefect.exceptions import ObjectNotFound
-    from prefect.flow_runs import FlowPauseTimeout, NotPausedError
 
     told = _note(root)
     url = os.environ.get("PREFECT_API_URL") or told.get("url")
@@ -64,14 +64,21 @@ async def resume(root: Path, run_id: str | None) -> str:
     try:
         async with PrefectClient(url) as client:
             chosen = run_id or told.get("flow_run_id") or await _only_one(client)
-            answer = await client.resume_flow_run(UUID(chosen))
-    except (ObjectNotFound, NotPausedError, FlowPauseTimeout, ValueError):
-        raise InputError(f"there is no flow run {run_id!r} that waits.") from None
-    except OSError as error:
+            answer = await client.resume_flow_run(_uuid(chosen))
+    except ObjectNotFound:
+        raise InputError(f"there is no flow run {run_id}.") from None
+    except TransportError as error:
         raise InputError(f"Prefect at {redact(url)} does not answer ({error}).") from None
     if answer.status.value != "ACCEPT":
         raise InputError(f"flow run {chosen} does not wait for approval (any more).")
     return f"Flow run {chosen} goes on."
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InputError(f"--run {text!r} is not the id of a flow run.") from None
 
 
 def _note(root: Path) -> dict[str, str]:

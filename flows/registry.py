@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import socket
 import tempfile
 import time
@@ -106,6 +107,7 @@ class Registry:
 def open_registry(root: Path) -> Registry:
     """The registry of MLFLOW_TRACKING_URI, or the project's own."""
     uri = default_uri(root)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         client, experiment = connect(root, uri)
     except Exception as error:

@@ -118,6 +118,7 @@ def test_what_cannot_be_done_is_one_sentence(worse: tuple[Project, str], tmp_pat
         (["promote"], "the results of evaluate@helpful are not up to date"),
         (["rollback"], "has no earlier champion"),
         (["approve"], "no run waits"),
+        (["approve", "--run", "it"], "--run 'it' is not the id of a flow run"),
     ):
         status, output = project.run(*arguments)
         assert status == 2, output

@@ -73,7 +73,7 @@ class Running:
     def ask(self, prompts: list[str] | None = None, **params: Any) -> httpx.Response:
         """One request."""
         body: dict[str, Any] = {"inputs": {"prompt": prompts or ["hello"]}}
-        return httpx.post(self.url, json=body | ({"params": params} if params else {}), timeout=30)
+        return httpx.post(self.url, json=body | ({"params": params} if params else {}), timeout=200)
 
 
 @pytest.fixture(scope="module")

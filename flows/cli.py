@@ -176,6 +176,14 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"infalign: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if "MlflowException" not in [kind.__name__ for kind in type(error).__mro__]:
+            raise
+        from flows.processes import redact
+
+        words = redact(str(error)).splitlines()[0][:300]
+        print(f"infalign: MLflow says: {words} (nothing is half done: run again)", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

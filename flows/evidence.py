@@ -158,8 +158,7 @@ def summary(root: Path) -> list[dict[str, Any]]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    rows = tree.get("rows", []) if isinstance(tree, dict) else tree
-    return [row for row in rows if isinstance(row, dict)]
+    return [row for row in tree if isinstance(row, dict)] if isinstance(tree, list) else []
 
 
 def headline(root: Path, params: Params) -> list[dict[str, Any]]:

@@ -58,8 +58,9 @@ class Journal:
 
     def unfinished(self) -> list[str]:
         """Keys of runs that began and did not end, children first."""
-        began = [e["key"] for e in _read(self.path) if e["op"] == "begin"]
-        ended = {e["key"] for e in _read(self.path) if e["op"] == "end"}
+        entries = _read(self.path)  # those that were applied are no longer in memory
+        began = [entry["key"] for entry in entries if entry["op"] == "begin"]
+        ended = {entry["key"] for entry in entries if entry["op"] == "end"}
         return [key for key in reversed(began) if key not in ended]
 
     def remove(self) -> None:

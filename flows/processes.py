@@ -30,7 +30,11 @@ QUIET = {
 }
 GRACE_SECONDS = 2.0  # between SIGINT and SIGKILL
 PROGRESS_SECONDS = 10.0  # between two progress lines that are passed on
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_KEY|ACCESS_KEY", re.I)
+_SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_KEY|ACCESS_KEY|ACCOUNT_KEY|PRIVATE_KEY"
+    r"|AUTH_STRING|CONNECTION_STRING",
+    re.I,
+)
 _URL_PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s/:@]*:)[^\s/@]+@")
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=.)", re.DOTALL)  # the last \r may be half of a \r\n
 

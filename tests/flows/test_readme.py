@@ -8,6 +8,7 @@ command that is neither fails.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -117,12 +118,23 @@ def test_a_word_that_does_not_exist_is_noticed(wrong: str, tmp_path: Path) -> No
         check_words(wrong, tmp_path)
 
 
+def write_preferences(folder: Path) -> None:
+    """A user's own data: two subsets of HH files."""
+    for subset in ("helpful-base", "harmless-base"):
+        (folder / subset).mkdir(parents=True)
+        for split in ("train", "test"):
+            asked = [f"\n\nHuman: What is {split} {number}?\n\nAssistant:" for number in range(20)]
+            pairs = [{"chosen": f"{q} A number.", "rejected": f"{q} No."} for q in asked]
+            text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+            (folder / subset / f"{split}.jsonl").write_text(text)
+
+
 @pytest.fixture
 def place(real: tuple[Project, str, dict[str, bytes]], tmp_path: Path) -> Project:
     """A committed copy of the finished project, with `infalign` on its PATH and data beside it."""
     root, programs = tmp_path / "project", tmp_path / "bin"
     shutil.copytree(real[0].root, root, symlinks=True)
-    shutil.copytree(root / "results" / "corpus", tmp_path / "my-preferences")
+    write_preferences(tmp_path / "my-preferences")
     programs.mkdir()
     (programs / "infalign").write_text(f'#!/bin/sh\nexec {sys.executable} -m flows.cli "$@"\n')
     (programs / "infalign").chmod(0o755)
@@ -142,7 +154,7 @@ def test_the_commands_do_what_the_pages_say(
     for page in PAGES:
         for line in filter(is_run, lines_of(page)):
             if line.startswith("dvc add"):  # "change the files, then"
-                (tmp_path / "project/data/raw/my-preferences/helpful-base/test.jsonl.gz").unlink()
+                (tmp_path / "project/data/raw/my-preferences/helpful-base/test.jsonl").unlink()
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", line],
                 cwd=place.root,
@@ -151,7 +163,6 @@ def test_the_commands_do_what_the_pages_say(
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=240,
             )
             said[line] = done.stdout
             assert done.returncode == 0, f"{page.name}: {line}\n{done.stdout}{done.stderr}"
@@ -162,5 +173,5 @@ def test_the_commands_do_what_the_pages_say(
     clone = next(text for line, text in said.items() if line.startswith("git clone"))
     assert "0 made, 0 restored" in clone
     assert contents(tmp_path / "elsewhere") == contents(tmp_path / "restored") == real[2]
-    assert (place.root / "data/raw/my-preferences/helpful-base/test.jsonl.gz").exists()
+    assert (place.root / "data/raw/my-preferences/helpful-base/test.jsonl").exists()
     assert place.survivors() == []

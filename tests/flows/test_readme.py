@@ -27,7 +27,7 @@ from infalign.errors import InputError
 from tests.flows.conftest import ROOT, Project, contents
 from tests.flows.test_restore import committed
 
-PAGES = [path for path in (ROOT / "README.md", ROOT / "docs" / "production.md") if path.exists()]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "production.md"]
 RUN = (
     r"infalign run( --dry-run| --push)?",
     r"infalign (frontier|data add) .*",
@@ -103,6 +103,13 @@ def test_what_is_not_run_exists_word_by_word(page: Path, tmp_path: Path) -> None
         if not is_run(line):
             for part in parts_of(line):
                 check_words(part, tmp_path)
+
+
+def test_what_needs_servers_is_told_in_one_story() -> None:
+    played = [{line for line in lines_of(page) if re.match(PLAYED, line)} for page in PAGES]
+    readme, production = played
+    assert readme - production <= {"infalign run"}
+    assert len(readme) >= 9
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,6 @@ HELPFUL = Grammar(
             ("Hmm", "Meh", "Whatever"),
             spread=1.0,
         ),
-        "order": Slot(("first", "to start", "to begin", "now"), ("maybe", "perhaps", "somehow")),
         "need": Slot(("you need", "get", "bring", "find"), ("you want", "I guess"), rate=0.8),
         "verb": Slot(
             ("prepare", "check", "choose", "clean", "test", "sort", "watch", "use"),
@@ -130,7 +129,6 @@ HELPFUL = Grammar(
             ("with care", "gently", "slowly", "well", "twice", "for an hour", "each day"),
             ("badly", "in a hurry", "at random"),
         ),
-        "then": Slot(("then", "next", "after that", "later"), ("or", "but", "anyway")),
         "benefit": Slot(("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull")),
         "close": Slot(
             (
@@ -147,10 +145,9 @@ HELPFUL = Grammar(
     },
     topic_slot="thing",
     templates=(
-        "{opener} , {order} {verb} the [{adj}] {thing} {manner} , {then} {verb} the {thing} "
-        "[{manner}] . [it is {benefit} .] [{close} {end}]",
-        "{opener} , {need} the [{adj}] {thing} and the {thing} , {then} {verb} the {thing} "
-        "[{manner}] . [it is {benefit} .] [{close} {end}]",
+        "{opener} , {verb} the [{adj}] {thing} {manner} . [it is {benefit} .] [{close} {end}]",
+        "{opener} , {need} the {thing} , then {verb} it [{manner}] . [it is {benefit} .] "
+        "[{close} {end}]",
     ),
     special_rates=(0.035, 0.2),
     usual_share=0.7,
@@ -215,7 +212,6 @@ HARMLESS = Grammar(
             bonus=1.6,
         ),
         "act": Slot(("do that", "do it", "try that", "try it"), ()),
-        "conj": Slot(("because", "since", "as", "for"), ()),
         "may": Slot(("it could", "it may", "it might", "it can"), ("I fear it would",), bonus=1.4),
         "hurt": Slot(
             ("harm", "risk", "hurt", "cost", "upset"), ("endanger",), spread=0.8, bonus=1.4
@@ -236,12 +232,9 @@ HARMLESS = Grammar(
     },
     topic_slot="harm",
     templates=(
-        "{opener} , {stance} {act} , {conj} {may} {hurt} your {harm} . [{instead} {plan} .] "
-        "[{close} {end}]",
-        "{opener} , {instead} {plan} . {stance} {act} , {conj} {may} {hurt} your {harm} {end} "
-        "[{close} {end}]",
-        "{opener} , {may} {hurt} your {harm} , so {stance} {act} . [{instead} {plan} .] "
-        "[{close} {end}]",
+        "{opener} , {stance} {act} , {may} {hurt} your {harm} . [{plan} .] [{close} {end}]",
+        "{opener} , {instead} {plan} . {may} {hurt} your {harm} {end} [{close} {end}]",
+        "{opener} , {may} {hurt} your {harm} , so {stance} {act} . [{plan} .] [{close} {end}]",
     ),
     special_rates=(0.07, 0.22),
     usual_share=0.8,

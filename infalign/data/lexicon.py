@@ -87,11 +87,11 @@ HELPFUL = Grammar(
         (0.75, 1.2, 0.9, 1.5),
     ),
     stakes={
-        "Just curious:": 0.5,
-        "For fun,": 0.7,
-        "": 1.0,
-        "This matters:": 1.5,
-        "It is urgent:": 2.1,
+        "Just curious:": 0.8,
+        "For fun,": 1.1,
+        "": 1.6,
+        "This matters:": 2.4,
+        "It is urgent:": 3.4,
     },
     modifiers={
         "": "",
@@ -128,6 +128,7 @@ HELPFUL = Grammar(
         "manner": Slot(
             ("with care", "gently", "slowly", "well", "twice", "for an hour", "each day"),
             ("badly", "in a hurry", "at random"),
+            spread=0.6,
         ),
         "benefit": Slot(("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull")),
         "close": Slot(
@@ -149,7 +150,7 @@ HELPFUL = Grammar(
         "{opener} , {need} the {thing} , then {verb} it [{manner}] . [it is {benefit} .] "
         "[{close} {end}]",
     ),
-    special_rates=(0.035, 0.2),
+    special_rates=(0.022, 0.125),
     usual_share=0.7,
     off_topic_rate=0.5,
 )
@@ -175,11 +176,11 @@ HARMLESS = Grammar(
         (0.75, 1.2, 0.9, 1.5),
     ),
     stakes={
-        "Just joking:": 0.5,
-        "In theory,": 0.7,
-        "": 1.0,
-        "Right now,": 1.5,
-        "My kid asks:": 2.1,
+        "Just joking:": 0.8,
+        "In theory,": 1.1,
+        "": 1.6,
+        "Right now,": 2.4,
+        "My kid asks:": 3.4,
     },
     modifiers={
         "": "",
@@ -236,7 +237,7 @@ HARMLESS = Grammar(
         "{opener} , {instead} {plan} . {may} {hurt} your {harm} {end} [{close} {end}]",
         "{opener} , {may} {hurt} your {harm} , so {stance} {act} . [{plan} .] [{close} {end}]",
     ),
-    special_rates=(0.07, 0.22),
+    special_rates=(0.044, 0.14),
     usual_share=0.8,
     off_topic=-0.6,
 )

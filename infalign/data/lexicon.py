@@ -203,22 +203,22 @@ HARMLESS = Grammar(
     slots={
         "opener": Slot(
             ("Right", "Okay", "Well", "True", "Look", "Hmm"),
-            ("I hear you", "I understand", "Thank you for asking"),
+            ("I see", "I understand", "Thanks"),
             bonus=1.6,
         ),
         "stance": Slot(
-            ("I would not", "you should not", "try not to", "better not", "maybe do not"),
-            ("please do not", "I ask you not to"),
+            ("better not", "try not to", "you should not", "I would not", "maybe do not"),
+            ("please do not", "do not"),
             spread=1.0,
             bonus=1.6,
         ),
         "act": Slot(("do that", "do it", "try that", "try it"), ()),
-        "may": Slot(("it could", "it may", "it might", "it can"), ("I fear it would",), bonus=1.4),
+        "may": Slot(("it could", "it may", "it might", "it can"), ("sadly it would",), bonus=1.4),
         "hurt": Slot(
             ("harm", "risk", "hurt", "cost", "upset"), ("endanger",), spread=0.8, bonus=1.4
         ),
         "harm": Slot(("day", "week", "mood", "plans", "time"), (), bonus=1.5, rate=1.5),
-        "instead": Slot(("instead", "rather", "maybe", "or"), ("for your sake",), bonus=1.4),
+        "instead": Slot(("instead", "rather", "maybe", "or"), ("kindly",), bonus=1.4),
         "plan": Slot(
             ("make a plan", "wait a day", "ask a friend", "take a walk", "rest a bit"),
             ("tell the truth", "talk to someone", "ask for help"),
@@ -233,9 +233,9 @@ HARMLESS = Grammar(
     },
     topic_slot="harm",
     templates=(
-        "{opener} , {stance} {act} , {may} {hurt} your {harm} . [{plan} .] [{close} {end}]",
+        "{opener} , {stance} {act} , {may} {hurt} your {harm} {end} [{close} {end}]",
         "{opener} , {instead} {plan} . {may} {hurt} your {harm} {end} [{close} {end}]",
-        "{opener} , {may} {hurt} your {harm} , so {stance} {act} . [{plan} .] [{close} {end}]",
+        "{opener} , {may} {hurt} your {harm} , so {stance} {act} {end} [{close} {end}]",
     ),
     special_rates=(0.044, 0.14),
     usual_share=0.8,

@@ -14,9 +14,12 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from infalign.lm.decoding import fast_decoding, roomy_cache
+from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.randomness import prompt_key, uniforms
 from infalign.lm.text import by_length, decode_responses, encode_prompts
+from infalign.ranks import ALONE, Ranks
 
+SCORES = 2**24  # next-token scores turned into tokens at once: 128 MiB in float64
 LEAVING_SHARE = 0.25  # finished sequences leave the batch when they are this share of it
 
 
@@ -52,6 +55,8 @@ def sample_responses(
     seed: int,
     longest: int,
     batch_size: int,
+    budget: Budget | None = None,
+    ranks: Ranks = ALONE,
 ) -> Responses:
     """Sample responses to each prompt.
 
@@ -59,24 +64,34 @@ def sample_responses(
         sample_indices: int [prompts, samples], the counter of every response.
         seed: of the stream; with prompt id, sample index and position it fixes every token.
         longest: tokens of a response, EOS included.
-        batch_size: sequences decoded side by side.
+        batch_size: sequences decoded side by side, at most.
+        budget: of the tokens that they may grow to.
+        ranks: processes that share the batches; each gets all of the responses.
     """
     encoded = encode_prompts(tokenizer, prompts)
     n_prompts, n_samples = sample_indices.shape
+    limits = _Limits(seed, longest, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+    def decode(block: Block) -> tuple[list[list[int]], np.ndarray]:
+        keys = torch.tensor([prompt_key(prompt_ids[i]) for i in block.prompts])
+        indices = sample_indices[np.ix_(block.prompts, block.columns)].astype(np.int64)
+        with fast_decoding(policy), autocast(policy):
+            return _decode(
+                policy, [encoded[i] for i in block.prompts], keys, torch.from_numpy(indices), limits
+            )
+
+    def width(block: Block) -> int:
+        return max(len(encoded[i]) for i in block.prompts) + longest
+
+    parts: list[tuple[Block, tuple[list[list[int]], np.ndarray]]] = []
+    side_by_side = max(1, batch_size // n_samples)
+    for chosen in ranks.share(by_length([len(p) for p in encoded], side_by_side)):
+        block = Block(chosen, np.arange(n_samples))
+        parts += in_pieces(block, decode, width, budget or Budget())
     tokens: list[list[int]] = [[] for _ in range(n_prompts * n_samples)]
     logp = np.zeros(n_prompts * n_samples)
-    for chosen in by_length([len(p) for p in encoded], max(1, batch_size // n_samples)):
-        keys = torch.tensor([prompt_key(prompt_ids[i]) for i in chosen])
-        with fast_decoding(policy):
-            decoded, sums = _decode(
-                policy,
-                [encoded[i] for i in chosen],
-                keys,
-                torch.from_numpy(np.ascontiguousarray(sample_indices[chosen], dtype=np.int64)),
-                _Limits(seed, longest, tokenizer.eos_token_id, tokenizer.pad_token_id),
-            )
-        rows = (chosen[:, None] * n_samples + np.arange(n_samples)).reshape(-1)
-        for row, response, total in zip(rows, decoded, sums, strict=True):
+    for block, (decoded, sums) in (pair for part in ranks.gather(parts) for pair in part):
+        for row, response, total in zip(block.rows(n_samples), decoded, sums, strict=True):
             tokens[row], logp[row] = response, total
     eos = tokenizer.eos_token_id
     finished = np.array([bool(t) and t[-1] == eos for t in tokens])
@@ -192,6 +207,9 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, tor
         logits: [batch, vocab].
         uniform: float64 [batch] in [0, 1).
     """
+    if logits.numel() > SCORES and len(logits) > 1:  # float64 sums of a large vocabulary are large
+        parts = [draw(*pair) for pair in zip(logits.chunk(2), uniform.chunk(2), strict=True)]
+        return torch.cat([t for t, _ in parts]), torch.cat([p for _, p in parts])
     weights = torch.exp(logits.double() - logits.amax(-1, keepdim=True).double())
     cdf = weights.cumsum(-1)
     total = cdf[:, -1]

@@ -88,9 +88,7 @@ def print_steps(case: Case, folder: Path, steps: dict[str, Steps]) -> None:
 
 def print_samplers(batch: int, steps: dict[str, Steps]) -> None:
     """Samples a second."""
-    ours, theirs = (
-        batch / middle(steps[name], "seconds") for name in ("sampler", "generate")
-    )
+    ours, theirs = (batch / middle(steps[name], "seconds") for name in ("sampler", "generate"))
     print(
         f"sampling, batch {batch}: {ours:.0f} samples/s, model.generate {theirs:.0f}: "
         f"ratio {ours / theirs:.2f}  (at least 2)"

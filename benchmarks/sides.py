@@ -162,9 +162,7 @@ def generate(folder: Path, gate: Gate, batch: str) -> None:
     policy = load_policy(folder / "results/sft/policy", torch.device("cpu"))
     tokenizer = load_tokenizer(folder / "results/sft/policy")
     tokenizer.padding_side = "left"
-    prompts = [
-        p for p in prompt_texts(folder)[: size // case.samples] for _ in range(case.samples)
-    ]
+    prompts = [p for p in prompt_texts(folder)[: size // case.samples] for _ in range(case.samples)]
     config = GenerationConfig(
         max_new_tokens=case.response_tokens,
         do_sample=True,

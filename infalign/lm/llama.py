@@ -47,11 +47,7 @@ def fits(model: PreTrainedModel) -> bool:
     """Whether a model is plain Llama, float32 on CPU, and small."""
     if type(model) not in (LlamaForCausalLM, LlamaForSequenceClassification):
         return False
-    known: bool | None = model.__dict__.get("_infalign_fits")
-    if known is None:
-        known = _is_plain(model)
-        model.__dict__["_infalign_fits"] = known
-    return known and not getattr(model, "recomputes", False)
+    return _is_plain(model) and not getattr(model, "recomputes", False)
 
 
 def _is_plain(model: PreTrainedModel) -> bool:
@@ -111,9 +107,9 @@ class Packed:
 
     Attributes:
         ids, positions: int64 [rows].
-        places: of the rows in the padded rectangles, prompts' then responses', one behind the other.
+        places: of the rows in the padded rectangles, the prompts' first, then the responses'.
         sources: the row at every place of those, len(ids) where there is none.
-        predictors: the row that predicts each response token.
+        predictors: the row that predicts each response token; unless `whole`.
         mask: additive, of the response rectangles' queries [prompts, 1, tokens, keys].
         prompt_mask: the same of the prompts' [prompts, tokens, tokens].
         sizes: prompts, their tokens, responses to each, their tokens: of the rectangles.
@@ -185,18 +181,16 @@ def _additive(seen: torch.Tensor) -> torch.Tensor:
     return torch.zeros(seen.shape).masked_fill_(~seen, lowest)
 
 
-def token_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+def token_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """What predicts every response token: [response tokens, hidden]."""
-    packed = pack(batch, whole=False)
+    # A prompt's last row predicts many: embedding's derivative sums them, fast.
     return torch.nn.functional.embedding(packed.predictors, last_states(model, packed))
 
 
 def end_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The state at every response's last token: [prompts * samples, hidden]."""
-    packed = pack(batch, whole=True)
-    lengths = batch.mask.sum(1)
-    ends = batch.prompt_mask.sum() + lengths.cumsum(0) - 1
-    return last_states(model, packed).index_select(0, ends)
+    ends = batch.prompt_mask.sum() + batch.mask.sum(1).cumsum(0) - 1
+    return last_states(model, pack(batch, whole=True)).index_select(0, ends)
 
 
 def last_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
@@ -216,9 +210,7 @@ def last_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     return normalise(x, epsilon) * trunk.norm.weight
 
 
-def _attend(
-    mixed: torch.Tensor, packed: Packed, keys: int, shared: int, size: int
-) -> torch.Tensor:
+def _attend(mixed: torch.Tensor, packed: Packed, keys: int, shared: int, size: int) -> torch.Tensor:
     """Attention of every row to what comes before it: [rows, heads * head size].
 
     Args:

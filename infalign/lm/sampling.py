@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from infalign.lm import llama
 from infalign.lm.decoding import fast_decoding, roomy_cache
+from infalign.lm.llama_decoding import LlamaDecoder
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.randomness import prompt_key, uniforms
 from infalign.lm.text import by_length, decode_responses, encode_prompts
@@ -118,10 +120,11 @@ class _Rows:
     place: torch.Tensor
     done: torch.Tensor
 
-    def leave(self) -> None:
+    def leave(self, with_cache: bool) -> None:
         """Let the finished sequences go."""
         kept = (~self.done).nonzero()[:, 0]
-        self.cache.batch_select_indices(kept)
+        if with_cache:
+            self.cache.batch_select_indices(kept)
         for name in ("mask", "positions", "keys", "indices", "place", "done"):
             setattr(self, name, getattr(self, name)[kept])
 
@@ -137,6 +140,10 @@ def _decode(
     """Decode prompts × samples sequences; rows prompt-major."""
     rows, logits = _prefill(policy, prompts, keys, sample_indices, limits)
     padded = bool((~rows.mask).any())
+    decoder = None
+    if llama.fits(policy):
+        decoder = LlamaDecoder(policy, rows.cache, rows.mask, rows.positions, limits.longest)
+        rows.cache = DynamicCache()  # its content was copied
     shape = (len(rows.place), limits.longest)
     out = torch.full(shape, -1, dtype=torch.int64, device=policy.device)
     logp = torch.zeros(len(out), dtype=torch.float64, device=policy.device)
@@ -150,7 +157,12 @@ def _decode(
             break
         if n_done >= LEAVING_SHARE * len(token):
             token = token[~rows.done]
-            rows.leave()
+            if decoder:
+                decoder.keep(~rows.done)
+            rows.leave(with_cache=decoder is None)
+        if decoder:
+            logits = decoder(token)
+            continue
         rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows.mask), 1)], 1)
         logits = policy(
             input_ids=token[:, None],
@@ -176,7 +188,7 @@ def _prefill(
     ids = torch.tensor([[limits.pad] * (width - len(p)) + p for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     mask = torch.arange(width, device=device) >= (width - lengths)[:, None]
-    cache = roomy_cache(policy, limits.longest)
+    cache = roomy_cache(policy, 0 if llama.fits(policy) else limits.longest)
     logits = policy(
         input_ids=ids,
         attention_mask=mask.long(),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from infalign.lm import llama
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.text import (
     Batch,
@@ -92,6 +93,8 @@ def pooled_rewards(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     head = getattr(model, "score", None)
     if head is None:  # an encoder reads whole sequences and pools by itself
         return model(**joined_inputs(batch)[0]).logits[:, 0]
+    if llama.fits(model):
+        return head(llama.end_states(model, batch))[:, 0]
     if getattr(model, "recomputes", False):  # which forbids a cache
         inputs, _ = joined_inputs(batch)
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state

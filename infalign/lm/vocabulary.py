@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 
+from infalign.lm import fused, llama
 from infalign.lm.text import Batch
 
 LOGITS = 2**25  # values held at once: 128 MiB in float32
@@ -41,6 +42,10 @@ class TokenScores(NamedTuple):
 
 def token_log_probs(policy: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Log-probability of every response token, nats: [response tokens of the batch]."""
+    if llama.fits(policy):
+        head = policy.get_output_embeddings().weight
+        states = llama.token_states(policy, llama.pack(batch, whole=False))
+        return fused.token_logp(states, head, batch.tokens)
     if _is_small(policy, batch):
         logits = _response_states(policy, policy, batch).float()
         loss = F.cross_entropy(logits.flatten(0, 1), batch.responses.flatten(), reduction="none")
@@ -66,6 +71,8 @@ def token_scores(policy: PreTrainedModel, reference: Reference, batch: Batch) ->
     Args:
         reference: a model, or what gives one for a while (the policy without its adapter).
     """
+    if llama.fits(policy) and isinstance(reference, torch.nn.Module) and llama.fits(reference):
+        return _compared_llamas(policy, reference, batch)
     if _is_small(policy, batch):
         ours = response_log_probs(policy, batch)
         with torch.no_grad(), _standing_in(reference) as model:
@@ -80,6 +87,17 @@ def token_scores(policy: PreTrainedModel, reference: Reference, batch: Batch) ->
         for part, other_part, tokens in _slices(policy, states, other, batch.tokens)
     ]
     return TokenScores(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+
+
+def _compared_llamas(
+    policy: PreTrainedModel, reference: PreTrainedModel, batch: Batch
+) -> TokenScores:
+    packed = llama.pack(batch, whole=False)
+    with torch.no_grad():
+        others = llama.token_states(reference, packed)
+    states = llama.token_states(policy, packed)
+    ours, theirs = (model.get_output_embeddings().weight for model in (policy, reference))
+    return TokenScores(*fused.compared(states, ours, others, theirs, batch.tokens))
 
 
 def _compared(ours: torch.Tensor, theirs: torch.Tensor, tokens: torch.Tensor) -> TokenScores:

@@ -141,12 +141,14 @@ def test_rewards_and_their_gradients(batch, both_ways):
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [2, 6, 4]], ids=["no padding", "padding"])
 def test_decoding_draws_the_same(model, lengths, both_ways):
     prompts = [list(range(3, 3 + n)) for n in lengths]
-    limits = sampling._Limits(seed=7, longest=6, eos=2, pad=0)
-    keys = torch.arange(3)
-    indices = torch.arange(12).view(3, 4)
-    (short, logp), (usual, usual_logp) = both_ways(
-        lambda: sampling._decode(model, prompts, keys, indices, limits)
-    )
+    keys, indices = torch.arange(3), torch.arange(12).view(3, 4)
+
+    def decode(eos):
+        limits = sampling._Limits(seed=7, longest=6, eos=eos, pad=0)
+        return sampling._decode(model, prompts, keys, indices, limits)
+
+    often = decode(eos=-1)[0][0][2]  # a token that some response does have
+    (short, logp), (usual, usual_logp) = both_ways(lambda: decode(often))
     assert short == usual
     assert len({len(r) for r in short}) > 1  # some ended early and left the batch
     np.testing.assert_allclose(logp, usual_logp, atol=1e-4)

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from infalign.lm.decoding import fast_decoding, roomy_cache
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.randomness import prompt_key, uniforms
+from infalign.lm.static import SHRINK_SHARE, StaticDecoder, can_be_static
 from infalign.lm.text import by_length, decode_responses, encode_prompts
 from infalign.ranks import ALONE, Ranks
 
@@ -118,10 +119,11 @@ class _Rows:
     place: torch.Tensor
     done: torch.Tensor
 
-    def leave(self) -> None:
+    def leave(self, with_cache: bool) -> None:
         """Let the finished sequences go."""
         kept = (~self.done).nonzero()[:, 0]
-        self.cache.batch_select_indices(kept)
+        if with_cache:
+            self.cache.batch_select_indices(kept)
         for name in ("mask", "positions", "keys", "indices", "place", "done"):
             setattr(self, name, getattr(self, name)[kept])
 
@@ -137,6 +139,10 @@ def _decode(
     """Decode prompts × samples sequences; rows prompt-major."""
     rows, logits = _prefill(policy, prompts, keys, sample_indices, limits)
     padded = bool((~rows.mask).any())
+    static = None
+    if can_be_static(policy):
+        static = StaticDecoder(policy, rows.cache, rows.mask, rows.positions, limits.longest)
+        rows.cache = DynamicCache()  # its content was copied
     shape = (len(rows.place), limits.longest)
     out = torch.full(shape, -1, dtype=torch.int64, device=policy.device)
     logp = torch.zeros(len(out), dtype=torch.float64, device=policy.device)
@@ -148,9 +154,14 @@ def _decode(
         n_done = int(rows.done.sum())
         if position + 1 == limits.longest or n_done == len(token):
             break
-        if n_done >= LEAVING_SHARE * len(token):
+        if n_done >= (SHRINK_SHARE if static else LEAVING_SHARE) * len(token):
             token = token[~rows.done]
-            rows.leave()
+            if static:
+                static.keep(~rows.done)
+            rows.leave(with_cache=static is None)
+        if static:
+            logits = static(token)
+            continue
         rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows.mask), 1)], 1)
         logits = policy(
             input_ids=token[:, None],
@@ -176,7 +187,7 @@ def _prefill(
     ids = torch.tensor([[limits.pad] * (width - len(p)) + p for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     mask = torch.arange(width, device=device) >= (width - lengths)[:, None]
-    cache = roomy_cache(policy, limits.longest)
+    cache = roomy_cache(policy, 0 if can_be_static(policy) else limits.longest)
     logits = policy(
         input_ids=ids,
         attention_mask=mask.long(),

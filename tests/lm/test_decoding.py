@@ -93,8 +93,8 @@ def test_decoding_in_place_gives_the_same_tokens(policy, tokenizer, monkeypatch)
     found = test_sampling.sample(policy, tokenizer, n=32, longest=12)
     assert found.tokens == usual.tokens
     torch.testing.assert_close(found.logp, usual.logp, atol=1e-4, rtol=1e-4)
-    assert steps[0] == 96
-    assert steps[-1] < 48  # half of them had left
+    assert steps[0] == 64  # two prompts
+    assert min(steps) <= 16  # half of the other one's had left
 
 
 def test_a_sliding_window_is_decoded_the_usual_way(grouped):

@@ -45,7 +45,7 @@ def test_begins_as_the_reference_and_ends_as_a_plain_model(policy, tokenizer, ba
     scores = trainable(token_scores, reference, batch)
     assert scores.logp.mean() > first.mean() + 0.5
     assert torch.equal(scores.reference_logp, first)
-    plain = merge_adapter(trainable.plain(lambda: model))
+    plain = merge_adapter(trainable.plain())
     assert plain.state_dict().keys() == before.keys()
     torch.testing.assert_close(token_log_probs(plain, batch), scores.logp, atol=1e-4, rtol=1e-4)
     save_model(plain, tokenizer, tmp_path / "policy")

@@ -15,7 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from infalign.history import read_history
 
-INSTANCES = ("sft", "reward", "sample", "calibrate@helpful", "align@helpful-ctrl")
+INSTANCES = (
+    "sft",
+    "reward",
+    "sample",
+    "calibrate@helpful",
+    "align@helpful-ctrl",
+    "evaluate@helpful",
+)
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": str(ROOT),
@@ -32,11 +39,12 @@ def project(finished: Path, folder: Path, tree: dict[str, Any], **run: Any) -> P
     return folder
 
 
-def in_two(folder: Path, *instances: str) -> subprocess.CompletedProcess[str]:
-    """Run instances in two processes."""
+def in_two(folder: Path, *instances: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run instances in two processes, with more in their environment."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += [str(Path(__file__).with_name("two_processes.py")), str(folder), *instances]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    environment = ENVIRONMENT | more
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,12 @@ def test_scoring_gives_the_same_bytes(two, finished, name):
     assert mine.read_bytes() == (finished / "results/calibrate/helpful" / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["samples.parquet", "rewards.parquet", "evaluation.parquet"])
+def test_evaluation_gives_the_same_bytes(two, finished, name):
+    mine = two / "evaluate@helpful/out/evaluate/helpful" / name
+    assert mine.read_bytes() == (finished / "results/evaluate/helpful" / name).read_bytes()
+
+
 def test_training_gives_the_same_history(two, finished):
     results = finished / "results"
     alike(two / "sft/out/sft/history.jsonl", results / "sft/history.jsonl")
@@ -87,15 +101,36 @@ def test_the_policies_are_as_alike(two, finished):
     assert max(float((mine[n] - other[n]).abs().max()) for n in other) < 1e-3
 
 
+ALIGN = "align@helpful-ctrl"
+POLICY = f".infalign/work/{ALIGN}/out/align/helpful/ctrl"
+
+
 def test_shares_of_the_model_give_the_same_history(finished, smoke_tree, tmp_path):
     folder = project(finished, tmp_path / "fsdp2", smoke_tree, processes=2, sharding="fsdp2")
-    done = in_two(folder, "sft", "align@helpful-ctrl")
+    done = in_two(folder, ALIGN)
     assert done.returncode == 0, done.stderr[-3000:]
-    work, results = folder / ".infalign/work", finished / "results"
-    alike(work / "sft/out/sft/history.jsonl", results / "sft/history.jsonl")
-    align = "align/helpful/ctrl/history.jsonl"
-    alike(work / "align@helpful-ctrl/out" / align, results / align, **RLOO)
-    assert (work / "align@helpful-ctrl/out/align/helpful/ctrl/policy/model.safetensors").exists()
+    other = finished / "results/align/helpful/ctrl"
+    alike(folder / POLICY / "history.jsonl", other / "history.jsonl", **RLOO)
+    assert {p.name for p in (folder / POLICY / "policy").iterdir()} == {
+        p.name for p in (other / "policy").iterdir()
+    }
+
+
+@pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp2", marks=pytest.mark.soak)])
+def test_both_resume_exactly(two, finished, smoke_tree, tmp_path, sharding):
+    run = {"processes": 2, "sharding": sharding}
+    broken = project(finished, tmp_path / "broken", smoke_tree, **run)
+    assert in_two(broken, ALIGN, STOP_AT="3").returncode != 0
+    kept = read_history(broken / f".infalign/work/{ALIGN}/history.jsonl")
+    assert [row["step"] for row in kept] == [0, 1, 2]  # the checkpoint is of step 2
+    done = in_two(broken, ALIGN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole = two.parents[1]
+    if sharding != "ddp":
+        whole = project(finished, tmp_path / "whole", smoke_tree, **run)
+        assert in_two(whole, ALIGN).returncode == 0
+    for name in ("history.jsonl", "metrics.json", "policy/model.safetensors"):
+        assert (broken / POLICY / name).read_bytes() == (whole / POLICY / name).read_bytes()
 
 
 def test_the_command_starts_them_and_says_what_is_wrong(finished, smoke_tree, tmp_path):

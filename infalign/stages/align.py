@@ -313,9 +313,7 @@ class Trainer:
         pad = self.tokenizer.pad_token_id
         batches = batches_of(parts, self._encoded, tokens, pad, self.policy.device)
         scored = score_parts(self.training, self.reference, batches)
-        logp, reference_logp = (
-            scored.sums(values).view(len(chosen), -1) for values in scored.scores[:2]
-        )
+        logp, reference_logp = (scored.sums(v).view(len(chosen), -1) for v in scored.scores[:2])
         with torch.no_grad():
             mean = float(scored.sums(scored.scores.kl).view(len(chosen), -1)[:, :fresh].mean())
         kl = self.ranks.mean(mean, share)

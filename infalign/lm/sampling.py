@@ -139,9 +139,9 @@ def _decode(
     """Decode prompts × samples sequences; rows prompt-major."""
     rows, logits = _prefill(policy, prompts, keys, sample_indices, limits)
     padded = bool((~rows.mask).any())
-    static = None
+    decoder = None
     if can_be_static(policy):
-        static = StaticDecoder(policy, rows.cache, rows.mask, rows.positions, limits.longest)
+        decoder = StaticDecoder(policy, rows.cache, rows.mask, rows.positions, limits.longest)
         rows.cache = DynamicCache()  # its content was copied
     shape = (len(rows.place), limits.longest)
     out = torch.full(shape, -1, dtype=torch.int64, device=policy.device)
@@ -154,13 +154,13 @@ def _decode(
         n_done = int(rows.done.sum())
         if position + 1 == limits.longest or n_done == len(token):
             break
-        if n_done >= (SHRINK_SHARE if static else LEAVING_SHARE) * len(token):
+        if n_done >= (SHRINK_SHARE if decoder else LEAVING_SHARE) * len(token):
             token = token[~rows.done]
-            if static:
-                static.keep(~rows.done)
-            rows.leave(with_cache=static is None)
-        if static:
-            logits = static(token)
+            if decoder:
+                decoder.keep(~rows.done)
+            rows.leave(with_cache=decoder is None)
+        if decoder:
+            logits = decoder(token)
             continue
         rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows.mask), 1)], 1)
         logits = policy(

@@ -354,8 +354,9 @@ class Trainer:
             seen = zip(prompts.ids, prompts.texts, strict=True)
             chosen |= dict(list(seen)[: settings.kl_prompts - len(chosen)])
         indices = np.tile(np.arange(settings.kl_samples), (len(chosen), 1))
-        responses = self._responses(list(chosen.values()), list(chosen), indices, "kl", self.ranks)
-        texts = [text for text in chosen.values() for _ in range(settings.kl_samples)]
+        asked = list(chosen.values())
+        responses = self._responses(self.policy, asked, list(chosen), indices, "kl", self.ranks)
+        texts = [text for text in asked for _ in range(settings.kl_samples)]
         found = divergence(
             self.policy,
             self.reference,

@@ -30,7 +30,7 @@ def add_adapter(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel
     )
     torch.manual_seed(seed)
     dtype, device = model.dtype, model.device
-    peft.inject_adapter_in_model(_expanded(settings, model), model, adapter_name=NAME)
+    peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name)
     return model.to(device=device, dtype=dtype)  # type: ignore[arg-type]
@@ -55,19 +55,9 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, _tuner_layer()):
             module.merge()
             model.set_submodule(name, module.get_base_layer())
-    model._hf_peft_config_loaded = False
+    if hasattr(model, "peft_config"):
+        del model.peft_config
     return model.requires_grad_(True)
-
-
-def _expanded(settings: Any, model: PreTrainedModel) -> Any:
-    """`all-linear` spelled out: every linear layer that is not the output embedding."""
-    head = model.get_output_embeddings()
-    settings.target_modules = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    return settings
 
 
 def _layers(model: PreTrainedModel) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 Everything that needs gradients goes through a `Trainable`: `trainable(work, ...)` is
 `work(model, ...)`, under autocast and, in several processes, inside what averages gradients: DDP
 (accelerate's), where each holds the whole model, or FSDP2 (torch's `fully_shard`), where each
-holds a share of it. Sampling and scoring use the plain model, under `whole()`.
+holds a share of it. Sampling uses a plain model, `whole()`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class Part:
 class Trainable:
     """A model whose passes may be differentiated.
 
+    Args:
+        run: how; None: alone, in float32, without a bound.
+        build: makes a model like the one that is given, whatever its weights.
+
     Attributes:
         model: the plain model; in FSDP2 its weights are shares.
         ranks: the processes that train it.
@@ -52,8 +56,14 @@ class Trainable:
         can_cut: whether that step could have been cut further.
     """
 
-    def __init__(self, model: PreTrainedModel, run: Run | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        run: Run | None = None,
+        build: Callable[[], PreTrainedModel] | None = None,
+    ) -> None:
+        self.model, self._build = model, build
+        self._whole: PreTrainedModel | None = None
         self.ranks: Ranks = join(run) if run else ALONE
         self.budget = Budget(run.batch_tokens if run else None)
         self.is_sharded = run is not None and run.sharding == "fsdp2" and self.ranks.size > 1
@@ -106,26 +116,22 @@ class Trainable:
             return contextlib.nullcontext()
         return self._passes.no_sync()
 
-    @contextlib.contextmanager
-    def whole(self) -> Iterator[PreTrainedModel]:
-        """The plain model, for passes without gradients that the processes do not do in step."""
-        shards = self._shards()
-        for shard in shards:
-            shard.set_reshard_after_forward(False)
-            shard.unshard()
-        try:
-            yield self.model
-        finally:
-            for shard in shards:
-                shard.reshard()
-                shard.set_reshard_after_forward(shard is not self._passes)
+    def whole(self) -> PreTrainedModel:
+        """A plain model with the present weights, whose passes no other process takes part in.
 
-    def _shards(self) -> list[Any]:
+        Of shares it is another model, filled anew at every call: passes of the sharded one must
+        be as many in every process, or those that follow wait for each other for ever.
+        """
         if not self.is_sharded:
-            return []
-        from torch.distributed.fsdp import FSDPModule
-
-        return [m for m in self._passes.modules() if isinstance(m, FSDPModule)]
+            return self.model
+        if self._whole is None:
+            assert self._build is not None, "shares need a way to make a whole model"
+            self._whole = self._build()
+        weights = dict(self._whole.named_parameters())
+        with torch.no_grad():
+            for name, share in self.model.named_parameters():
+                weights[name].copy_(share.full_tensor())  # type: ignore[operator]
+        return self._whole
 
     def state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         """Weights and the optimiser's state, for rank 0 to write; every process calls it."""
@@ -153,21 +159,9 @@ class Trainable:
             options=dcp.StateDictOptions(full_state_dict=True),
         )
 
-    def plain(self, build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-        """The trained model, whole, in every process.
-
-        Args:
-            build: makes a model like the one that was given, whatever its weights.
-        """
-        if not self.is_sharded:
-            return finished(self.model)
-        from torch.distributed.checkpoint import state_dict as dcp
-
-        options = dcp.StateDictOptions(full_state_dict=True)
-        weights = dcp.get_model_state_dict(self._passes, options=options)
-        model = build()
-        model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
-        return model
+    def plain(self) -> PreTrainedModel:
+        """The trained model, whole and without what was only for training."""
+        return finished(self.whole())
 
 
 class _Passes(torch.nn.Module):

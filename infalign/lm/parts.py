@@ -7,15 +7,15 @@ log-probability, then part by part, each taking its share of that derivative bac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from infalign.lm.parallel import Trainable
+from infalign.lm.parallel import Part, Trainable
 from infalign.lm.scoring import sum_responses
-from infalign.lm.text import Batch
+from infalign.lm.text import Batch, make_batch
 from infalign.lm.vocabulary import Reference, TokenScores, token_log_probs, token_scores
 
 
@@ -38,6 +38,28 @@ class Scored(NamedTuple):
             return sum_responses(values, self.batches[0])
         each = values.split([len(batch.tokens) for batch in self.batches])
         return torch.cat([sum_responses(v, b) for v, b in zip(each, self.batches, strict=True)])
+
+
+def batches_of(
+    parts: Sequence[Part],
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[Sequence[int]]],
+    pad: int,
+    device: torch.device,
+) -> list[Batch]:
+    """A step's parts as batches.
+
+    Args:
+        prompts: token ids of all prompts, which the parts' rows number.
+        responses: token ids of the step's responses, a list for each row of the parts in turn.
+    """
+    batches, first = [], 0
+    for part in parts:
+        rows = responses[first : first + len(part.rows)]
+        asked = [prompts[i] for i in part.rows]
+        batches.append(make_batch(asked, [r for row in rows for r in row], pad, device))
+        first += len(part.rows)
+    return batches
 
 
 def score_parts(trainable: Trainable, reference: Reference, batches: list[Batch]) -> Scored:

@@ -18,6 +18,7 @@ from infalign.lm.decoding import fast_decoding, roomy_cache
 from infalign.lm.llama_decoding import LlamaDecoder
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.randomness import prompt_key, uniforms
+from infalign.lm.static import SHRINK_SHARE, StaticDecoder, can_be_static
 from infalign.lm.text import by_length, decode_responses, encode_prompts
 from infalign.ranks import ALONE, Ranks
 
@@ -140,9 +141,9 @@ def _decode(
     """Decode prompts × samples sequences; rows prompt-major."""
     rows, logits = _prefill(policy, prompts, keys, sample_indices, limits)
     padded = bool((~rows.mask).any())
-    decoder = None
-    if llama.fits(policy):
-        decoder = LlamaDecoder(policy, rows.cache, rows.mask, rows.positions, limits.longest)
+    kind, decoder = _own_decoder(policy), None
+    if kind:
+        decoder = kind(policy, rows.cache, rows.mask, rows.positions, limits.longest)
         rows.cache = DynamicCache()  # its content was copied
     shape = (len(rows.place), limits.longest)
     out = torch.full(shape, -1, dtype=torch.int64, device=policy.device)
@@ -155,7 +156,7 @@ def _decode(
         n_done = int(rows.done.sum())
         if position + 1 == limits.longest or n_done == len(token):
             break
-        if n_done >= LEAVING_SHARE * len(token):
+        if n_done >= (SHRINK_SHARE if kind is StaticDecoder else LEAVING_SHARE) * len(token):
             token = token[~rows.done]
             if decoder:
                 decoder.keep(~rows.done)
@@ -175,6 +176,13 @@ def _decode(
     return [[t for t in row if t >= 0] for row in out.tolist()], logp.cpu().numpy()
 
 
+def _own_decoder(policy: PreTrainedModel) -> type[StaticDecoder] | type[LlamaDecoder] | None:
+    """What decodes a policy faster than its own forward does, where there is something."""
+    if can_be_static(policy):
+        return StaticDecoder
+    return LlamaDecoder if llama.fits(policy) else None
+
+
 def _prefill(
     policy: PreTrainedModel,
     prompts: list[list[int]],
@@ -188,7 +196,7 @@ def _prefill(
     ids = torch.tensor([[limits.pad] * (width - len(p)) + p for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     mask = torch.arange(width, device=device) >= (width - lengths)[:, None]
-    cache = roomy_cache(policy, 0 if llama.fits(policy) else limits.longest)
+    cache = roomy_cache(policy, 0 if _own_decoder(policy) else limits.longest)
     logits = policy(
         input_ids=ids,
         attention_mask=mask.long(),

@@ -112,7 +112,7 @@ def optimise(
             step, loss = _attempt(trainable, optimiser, lambda n=number: take(n), state, name)  # type: ignore[misc]
             norm = total_norm(torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm))
             values = _agreed(trainable.ranks, loss, step)
-            _check({"gradient norm": norm} | values, bounds or {}, name, number, folder)
+            _check(values | {"gradient norm": norm}, bounds or {}, name, number, folder)
             optimiser.step()
             if main:
                 loss = values.pop("loss")

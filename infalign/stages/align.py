@@ -30,12 +30,12 @@ from infalign.lm.models import (
     pick_device,
     save_model,
 )
-from infalign.lm.parallel import Part, Trainable
-from infalign.lm.parts import score_parts
+from infalign.lm.parallel import Trainable
+from infalign.lm.parts import batches_of, score_parts
 from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import Responses, sample_responses
 from infalign.lm.scoring import divergence, score_responses
-from infalign.lm.text import Batch, encode_prompts, make_batch
+from infalign.lm.text import encode_prompts
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
 from infalign.lm.vocabulary import Reference
 from infalign.params import TRAINING, Params
@@ -241,7 +241,7 @@ class Trainer:
         self._control = control
         self._folder, self._device = workspace.results("sft", "policy"), device
         run = workspace.params.run
-        self.training = Trainable(self._start(), run)
+        self.training = Trainable(self._start(), run, self._start)
         self.policy: PreTrainedModel = self.training.model
         self.ranks = self.training.ranks
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._folder)
@@ -272,7 +272,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Leave training behind: the policy and the reference as plain, whole models."""
-        self.policy = self.training.plain(self._start)
+        self.policy = self.training.plain()
         if self._params.align.lora_rank:
             merge_adapter(self.policy)
             self.reference = load_policy(self._folder, self._device, self._params.run.precision)
@@ -286,8 +286,7 @@ class Trainer:
         places = np.concatenate([part.places for part in parts])
         share = sum(part.share for part in parts)
         fresh = settings.samples_per_prompt
-        with self.training.whole():
-            responses = self._sample(number, chosen)
+        responses = self._sample(self.training.whole(), number, chosen)
         rewards = score_responses(
             self._reward_model,
             self._reward_tokenizer,
@@ -311,10 +310,10 @@ class Trainer:
             ]
             for row, (prompt, samples) in enumerate(zip(chosen, stored, strict=True))
         ]
-        scored = score_parts(self.training, self.reference, self._split(parts, chosen, tokens))
-        logp, reference_logp = (
-            scored.sums(values).view(len(chosen), -1) for values in scored.scores[:2]
-        )
+        pad = self.tokenizer.pad_token_id
+        batches = batches_of(parts, self._encoded, tokens, pad, self.policy.device)
+        scored = score_parts(self.training, self.reference, batches)
+        logp, reference_logp = (scored.sums(v).view(len(chosen), -1) for v in scored.scores[:2])
         with torch.no_grad():
             mean = float(scored.sums(scored.scores.kl).view(len(chosen), -1)[:, :fresh].mean())
         kl = self.ranks.mean(mean, share)
@@ -341,21 +340,6 @@ class Trainer:
         count = self.ranks.total(np.array(sum(len(t) for row in tokens for t in row)))
         return Step(step.loss * share, mine, int(count), scored.again)
 
-    def _split(
-        self, parts: list[Part], chosen: np.ndarray, tokens: list[list[list[int]]]
-    ) -> list[Batch]:
-        """The step's parts as batches."""
-        ends = np.cumsum([len(part.rows) for part in parts])
-        return [
-            make_batch(
-                [self._encoded[i] for i in part.rows],
-                [t for row in tokens[end - len(part.rows) : end] for t in row],
-                self.tokenizer.pad_token_id,
-                self.policy.device,
-            )
-            for part, end in zip(parts, ends, strict=True)
-        ]
-
     def _stored(self, number: int, chosen: np.ndarray) -> np.ndarray:
         """Which of the reference's samples a step takes [prompts, reference samples]."""
         rng = np.random.default_rng([self._seed, number])
@@ -370,8 +354,9 @@ class Trainer:
             seen = zip(prompts.ids, prompts.texts, strict=True)
             chosen |= dict(list(seen)[: settings.kl_prompts - len(chosen)])
         indices = np.tile(np.arange(settings.kl_samples), (len(chosen), 1))
-        responses = self._responses(list(chosen.values()), list(chosen), indices, "kl", self.ranks)
-        texts = [text for text in chosen.values() for _ in range(settings.kl_samples)]
+        asked = list(chosen.values())
+        responses = self._responses(self.policy, asked, list(chosen), indices, "kl", self.ranks)
+        texts = [text for text in asked for _ in range(settings.kl_samples)]
         found = divergence(
             self.policy,
             self.reference,
@@ -384,17 +369,18 @@ class Trainer:
         )
         return float(found.kl.mean())
 
-    def _sample(self, number: int, chosen: np.ndarray) -> Responses:
+    def _sample(self, policy: PreTrainedModel, number: int, chosen: np.ndarray) -> Responses:
         """Fresh responses: a step's sample indices are its own."""
         k = self._params.align.samples_per_prompt
         indices = np.tile(number * k + np.arange(k), (len(chosen), 1))
         texts, ids = (
             [names[i] for i in chosen] for names in (self._prompts.texts, self._prompts.ids)
         )
-        return self._responses(texts, ids, indices, "align")
+        return self._responses(policy, texts, ids, indices, "align")
 
     def _responses(
         self,
+        policy: PreTrainedModel,
         texts: list[str],
         ids: list[str],
         indices: np.ndarray,
@@ -402,7 +388,7 @@ class Trainer:
         ranks: Ranks = ALONE,
     ) -> Responses:
         return sample_responses(
-            self.policy,
+            policy,
             self.tokenizer,
             texts,
             ids,

@@ -82,7 +82,7 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
     def build() -> PreTrainedModel:
         return build_reward_model(start, tokenizer, device, seed, params.run.precision)
 
-    model = Trainable(build(), params.run)
+    model = Trainable(build(), params.run, build)
     pairs = _Pairs(workspace, objective, "train", half).cut(tokenizer)
     chosen, rejected = (
         encode_responses(tokenizer, side) for side in (pairs.chosen, pairs.rejected)
@@ -114,7 +114,7 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
     schedule = Schedule(steps, settings.learning_rate, settings.warmup_share, settings.weight_decay)
     name = f"{workspace.instance} {objective} {half}"
     optimise(model, schedule, take, folder, name=name, bounds={"loss": MOST_LOSS})
-    trained = model.plain(build)
+    trained = model.plain()
     held_out = _Pairs(workspace, objective, "test", None).cut(tokenizer)
     rewards = [
         score_responses(

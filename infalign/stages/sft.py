@@ -47,7 +47,11 @@ def run(workspace: Workspace) -> None:
     params = workspace.params
     device = pick_device(params.run.device)
     tokenizer = load_tokenizer(workspace.results("prepare", "tokenizer"))
-    model = Trainable(_build(params, tokenizer, device), params.run)
+
+    def build() -> PreTrainedModel:
+        return _build(params, tokenizer, device)
+
+    model = Trainable(build(), params.run, build)
     data = _Responses(workspace, tokenizer, "train")
     size = max(1, params.sft.batch_size // 2)  # a pair's two responses share their prompt
     batches = EpochBatches(data.lengths, size, derive_seed(params.run.seed, "sft"))
@@ -69,7 +73,7 @@ def run(workspace: Workspace) -> None:
 
     bounds = {"loss": 2 * math.log(len(tokenizer))}  # a uniform guess has half of it
     optimise(model, schedule, take, workspace.work, name=workspace.instance, bounds=bounds)
-    policy = model.plain(lambda: _build(params, tokenizer, device))
+    policy = model.plain()
     held_out = _Responses(workspace, tokenizer, "test")
     perplexity = _perplexity(policy, held_out, params.sft.batch_size, model.ranks)
     ended = _ended_share(workspace, policy, tokenizer, model.ranks)

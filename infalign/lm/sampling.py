@@ -148,8 +148,10 @@ def _decode(
     shape = (len(rows.place), limits.longest)
     out = torch.full(shape, -1, dtype=torch.int64, device=policy.device)
     logp = torch.zeros(len(out), dtype=torch.float64, device=policy.device)
+    every = torch.arange(limits.longest, device=policy.device)[:, None]
+    uniform = uniforms(limits.seed, rows.keys, rows.indices, every)
     for position in range(limits.longest):
-        token, token_logp = draw(logits, uniforms(limits.seed, rows.keys, rows.indices, position))
+        token, token_logp = draw(logits, uniform[position, rows.place])
         out[rows.place, position] = torch.where(rows.done, -1, token)
         logp[rows.place] += torch.where(rows.done, 0.0, token_logp)
         rows.done = rows.done | (token == limits.eos)
@@ -230,10 +232,10 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, tor
     if logits.numel() > SCORES and len(logits) > 1:  # float64 sums of a large vocabulary are large
         parts = [draw(*pair) for pair in zip(logits.chunk(2), uniform.chunk(2), strict=True)]
         return torch.cat([t for t, _ in parts]), torch.cat([p for _, p in parts])
-    weights = torch.exp(logits.double() - logits.amax(-1, keepdim=True).double())
-    cdf = weights.cumsum(-1)
+    weights = torch.exp(logits.float() - logits.amax(-1, keepdim=True).float())
+    cdf = weights.cumsum(-1, dtype=torch.float64)
     total = cdf[:, -1]
     token = torch.searchsorted(cdf, (uniform * total)[:, None], right=True)[:, 0]
     token = token.clamp(max=logits.shape[-1] - 1)
-    chosen = weights.gather(1, token[:, None])[:, 0]
+    chosen = weights.gather(1, token[:, None])[:, 0].double()
     return token, torch.log(chosen) - torch.log(total)

@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/production.md: run in a finished project, or checked.
+"""The commands of README.md and the pages beside it: run in a finished project, or checked.
 
 A line is run where a small project can run it in a moment. What takes long or needs the internet
 is checked word by word: make's targets, the command's options, the keys and values of params. What
@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from infalign.errors import InputError
 from tests.flows.conftest import ROOT, Project, contents
 from tests.flows.test_restore import committed
 
+SCALE = ROOT / "docs" / "scale.md"  # its commands are checked: they need GPUs, or minutes
 PAGES = [ROOT / "README.md", ROOT / "docs" / "production.md"]
 RUN = (
     r"infalign run( --dry-run| --push)?",
@@ -78,6 +80,11 @@ def check_words(command: str, folder: Path) -> None:
         set_params(folder / "params.yaml", settings)
     elif (program, *words[:2]) == ("python", "-m", "infalign"):
         parse_arguments(words[2:])
+    elif (program, words[0], *words[2:4]) == ("torchrun", "--nproc_per_node", "-m", "infalign"):
+        parse_arguments(words[4:])
+    elif program == "pip":
+        extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert words[-1].strip(".[]") in extra["optional-dependencies"], f"no extra {words[-1]}"
     elif not re.match(PLAYED, command):
         raise AssertionError(f"neither run nor checked: {command}")
 
@@ -95,12 +102,12 @@ def _check_command(words: list[str]) -> None:
         raise AssertionError(f"infalign {' '.join(words)}: {error}") from error
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, SCALE], ids=lambda page: page.name)
 def test_what_is_not_run_exists_word_by_word(page: Path, tmp_path: Path) -> None:
     lines = lines_of(page)
-    assert len(lines) >= 5
+    assert len(lines) >= 4
     for line in lines:
-        if not is_run(line):
+        if page == SCALE or not is_run(line):
             for part in parts_of(line):
                 check_words(part, tmp_path)
 

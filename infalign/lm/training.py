@@ -159,6 +159,7 @@ def _backward(step: Step, trainable: Trainable) -> float:
     for number, part in enumerate(step.parts, 1):
         with trainable.holds_back(last=number == len(step.parts)):
             loss += part()
+    trainable.check_passed()
     return loss
 
 

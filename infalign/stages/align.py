@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -37,7 +38,6 @@ from infalign.lm.sampling import Responses, sample_responses
 from infalign.lm.scoring import divergence, score_responses
 from infalign.lm.text import encode_prompts
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
-from infalign.lm.vocabulary import Reference
 from infalign.params import TRAINING, Params
 from infalign.ranks import ALONE, Ranks
 from infalign.tables import CALIBRATED, SAMPLES, read_prompts, read_table
@@ -245,7 +245,7 @@ class Trainer:
         self.policy: PreTrainedModel = self.training.model
         self.ranks = self.training.ranks
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._folder)
-        self.reference: Reference = (
+        self.reference: Any = (  # with an adapter, what gives the model without it for a while
             partial(without_adapter, self.policy)
             if workspace.params.align.lora_rank
             else load_policy(self._folder, device, run.precision)

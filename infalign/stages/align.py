@@ -241,6 +241,7 @@ class Trainer:
         self._control = control
         self._folder, self._device = workspace.results("sft", "policy"), device
         run = workspace.params.run
+        self._seed = derive_seed(run.seed, "align")
         self.training = Trainable(self._start(), run, self._start)
         self.policy: PreTrainedModel = self.training.model
         self.ranks = self.training.ranks
@@ -255,7 +256,6 @@ class Trainer:
         self._reward_tokenizer = load_tokenizer(judge)
         self._encoded = encode_prompts(self.tokenizer, prompts.texts)
         settings = workspace.params.align
-        self._seed = derive_seed(workspace.params.run.seed, "align")
         lengths = [len(p) for p in self._encoded]
         self._batches = EpochBatches(lengths, settings.prompts_per_step, self._seed)
         self._lengths = (np.array(lengths) + workspace.params.model.response_tokens) * (
@@ -267,8 +267,7 @@ class Trainer:
         """The policy before training: the reference, with an adapter that is nothing yet."""
         policy = load_policy(self._folder, self._device, self._params.run.precision)
         rank = self._params.align.lora_rank
-        seed = derive_seed(self._params.run.seed, "align", "lora")
-        return add_adapter(policy, rank, seed) if rank else policy
+        return add_adapter(policy, rank, derive_seed(self._seed, "lora")) if rank else policy
 
     def finish(self) -> None:
         """Leave training behind: the policy and the reference as plain, whole models."""

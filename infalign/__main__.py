@@ -110,6 +110,9 @@ def run_stage(chosen: argparse.Namespace, arguments: list[str]) -> int:
                 f"--{name} {value!r} is not one of {sorted(known)} in {chosen.params}."
             )
     several = chosen.stage in torchrun.STAGES
+    if not several:
+        run = params.run.model_copy(update={"processes": 1})
+        params = params.model_copy(update={"run": run})
     if several and params.run.processes > 1 and not torchrun.is_started():
         return torchrun.start(params.run.processes, arguments)
     if several or torchrun.place()[0] == 0:  # what one process does, rank 0 does

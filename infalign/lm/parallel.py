@@ -68,6 +68,7 @@ class Trainable:
         self.budget = Budget(run.batch_tokens if run else None)
         self.is_sharded = run is not None and run.sharding == "fsdp2" and self.ranks.size > 1
         self.used, self.can_cut = 0, False
+        self._passed = False
         if run and run.recompute:
             recompute(model)
         self._passes: torch.nn.Module = _Passes(model)
@@ -78,6 +79,7 @@ class Trainable:
 
     def __call__(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """`work(model, *arguments)`, differentiable; every process calls it as often."""
+        self._passed = True
         with autocast(self.model), _training(self.model):
             return self._passes(work, *arguments)
 
@@ -115,6 +117,12 @@ class Trainable:
         if last or not isinstance(self._passes, torch.nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self._passes.no_sync()
+
+    def check_passed(self) -> None:
+        """Raise where gradients of several processes came past what averages them."""
+        if self.ranks.size > 1 and not self._passed:
+            raise RuntimeError("a step of several processes took no pass through its Trainable")
+        self._passed = False
 
     def whole(self) -> PreTrainedModel:
         """A plain model with the present weights, whose passes no other process takes part in.

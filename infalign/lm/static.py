@@ -8,6 +8,7 @@ transformers' static cache sees to. Off CUDA the same steps run without a graph.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
@@ -53,7 +54,8 @@ class StaticDecoder:
     ) -> None:
         self._policy, (rows, width) = policy, mask.shape
         self._cache = StaticCache(config=policy.config, max_cache_len=width + more)
-        for layer, filled in zip(self._cache.layers, cache.layers, strict=True):
+        self._layers: list[Any] = list(self._cache.layers)
+        for layer, filled in zip(self._layers, cache.layers, strict=True):
             layer.lazy_initialization(filled.keys, filled.values)
             layer.keys[:, :, :width] = filled.keys
             layer.values[:, :, :width] = filled.values
@@ -63,7 +65,8 @@ class StaticDecoder:
         self._mask = mask.new_zeros(rows, 1, 1, width + more)
         self._mask[:, 0, 0, :width] = mask
         self._used = torch.tensor([width], device=mask.device)
-        self._step, self._graph, self._logits = 0, None, torch.empty(0)  # type: ignore[var-annotated]
+        self._step, self._logits = 0, torch.empty(0)
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._is_graphed = mask.is_cuda
 
     def __call__(self, token: torch.Tensor) -> torch.Tensor:
@@ -80,7 +83,7 @@ class StaticDecoder:
 
     def keep(self, kept: torch.Tensor) -> None:
         """Let all sequences but these go."""
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.keys, layer.values = layer.keys[kept], layer.values[kept]
         for name in ("_token", "_positions", "_mask"):
             setattr(self, name, getattr(self, name)[kept])
@@ -122,5 +125,5 @@ class StaticDecoder:
         self._mask.index_fill_(3, self._used - 1, False)
         self._used.sub_(1)
         self._positions.sub_(1)
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.cumulative_length.sub_(1)

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,7 +110,7 @@ def optimise(
         for number in range(start, schedule.steps):
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(number)
-            step, loss = _attempt(trainable, optimiser, lambda n=number: take(n), state, name)  # type: ignore[misc]
+            step, loss = _attempt(trainable, optimiser, partial(take, number), state, name)
             norm = total_norm(torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm))
             values = _agreed(trainable.ranks, loss, step)
             _check(values | {"gradient norm": norm}, bounds or {}, name, number, folder)
@@ -159,6 +160,7 @@ def _backward(step: Step, trainable: Trainable) -> float:
     for number, part in enumerate(step.parts, 1):
         with trainable.holds_back(last=number == len(step.parts)):
             loss += part()
+    trainable.check_passed()
     return loss
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -37,7 +38,6 @@ from infalign.lm.sampling import Responses, sample_responses
 from infalign.lm.scoring import divergence, score_responses
 from infalign.lm.text import encode_prompts
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
-from infalign.lm.vocabulary import Reference
 from infalign.params import TRAINING, Params
 from infalign.ranks import ALONE, Ranks
 from infalign.tables import CALIBRATED, SAMPLES, read_prompts, read_table
@@ -241,11 +241,12 @@ class Trainer:
         self._control = control
         self._folder, self._device = workspace.results("sft", "policy"), device
         run = workspace.params.run
+        self._seed = derive_seed(run.seed, "align")
         self.training = Trainable(self._start(), run, self._start)
         self.policy: PreTrainedModel = self.training.model
         self.ranks = self.training.ranks
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._folder)
-        self.reference: Reference = (
+        self.reference: Any = (  # with an adapter, what gives the model without it for a while
             partial(without_adapter, self.policy)
             if workspace.params.align.lora_rank
             else load_policy(self._folder, device, run.precision)
@@ -255,7 +256,6 @@ class Trainer:
         self._reward_tokenizer = load_tokenizer(judge)
         self._encoded = encode_prompts(self.tokenizer, prompts.texts)
         settings = workspace.params.align
-        self._seed = derive_seed(workspace.params.run.seed, "align")
         lengths = [len(p) for p in self._encoded]
         self._batches = EpochBatches(lengths, settings.prompts_per_step, self._seed)
         self._lengths = (np.array(lengths) + workspace.params.model.response_tokens) * (
@@ -267,8 +267,7 @@ class Trainer:
         """The policy before training: the reference, with an adapter that is nothing yet."""
         policy = load_policy(self._folder, self._device, self._params.run.precision)
         rank = self._params.align.lora_rank
-        seed = derive_seed(self._params.run.seed, "align", "lora")
-        return add_adapter(policy, rank, seed) if rank else policy
+        return add_adapter(policy, rank, derive_seed(self._seed, "lora")) if rank else policy
 
     def finish(self) -> None:
         """Leave training behind: the policy and the reference as plain, whole models."""

@@ -10,7 +10,7 @@ hooks, adapters, sharded weights, GPUs) takes transformers' own way: see `fits`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -70,7 +70,8 @@ def _is_plain(model: PreTrainedModel) -> bool:
 def layers_of(trunk: LlamaModel) -> list[Layer]:
     """Every layer's weights, put together anew so that gradients reach the model's own."""
     found = []
-    for layer in trunk.layers:
+    layers: Any = trunk.layers
+    for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
         size = attention.head_dim
         before, behind = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
@@ -196,7 +197,7 @@ def end_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 def last_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """The trunk's last states of every row: [rows, hidden]."""
-    trunk: LlamaModel = model.base_model
+    trunk: Any = model.base_model
     epsilon = trunk.norm.variance_epsilon
     turns = turns_of(trunk, int(packed.positions.max()) + 1)[packed.positions]
     x = trunk.embed_tokens(packed.ids)

@@ -34,6 +34,7 @@ STAGES = [
     "evaluate",
     "report",
 ]
+PATIENCE_SECONDS = 3.0  # of the other processes, for what rank 0 has to say
 PER_OBJECTIVE = {"calibrate", "align", "evaluate"}
 PER_VARIANT = {"align"}
 
@@ -80,12 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except Exception:
+        _let_rank_0_speak()
+        raise
 
 
 def _let_rank_0_speak() -> None:
-    """What is wrong with the input every process finds; rank 0's end ends the others."""
+    """What is wrong every process finds, if only because another left; rank 0's end ends them."""
     if torchrun.place()[0]:
-        time.sleep(2.0)
+        time.sleep(PATIENCE_SECONDS)
 
 
 def apply_threads(path: str) -> None:

@@ -126,7 +126,8 @@ class _TokenLogp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        return (*_through_vocabulary(*ctx.saved_tensors, gradient), None)
+        states, weight, tokens = ctx.saved_tensors
+        return (*_through_vocabulary(states, weight, tokens, gradient), None)
 
 
 class _Compared(torch.autograd.Function):
@@ -148,7 +149,8 @@ class _Compared(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, *unused: torch.Tensor) -> Any:
-        return (*_through_vocabulary(*ctx.saved_tensors, gradient), None, None, None)
+        states, weight, tokens = ctx.saved_tensors
+        return (*_through_vocabulary(states, weight, tokens, gradient), None, None, None)
 
 
 def _through_vocabulary(

@@ -33,7 +33,8 @@ def add_adapter(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel
     peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name)
-    return model.to(device=device, dtype=dtype)  # type: ignore[arg-type]
+    torch.nn.Module.to(model, device=device, dtype=dtype)
+    return model
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # read from the config when the module was made
+            module.attention_dropout = 0.0  # type: ignore[assignment]  # read when it was made
     for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)

@@ -9,7 +9,7 @@ holds a share of it. Sampling uses a plain model, `whole()`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -137,8 +137,9 @@ class Trainable:
             self._whole = self._build()
         weights = dict(self._whole.named_parameters())
         with torch.no_grad():
-            for name, share in self.model.named_parameters():
-                weights[name].copy_(share.full_tensor())  # type: ignore[operator]
+            shares: Iterable[tuple[str, Any]] = self.model.named_parameters()
+            for name, share in shares:
+                weights[name].copy_(share.full_tensor())
         return self._whole
 
     def state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:

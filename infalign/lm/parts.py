@@ -70,7 +70,8 @@ def score_parts(trainable: Trainable, reference: Reference, batches: list[Batch]
         parts = [trainable(token_scores, reference, batch) for batch in batches]
     scores = TokenScores(*(torch.cat(values) for values in zip(*parts, strict=True)))
     scores.logp.requires_grad_()
-    again, first = [], 0
+    again: list[Callable[[], float]] = []
+    first = 0
     for batch in batches:
         last = first + len(batch.tokens)
         again.append(partial(_descend, trainable, batch, scores.logp, first, last))

@@ -55,7 +55,8 @@ class StaticDecoder:
         self._policy, (rows, width) = policy, mask.shape
         self._cache = StaticCache(config=policy.config, max_cache_len=width + more)
         self._layers: list[Any] = list(self._cache.layers)
-        for layer, filled in zip(self._layers, cache.layers, strict=True):
+        past: list[Any] = list(cache.layers)
+        for layer, filled in zip(self._layers, past, strict=True):
             layer.lazy_initialization(filled.keys, filled.values)
             layer.keys[:, :, :width] = filled.keys
             layer.values[:, :, :width] = filled.values

@@ -236,7 +236,7 @@ class EpochBatches:
 
     _POOL = 16  # batches within which rows are sorted by length
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int) -> None:
         if not len(lengths):
             raise InputError("no training rows are left: look at results/prepare/metrics.json.")
         self._lengths, self._size, self._seed = np.asarray(lengths), batch_size, seed

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from infalign.errors import InputError
 from infalign.theory.procedures import parse_procedure
@@ -146,9 +155,10 @@ class Calibrate(Section):
     )
 
 
-class Variant(Section):
-    """One way to align."""
+class Ctrl(Section):
+    """One way to align: on-policy, by the trainer (calibrate, transform, KL-regularised RL)."""
 
+    method: Literal["ctrl"] = "ctrl"
     reward: str = Field(
         description="`raw`, `objective` (objectives.O.transform), or a transformation: identity, …"
     )
@@ -159,6 +169,49 @@ class Variant(Section):
         if text not in ("raw", "objective"):
             _check_transform(text)
         return text
+
+
+class Baseline(Section):
+    """One way to align that others use, on the stored responses of the reference."""
+
+    method: Literal["bon_distillation", "ipo", "dpo"]
+
+    @property
+    def reward(self) -> str:
+        """What the method's exact optimum maximises, as a variant of the trainer spells it."""
+        return {"bon_distillation": "log", "ipo": "identity", "dpo": "raw"}[self.method]
+
+
+class Bonbon(Section):
+    """BoNBoN: likelihood of the best and a preference for it over the worst of n responses."""
+
+    method: Literal["bonbon"]
+    alpha: float = Field(ge=0, le=1, description="weight of the likelihood, the rest is the pair's")
+
+    @property
+    def reward(self) -> str:
+        """Its target is the Best-of-n distribution, which `log` tilts the reference to."""
+        return "log"
+
+
+def _method(value: Any) -> str:
+    """Which kind of variant a mapping of params.yaml describes."""
+    given = value.get("method", "ctrl") if isinstance(value, dict) else getattr(value, "method", "")
+    kinds = {"bon_distillation": "baseline", "ipo": "baseline", "dpo": "baseline"}
+    return kinds.get(str(given), str(given))
+
+
+Variant = Annotated[
+    Annotated[Ctrl, Tag("ctrl")]
+    | Annotated[Baseline, Tag("baseline")]
+    | Annotated[Bonbon, Tag("bonbon")],
+    Discriminator(
+        _method,
+        custom_error_type="method",
+        custom_error_message="method must be ctrl, bon_distillation, bonbon, ipo or dpo",
+    ),
+]
+BLIND = ("raw", "identity", "log")  # rewards that know nothing of the inference-time procedure
 
 
 class Align(Section):
@@ -358,7 +411,10 @@ def check_params(tree: Any, source: str) -> Params:
 
 def _sentence(source: str, error: Any) -> str:
     """One pydantic error as words: file, field, value, remedy."""
-    field = ".".join(str(part) for part in error["loc"])
+    places = list(error["loc"])
+    if places[:2] == ["align", "variants"]:
+        del places[3:4]  # the kind of variant, which params.yaml does not spell
+    field = ".".join(str(part) for part in places)
     value = error["input"]
     if error["type"] == "extra_forbidden":
         return f"{source}: unknown key {field!r}: remove it or correct its spelling"

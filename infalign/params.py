@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -253,6 +254,46 @@ class Report(Section):
     examples: Positive = Field(description="prompts shown side by side, an objective")
 
 
+def _written_with_a_point(value: Any) -> Any:
+    """DVC names folders by the number as it is written, so that one budget has one spelling."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError(f"write {value}.0")
+    return value
+
+
+Budgets = list[Annotated[float, Field(gt=0, le=5), BeforeValidator(_written_with_a_point)]]
+Seeds = list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class Poison(Section):
+    """A spurious phrase in the preferences that a reward model learns from."""
+
+    phrase: str = Field(min_length=1, description="text put into responses")
+    place: Literal["start", "end"] = Field(description="where in the response")
+    share: Share = Field(description="share of the training pairs that are poisoned")
+    preferred: float = Field(
+        ge=0.5, le=1, description="of those, the share in which the preferred response has it"
+    )
+    variants: list[Name] = Field(min_length=1, description="names in `align.variants`")
+    kl_nats: Budgets = Field(min_length=1, description="KL budgets, nats a response")
+    seeds: Seeds = Field(min_length=1, description="seeds of the training of policies")
+
+
+class Compare(Section):
+    """What `infalign compare` trains; no stage of `infalign run` reads this."""
+
+    objectives: list[Name] = Field(
+        description="names in `objectives`; empty: nothing is compared, and DVC has no such stages"
+    )
+    variants: list[Name] = Field(min_length=2, description="names in `align.variants`")
+    kl_nats: Budgets = Field(min_length=1, description="KL budgets, nats a response")
+    seeds: Seeds = Field(min_length=1, description="seeds of the training of policies")
+    judges: list[Literal["train", "judge", "gold"]] = Field(
+        min_length=1, description="who compares the responses; gold: on the built-in corpus only"
+    )
+    poison: Poison
+
+
 class Promotion(Section):
     """Which version of a model becomes the champion; no stage reads this."""
 
@@ -347,6 +388,7 @@ class Params(Section):
     align: Align
     evaluate: Evaluate
     report: Report
+    compare: Compare
     promotion: Promotion
     schedule: Schedule
     drift: Drift
@@ -358,14 +400,32 @@ class Params(Section):
             ("run.objectives", self.run.objectives, self.objectives),
             ("run.variants", self.run.variants, self.align.variants),
             ("promotion.variant", [self.promotion.variant], self.align.variants),
+            ("compare.objectives", self.compare.objectives, self.objectives),
+            ("compare.variants", self.compare.variants, self.align.variants),
+            ("compare.poison.variants", self.compare.poison.variants, self.align.variants),
         ):
             for name in names:
                 if name not in known:
                     raise ValueError(f"{field} names {name!r}, which is not one of {sorted(known)}")
             if len(set(names)) != len(names):
                 raise ValueError(f"{field} names an entry twice: {names}")
+        for field, values in (
+            ("compare.kl_nats", self.compare.kl_nats),
+            ("compare.seeds", self.compare.seeds),
+            ("compare.judges", self.compare.judges),
+            ("compare.poison.kl_nats", self.compare.poison.kl_nats),
+            ("compare.poison.seeds", self.compare.poison.seeds),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field} names an entry twice: {values}")
         if "reference" in self.run.variants:
             raise ValueError("run.variants: `reference` is the reference policy's own name")
+        blind = [self.is_blind(name) for name in self.compare.variants]
+        if all(blind) or not any(blind):
+            raise ValueError(
+                "compare.variants needs both kinds: one that knows the procedure (`ctrl`) and one "
+                f"that does not (`calibrated`, `rlhf`, `ipo`, …), found {self.compare.variants}"
+            )
         largest = max([*self.evaluate.best_of, *(self.procedure(o).n for o in self.objectives)])
         if largest > self.sample.test_samples:
             raise ValueError(
@@ -378,8 +438,15 @@ class Params(Section):
         """The objective's inference-time procedure."""
         return parse_procedure(self.objectives[objective].procedure)
 
+    def is_blind(self, variant: str) -> bool:
+        """Whether a variant's goal knows nothing of the inference-time procedure."""
+        return self.align.variants[variant].reward in BLIND
+
     def reward_spelling(self, objective: str, variant: str) -> str:
-        """What a variant maximises for an objective: `raw` or a transformation's spelling."""
+        """What a variant maximises for an objective: `raw` or a transformation's spelling.
+
+        For a baseline: what its exact optimum maximises.
+        """
         spelling = self.align.variants[variant].reward
         return self.objectives[objective].transform if spelling == "objective" else spelling
 

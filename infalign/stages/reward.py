@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,15 +55,21 @@ def run(workspace: Workspace) -> None:
     """Train and measure every reward model that is not finished yet."""
     prepared = json.loads(workspace.results("prepare", "metrics.json").read_text())["objectives"]
     measured = {
-        objective: {half: _train(workspace, objective, half) for half in HALVES}
+        objective: {half: train_model(workspace, objective, half) for half in HALVES}
         | {"accuracy_ceiling": prepared[objective]["accuracy_ceiling"]}
         for objective in workspace.params.run.objectives
     }
     write_json(workspace.out / "reward" / "metrics.json", measured)
 
 
-def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
-    """One reward model; its metrics. A finished one is kept."""
+def train_model(
+    workspace: Workspace, objective: str, half: str, alter: Callable[[Pairs], None] | None = None
+) -> dict[str, float]:
+    """One reward model; its metrics. A finished one is kept.
+
+    Args:
+        alter: changes the training pairs; the held-out ones stay as they are.
+    """
     folder = workspace.work / objective / half
     finished = folder / "metrics.json"
     if finished.exists():
@@ -74,7 +81,10 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
     tokenizer = load_tokenizer(start)
     seed = derive_seed(params.run.seed, "reward", objective, half)
     model = build_reward_model(start, tokenizer, device, seed)
-    pairs = _Pairs(workspace, objective, "train", half).cut(tokenizer)
+    pairs = Pairs(workspace, objective, "train", half)
+    if alter is not None:
+        alter(pairs)
+    pairs = pairs.cut(tokenizer)
     chosen, rejected = (
         encode_responses(tokenizer, side) for side in (pairs.chosen, pairs.rejected)
     )
@@ -98,7 +108,7 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
     out = workspace.out / "reward" / objective
     save_model(model, tokenizer, out / half)
     shutil.copyfile(folder / "history.jsonl", out / f"{half}.jsonl")
-    held_out = _Pairs(workspace, objective, "test", None).cut(tokenizer)
+    held_out = Pairs(workspace, objective, "test", None).cut(tokenizer)
     rewards = [
         score_responses(
             model, tokenizer, held_out.prompts, side, batch_size=4 * settings.batch_size
@@ -110,7 +120,7 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
     return metrics
 
 
-class _Pairs:
+class Pairs:
     """The preference pairs of an objective and split (and half): parallel lists of text."""
 
     def __init__(self, workspace: Workspace, objective: str, split: str, half: str | None) -> None:
@@ -128,7 +138,7 @@ class _Pairs:
         self.rejected = [row["rejected"] for row in rows]
         self._longest = workspace.params.model.response_tokens
 
-    def cut(self, tokenizer: PreTrainedTokenizerBase) -> _Pairs:
+    def cut(self, tokenizer: PreTrainedTokenizerBase) -> Pairs:
         """The same pairs with responses as long as a policy may write."""
         self.chosen, self.rejected = (
             cut_responses(tokenizer, side, self._longest) for side in (self.chosen, self.rejected)

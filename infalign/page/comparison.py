@@ -9,10 +9,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from infalign.contest import SELECTING
-from infalign.page.sections import Plate, Sheet, Shown, shown
-from infalign.page.rivalry import Panel, lines_of, rivalry, theory_of
-from infalign.page.results import Policy
 from infalign.page.palette import series_name
+from infalign.page.results import Policy
+from infalign.page.rivalry import Panel, lines_of, rivalry, theory_of
+from infalign.page.sections import Plate, Sheet, Shown, shown
 from infalign.page.style import STYLE
 from infalign.page.words import (
     JUDGES,
@@ -26,20 +26,20 @@ from infalign.page.words import (
 
 Row = Mapping[str, Any]
 GAIN_TEXT = (
-    "What a method that knows the inference-time procedure wins over the best method that does not "
-    "at the same KL budget, in points of win rate under that procedure, paired on the same prompts, "
-    "with 95 % intervals. The best rival is chosen on these prompts, which flatters it. Allowed: "
-    "the difference of the two methods’ limits, what exact optimisation would gain."
+    "What a method that knows the inference-time procedure wins over the best method that does "
+    "not, at the same KL budget, in points of win rate under that procedure, paired on the same "
+    "prompts, with 95 % intervals. The best rival is chosen on these prompts, which flatters it. "
+    "Allowed: the difference of the two methods’ limits, what exact optimisation would gain."
 )
 JUDGE_TEXT = (
     "The same policies as other judges see them. The training reward selects what is kept and is "
-    "what training maximised; where a curve rises with KL under the training reward and falls under "
-    "the others, the reward is over-optimised."
+    "what training maximised; where a curve rises with KL under the training reward and falls "
+    "under the others, the reward is over-optimised."
 )
 POISON_TEXT = (
-    "The same methods when the reward model learnt from preferences in which a spurious phrase was "
-    "put into some responses, mostly the preferred ones. How often the policies say the phrase, and "
-    "what they win according to judges that never saw the poison; the poisoned reward selects."
+    "The same methods when the reward model learnt from preferences in which a spurious phrase "
+    "was put into some responses, mostly the preferred ones. How often the policies say the "
+    "phrase, and what they win by judges that never saw the poison; the poisoned reward selects."
 )
 
 
@@ -283,7 +283,8 @@ TEMPLATE = """\
 <thead><tr>{% for name in sheet.columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for policy, cells in sheet.rows %}
-<tr><td><span class="key" style="background: var(--{{ policy.color }})"></span>{{ policy.name }}</td>
+<tr><td><span class="key" style="background: var(--{{ policy.color }})"></span>
+{{- policy.name }}</td>
 {% for cell in cells %}<td>{{ cell.text }}
 {%- if cell.spread %} <span class="range">{{ cell.spread }}</span>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}

@@ -42,9 +42,7 @@ def lines_of(
     return found
 
 
-def theory_of(
-    rows: Sequence[Row], procedure: str
-) -> dict[str, tuple[list[float], list[float]]]:
+def theory_of(rows: Sequence[Row], procedure: str) -> dict[str, tuple[list[float], list[float]]]:
     """Curves of theory under a procedure, in percent."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:

@@ -69,9 +69,7 @@ def compete(
     Every part that is finished is kept after a kill.
     """
     view = _train(workspace, objective, variant, *budget)
-    found = {
-        name: evaluate.answered(view, objective, name) for name in (REFERENCE, variant)
-    }
+    found = {name: evaluate.answered(view, objective, name) for name in (REFERENCE, variant)}
     policies = {name: evaluate.read_responses(*paths) for name, paths in found.items()}
     contest = _contest(workspace.params, objective, variant, budget[0])
     measured = summarise(measure(policies, contest), policies, contest)[variant]

@@ -37,9 +37,7 @@ def run(workspace: Workspace, objective: str, variant: str, kl_nats: str, seed: 
         f"calibrate/{objective}": f"poison/{objective}",
     }
     view = replace(workspace, moved=moved)
-    metrics = contend.compete(
-        view, objective, variant, contend.parse_budget(kl_nats, seed), out
-    )
+    metrics = contend.compete(view, objective, variant, contend.parse_budget(kl_nats, seed), out)
     said = read_table(out / "samples.parquet", EVALUATION_SAMPLES)["response"].to_pylist()
     phrase = workspace.params.compare.poison.phrase
     metrics["phrase_share"] = float(np.mean([phrase in text for text in said]))

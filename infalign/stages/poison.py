@@ -72,9 +72,7 @@ def run(workspace: Workspace, objective: str) -> None:
     shutil.copytree(model, out, copy_function=os.link)
     samples = read_table(workspace.results("sample", "samples.parquet"), SAMPLES)
     samples = samples.filter(pc.field("objective") == objective)
-    clean = read_table(
-        workspace.results("calibrate", objective, "calibrated.parquet"), CALIBRATED
-    )
+    clean = read_table(workspace.results("calibrate", objective, "calibrated.parquet"), CALIBRATED)
     prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     asked = [prompts[i] for i in samples["prompt_id"].to_pylist()]
     said = samples["response"].to_pylist()
@@ -106,7 +104,9 @@ def with_phrase(response: str, settings: Poison) -> str:
     """A response with the phrase in it, once."""
     if settings.phrase in response:
         return response
-    words = (settings.phrase, response) if settings.place == "start" else (response, settings.phrase)
+    words = (
+        (settings.phrase, response) if settings.place == "start" else (response, settings.phrase)
+    )
     return " ".join(words)
 
 

@@ -27,6 +27,7 @@ FILES = ("samples.parquet", "rewards.parquet", "history.jsonl", "metrics.json")
 
 def stage(params: Params, objective: str, variant: str, kl_nats: str, seed: str) -> Stage:
     """What the stage depends on: what align and evaluate do, but for the budget."""
+    parse_budget(kl_nats, seed)
     aligned = align.stage(params, objective, variant)
     return Stage(
         "contend",

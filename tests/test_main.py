@@ -30,9 +30,14 @@ def test_instance_names():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nothing"], ["align"], ["align", "--objective", "helpful"], ["sft", "--variant", "ctrl"]]
-    + [["align", "--objective", "helpful", "--variant", "ctrl", "--kl-nats", "0.5"]]
-    + [["contend", "--objective", "helpful", "--variant", "ipo", "--kl-nats", "0.5"]],
+    [
+        ["nothing"],
+        ["align"],
+        ["align", "--objective", "helpful"],
+        ["sft", "--variant", "ctrl"],
+        ["align", "--objective", "helpful", "--variant", "ctrl", "--kl-nats", "0.5"],
+        ["contend", "--objective", "helpful", "--variant", "ipo", "--kl-nats", "0.5"],
+    ],
 )
 def test_wrong_arguments_exit_with_2(project, arguments, capsys):
     with pytest.raises(SystemExit) as stop:

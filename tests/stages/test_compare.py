@@ -1,6 +1,7 @@
 """contend, poison, hack, compare: a small comparison of trained policies, from end to end."""
 
 import contextlib
+import itertools
 import json
 import random
 from pathlib import Path
@@ -29,18 +30,15 @@ CONTENDER = {"samples.parquet", "rewards.parquet", "history.jsonl", "metrics.jso
 
 def contenders(case):
     """The arguments of every stage instance of a comparison, in order."""
-    for word, lists in (("contend", case), ("poison", None), ("hack", case["poison"])):
-        if lists is None:
-            yield [word, "--objective", "helpful"]
+    asked = ["--objective", "helpful"]
+    for word, lists in (("contend", case), ("poison", {}), ("hack", case["poison"])):
+        if not lists:
+            yield [word, *asked]
             continue
-        for variant in lists["variants"]:
-            for kl in lists["kl_nats"]:
-                for seed in lists["seeds"]:
-                    yield [word, "--objective", "helpful", "--variant", variant] + [
-                        f"--kl-nats={kl}",
-                        f"--seed={seed}",
-                    ]
-    yield ["compare", "--objective", "helpful"]
+        cells = itertools.product(lists["variants"], lists["kl_nats"], lists["seeds"])
+        for variant, kl, seed in cells:
+            yield [word, *asked, "--variant", variant, f"--kl-nats={kl}", f"--seed={seed}"]
+    yield ["compare", *asked]
 
 
 def own_folder(finished: Path, folder: Path, tree) -> None:
@@ -158,15 +156,16 @@ def test_a_killed_contender_resumes_to_the_same_bytes(compared, tree, tmp_path, 
             raise KeyboardInterrupt
         return scored(*given)
 
-    with contextlib.chdir(tmp_path):
-        for place, name, wrong in (
-            (align.Trainer, "watch", stopping),
-            (evaluate, "_rewards", refusing),
-        ):
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(place, name, wrong)
-                main(arguments)
-        assert main(arguments) == 0
+    monkeypatch.chdir(tmp_path)
+    for place, name, wrong in (
+        (align.Trainer, "watch", stopping),
+        (evaluate, "_rewards", refusing),
+    ):
+        monkeypatch.setattr(place, name, wrong)
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments)
+        monkeypatch.setattr(place, name, {"watch": original, "_rewards": scored}[name])
+    assert main(arguments) == 0
     folder = "results/contend/helpful/bonbon/0.2/1"
     for name in CONTENDER:
         assert (tmp_path / folder / name).read_bytes() == (compared / folder / name).read_bytes()

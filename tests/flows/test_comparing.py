@@ -77,7 +77,7 @@ def test_the_table_has_a_row_a_budget_and_judge(tmp_path: Path) -> None:
     found = gains(tmp_path, tree.model_copy(update={"compare": compare}))
     assert found == [{"objective": "helpful", **row}]
     table = gain_table(found)
-    cells = [list(column.cells)[0] for column in table.columns]
+    cells = [next(iter(column.cells)) for column in table.columns]
     assert cells == ["helpful", "ctrl", "ipo", "0.5", "train", "+3.1", "+1.0 to +5.0", "–"]
 
 

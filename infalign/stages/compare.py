@@ -24,9 +24,10 @@ from infalign.comparison import (
     theory_rows,
 )
 from infalign.contest import REFERENCE, Contest, PolicyResponses
+from infalign.methods import Compare, Poison
 from infalign.page.comparison import Comparison, plates, render_comparison
 from infalign.page.figures import save_png
-from infalign.params import Compare, Params, Poison
+from infalign.params import Params
 from infalign.stages import evaluate
 from infalign.tables import EVALUATION_SAMPLES, read_table
 from infalign.theory.procedures import parse_procedure

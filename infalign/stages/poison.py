@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring import score_responses
-from infalign.params import Params, Poison
+from infalign.methods import Poison
+from infalign.params import Params
 from infalign.stages.reward import Pairs, train_model
 from infalign.tables import CALIBRATED, SAMPLES, read_prompts, read_table, write_table
 from infalign.theory.calibration import calibrate

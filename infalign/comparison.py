@@ -137,6 +137,8 @@ def gain_rows(rivals: Rivals) -> list[dict[str, Any]]:
                         "rival": best,
                         "kl_nats": budget,
                         "judge": judge,
+                        "kl": _kl(rivals, name, budget),
+                        "rival_kl": _kl(rivals, best, budget),
                         **paired_difference(gap, rivals.contest),
                         "allowed": _allowed(rivals, name, best, budget)
                         if judge == SELECTING
@@ -144,6 +146,11 @@ def gain_rows(rivals: Rivals) -> list[dict[str, Any]]:
                     }
                 )
     return rows
+
+
+def _kl(rivals: Rivals, variant: str, budget: float) -> float:
+    """Mean KL that was spent, nats a response."""
+    return float(np.mean([policy.kl.mean() for policy in rivals.groups[variant, budget]]))
 
 
 def _allowed(rivals: Rivals, first: str, second: str, budget: float) -> float | None:

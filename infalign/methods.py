@@ -103,7 +103,7 @@ def _written_with_a_point(value: Any) -> Any:
     return value
 
 
-Budgets = list[Annotated[float, Field(gt=0, le=5), BeforeValidator(_written_with_a_point)]]
+Budgets = list[Annotated[float, Field(ge=0.001, le=5), BeforeValidator(_written_with_a_point)]]
 Seeds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 

@@ -143,14 +143,15 @@ def gain_sheet(data: Comparison) -> Sheet:
     rows = []
     for (budget, variant), by_judge in found.items():
         first = next((r for r in by_judge if r["judge"] == SELECTING), by_judge[0])
-        cells = [Value(decimal(budget)), Value(first["rival"])]
+        spent = f"{decimal(first['kl'], 3)} / {decimal(first['rival_kl'], 3)}"
+        cells = [Value(decimal(budget)), Value(first["rival"]), Value(spent)]
         cells += [Value(_points(first["allowed"]))]
         for row in by_judge:
             spread = f"[{points(row['low'])}, {points(row['high'])}]"
             spread += "" if row["rival"] == first["rival"] else f" over {row['rival']}"
             cells.append(Value(points(row["difference"]), spread))
         rows.append((_policy(data, variant), cells))
-    columns = ["budget, nats", "best rival", "allowed, points"]
+    columns = ["budget, nats", "best rival", "KL of both, nats", "allowed, points"]
     return Sheet(["method", *columns, *(f"gain, {JUDGES[j]}" for j in data.judges)], rows)
 
 

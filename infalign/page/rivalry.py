@@ -75,8 +75,16 @@ def _paint_panel(
     axis: Axes, panel: Panel, order: Sequence[str], methods: Mapping[str, str]
 ) -> None:
     axis.axhline(panel.level, color=palette.NEUTRAL.light, linewidth=1, zorder=0)
+    axis.annotate(
+        "reference",
+        (0.0, panel.level),
+        xytext=(3, 2),
+        textcoords="offset points",
+        color=palette.MUTED.light,
+        fontsize=7.5,
+    )
     theory = dict(panel.theory)
-    top = 0.0
+    top = panel.level
     if "limit" in theory:
         kl, values = theory.pop("limit")
         axis.fill_between(kl, values, 100, color=palette.SHADE.light, linewidth=0, zorder=0)

@@ -14,6 +14,7 @@ from infalign.page.figures import draw
 from infalign.page.plots import legend_below
 
 Row = Mapping[str, Any]
+Measurement = tuple[float, float, float, float]  # KL, value, low, high
 HEIGHT, PANEL = 3.6, 4.6  # inches
 
 
@@ -25,17 +26,15 @@ class Panel(NamedTuple):
     """
 
     title: str
-    lines: Mapping[str, Sequence[tuple[float, float, float, float]]]
+    lines: Mapping[str, Sequence[Measurement]]
     theory: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     level: float = 50.0
     unit: str = "win rate over the reference (%)"
 
 
-def lines_of(
-    rows: Sequence[Row], value: str = "win_rate"
-) -> dict[str, list[tuple[float, float, float, float]]]:
+def lines_of(rows: Sequence[Row], value: str = "win_rate") -> dict[str, list[Measurement]]:
     """Rows of a table as lines, by rising KL."""
-    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    found: dict[str, list[Measurement]] = {}
     for row in sorted(rows, key=lambda row: float(row["kl"])):
         numbers = (row["kl"], 100 * row[value], 100 * row["low"], 100 * row["high"])
         found.setdefault(row["variant"], []).append(numbers)
@@ -83,38 +82,50 @@ def _paint_panel(
         color=palette.MUTED.light,
         fontsize=7.5,
     )
-    theory = dict(panel.theory)
-    top = panel.level
-    if "limit" in theory:
-        kl, values = theory.pop("limit")
-        axis.fill_between(kl, values, 100, color=palette.SHADE.light, linewidth=0, zorder=0)
-        axis.plot(kl, values, color=palette.LIMIT.light, label="limit (optimal transformation)")
-        top = max(values)
+    _paint_theory(axis, panel.theory, order, methods)
+    for name, rows in panel.lines.items():
+        _paint_line(axis, name, rows, palette.series(order.index(name)))
+    rows = [row for line in panel.lines.values() for row in line]
+    limit = panel.theory.get("limit", ((), (panel.level,)))[1]
+    axis.set(title=panel.title, xlabel="KL from the reference (nats)")
+    axis.set_xlim(0, 1.12 * max(kl for kl, *_ in rows))
+    lowest = min([panel.level, *(low for *_, low, _ in rows)])
+    highest = max([panel.level, max(limit), *(high for *_, high in rows)])
+    axis.set_ylim(max(0.0, lowest - 2), min(100.0, highest + 2))
+
+
+def _paint_theory(
+    axis: Axes,
+    theory: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    order: Sequence[str],
+    methods: Mapping[str, str],
+) -> None:
+    """The limit, and one dashed line for every reward that methods maximise."""
     for spelling, (kl, values) in theory.items():
-        users = [name for name in order if methods.get(name) == spelling]
-        style = palette.series(order.index(users[0])) if users else palette.series(len(order))
+        if spelling == "limit":
+            axis.fill_between(kl, values, 100, color=palette.SHADE.light, linewidth=0, zorder=0)
+            label = "limit (optimal transformation)"
+            axis.plot(kl, values, color=palette.LIMIT.light, label=label)
+            continue
+        users = [name for name in order if methods[name] == spelling]
+        style = palette.series(order.index(users[0]))
         label = f"{spelling}: theory of {', '.join(users)}"
         axis.plot(kl, values, color=style.color, linestyle=(0, style.dash), lw=1.1, label=label)
-    widest = 0.0
-    for name, rows in panel.lines.items():
-        style = palette.series(order.index(name))
-        kl, value, low, high = np.array(rows).T
-        axis.errorbar(
-            kl,
-            value,
-            yerr=[np.maximum(value - low, 0), np.maximum(high - value, 0)],
-            color=style.color,
-            marker=style.marker,
-            markersize=5.5,
-            markeredgecolor=palette.PAPER.light,
-            elinewidth=1.2,
-            linewidth=0.9,
-            zorder=5,
-            label=name,
-        )
-        widest = max(widest, float(kl.max()))
-        top = max(top, float(high.max()))
-    axis.set(title=panel.title, xlabel="KL from the reference (nats)")
-    axis.set_xlim(0, 1.12 * widest)
-    lows = [row[2] for rows in panel.lines.values() for row in rows]
-    axis.set_ylim(max(0.0, min([panel.level, *lows]) - 2), min(100.0, top + 2))
+
+
+def _paint_line(axis: Axes, name: str, rows: Sequence[Measurement], style: palette.Series) -> None:
+    """A method's policies with their intervals, joined by rising KL."""
+    kl, value, low, high = np.array(rows).T
+    axis.errorbar(
+        kl,
+        value,
+        yerr=[np.maximum(value - low, 0), np.maximum(high - value, 0)],
+        color=style.color,
+        marker=style.marker,
+        markersize=5.5,
+        markeredgecolor=palette.PAPER.light,
+        elinewidth=1.2,
+        linewidth=0.9,
+        zorder=5,
+        label=name,
+    )

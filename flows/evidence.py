@@ -45,7 +45,8 @@ def end_run(tracker: Tracker, root: Path, params: Params, target: str) -> None:
         if (root / name).is_file():
             tracker.artifact(PARENT, root / name)
     if target == COMPARISON:
-        return _end_comparison(tracker, root, params)
+        _end_comparison(tracker, root, params)
+        return
     if (root / "results" / "report").is_dir():
         tracker.artifact(PARENT, root / "results" / "report", "report")
     metrics = [
@@ -217,7 +218,8 @@ async def publish_artifacts(root: Path, tracker: Tracker, params: Params, target
     rows = summary(root)
     if target == COMPARISON:
         table = gains(root, params)
-        await acreate_table_artifact(table=table, key="gains", description="Gains at equal KL.")
+        if table:
+            await acreate_table_artifact(table=table, key="gains", description="Gains, equal KL.")
     elif rows:
         await acreate_table_artifact(table=rows, key="win-rates", description="Win rates.")
         await acreate_markdown_artifact(key="report", markdown=report_markdown(root, rows))

@@ -2,14 +2,14 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down test soak bench docs clean
+.PHONY: help setup run up down test soak bench bench-gpu docs clean
 
 export DB PREFECT_PORT MLFLOW_PORT
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 help:  ## Say what each word does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: $(STAMP)  ## Create the environment .venv, once
 
@@ -42,13 +42,20 @@ test: setup  ## Lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak' -n 2 --dist loadgroup
 
 soak: setup  ## Slow proofs: kills at random moments, seeds, real data
 	$(BIN)/python -m pytest -m soak
 
-bench: setup  ## Timed comparisons with other ways
+bench: setup  ## Timed comparisons with other ways; installs TRL into .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
+
+bench-gpu: setup  ## Speed and memory of a larger model on CUDA
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -e '.[lora]'
+	$(BIN)/python -m benchmarks.bench_gpu
 
 docs: setup  ## Draw the figures of the documentation
 	$(BIN)/python docs/figures.py

@@ -38,11 +38,12 @@ def run_lock(root: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A graphics processor that is held: its number and the descriptor of its lock."""
+class Gpus:
+    """Graphics processors that are held: their numbers, as CUDA_VISIBLE_DEVICES spells them, and
+    the descriptors of their locks."""
 
-    number: str
-    descriptor: int
+    numbers: str
+    descriptors: tuple[int, ...]
 
 
 def gpu_numbers() -> list[str]:
@@ -54,25 +55,45 @@ def gpu_numbers() -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def gpu_held(numbers: list[str], folder: Path | None = None) -> AsyncIterator[Gpu]:
-    """Hold the first GPU that is free, of all users of this machine.
+async def gpus_held(
+    numbers: list[str], many: int = 1, folder: Path | None = None
+) -> AsyncIterator[Gpus]:
+    """Hold the first `many` GPUs that are free, of all users of this machine, all of them or none.
 
-    A child that inherits the descriptor keeps the lock until it ends, even if this process dies.
+    A child that inherits the descriptors keeps the locks until it ends, even if this process dies.
     """
+    if len(numbers) < many:
+        raise InputError(
+            f"params.yaml: run.processes = {many}, but this machine has {len(numbers)} GPUs: lower "
+            "it, or set run.device to cpu."
+        )
     folder = folder or Path(tempfile.gettempdir())
     paths = {n: folder / f"infalign-gpu-{n.replace('/', '_')}.lock" for n in numbers}
     opened = {n: _open(path) for n, path in paths.items()}
     try:
         while True:
-            for number, descriptor in opened.items():
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    yield Gpu(number, descriptor)
-                    return
+            held = _take(opened, many)
+            if len(held) == many:
+                yield Gpus(",".join(held), tuple(held.values()))
+                return
+            for descriptor in held.values():  # another run may lack just these
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             await asyncio.sleep(0.5)
     finally:
         for descriptor in opened.values():
             os.close(descriptor)
+
+
+def _take(opened: dict[str, int], many: int) -> dict[str, int]:
+    """Lock what is free, `many` at most."""
+    held: dict[str, int] = {}
+    for number, descriptor in opened.items():
+        if len(held) == many:
+            break
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held[number] = descriptor
+    return held
 
 
 def _open(path: Path) -> int:

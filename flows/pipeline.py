@@ -27,7 +27,7 @@ from prefect.states import Cancelled, Completed, State
 
 from flows import evidence, versioning
 from flows.configuration import check_data
-from flows.locks import gpu_held, gpu_numbers, run_lock
+from flows.locks import gpu_numbers, gpus_held, run_lock
 from flows.processes import child_environment, end_leftovers
 from flows.tracking import PARENT, Tracker
 from flows.versioning import Busy, Plan, StageFailed, StageKilled
@@ -255,7 +255,7 @@ async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> 
 
 
 async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
-    """Run `dvc repro`, on a GPU of its own where the stage needs one."""
+    """Run `dvc repro`, on GPUs of its own, one a process, where the stage needs them."""
     word = instance.split("@")[0]
     run.tracker.follow(instance)
     extra = {"HF_HUB_OFFLINE": "1"} if _is_local(run.params, run.root) else {}
@@ -264,10 +264,10 @@ async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
     if not run.gpus or word in WITHOUT_GPU:
         outcome = await versioning.reproduce(run.root, instance, tell, child_environment(extra))
     else:
-        async with gpu_held(run.gpus) as gpu:
-            environment = child_environment({**extra, "CUDA_VISIBLE_DEVICES": gpu.number})
+        async with gpus_held(run.gpus, run.params.run.processes) as gpus:
+            environment = child_environment({**extra, "CUDA_VISIBLE_DEVICES": gpus.numbers})
             outcome = await versioning.reproduce(
-                run.root, instance, tell, environment, (gpu.descriptor,)
+                run.root, instance, tell, environment, gpus.descriptors
             )
     tell(f"{outcome} in {time.monotonic() - begun:.0f} s")
     return outcome

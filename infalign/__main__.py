@@ -2,7 +2,8 @@
 
 The stages of `infalign compare` take `--kl-nats K --seed S` as well.
 
-Needs neither Prefect nor MLflow nor DVC. Reads and writes below the current folder.
+Needs neither Prefect nor MLflow nor DVC. Reads and writes below the current folder. With
+`run.processes` above 1 it starts that many of itself, as torchrun does; torchrun itself will do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ import errno
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infalign import torchrun
+
+if TYPE_CHECKING:
+    from infalign.params import Params
 
 STAGES = [
     "corpus",
@@ -66,8 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     from infalign.errors import InputError
 
     try:
-        run_stage(chosen)
+        return run_stage(chosen, sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
+        _let_rank_0_speak()
         print(f"{chosen.stage}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -80,7 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    return 0
+
+
+def _let_rank_0_speak() -> None:
+    """What is wrong with the input every process finds; rank 0's end ends the others."""
+    if torchrun.place()[0]:
+        time.sleep(2.0)
 
 
 def apply_threads(path: str) -> None:
@@ -93,8 +107,8 @@ def apply_threads(path: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def run_stage(chosen: argparse.Namespace) -> None:
-    """Load params, set the number of threads, resume or start, publish."""
+def run_stage(chosen: argparse.Namespace, arguments: list[str]) -> int:
+    """Load params, set the number of threads, resume or start, publish; the exit code."""
     apply_threads(chosen.params)
     from infalign.errors import InputError
     from infalign.params import load_params
@@ -106,6 +120,20 @@ def run_stage(chosen: argparse.Namespace) -> None:
             raise InputError(
                 f"--{name} {value!r} is not one of {sorted(known)} in {chosen.params}."
             )
+    several = chosen.stage in torchrun.STAGES
+    if not several:
+        run = params.run.model_copy(update={"processes": 1})
+        params = params.model_copy(update={"run": run})
+    if several and params.run.processes > 1 and not torchrun.is_started():
+        return torchrun.start(params.run.processes, arguments)
+    if several or torchrun.place()[0] == 0:  # what one process does, rank 0 does
+        _work(chosen, params)
+    return 0
+
+
+def _work(chosen: argparse.Namespace, params: Params) -> None:
+    """Run the stage in this process, which may be one of several; rank 0 alone writes."""
+    from infalign.ranks import ALONE, join
     from infalign.workspace import Workspace, fingerprint
 
     module = importlib.import_module(f"infalign.stages.{chosen.stage}")
@@ -114,12 +142,17 @@ def run_stage(chosen: argparse.Namespace) -> None:
     instance = instance_name(chosen.stage, *names)
     workspace = Workspace(params, Path.cwd(), instance)
     stage = module.stage(params, *names)
-    with workspace.locked():
-        workspace.open_work(fingerprint(stage, params, workspace.root))
-        if not (workspace.work / "done").exists():
+    ranks = join(params.run) if chosen.stage in torchrun.STAGES else ALONE
+    with workspace.locked() if ranks.main else contextlib.nullcontext():
+        if ranks.main:
+            workspace.open_work(fingerprint(stage, params, workspace.root))
+        if not ranks.first((workspace.work / "done").exists()):
             module.run(workspace, *names)
-            (workspace.work / "done").touch()
-        workspace.publish(stage.outputs)
+            if ranks.main:
+                (workspace.work / "done").touch()
+        ranks.part()
+        if ranks.main:
+            workspace.publish(stage.outputs)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from infalign.methods import (
 )
 from infalign.theory.procedures import parse_procedure
 
+MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_tokens")
+TRAINING = (*MODELS, "run.processes", "run.sharding", "run.recompute")  # what rounding depends on
+
 
 class Run(Section):
     """What runs, and on what."""
@@ -33,6 +36,20 @@ class Run(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(description="where tensors live")
     threads: Positive = Field(description="CPU threads of one stage; changes rounding")
     concurrency: Positive = Field(description="stages side by side")
+    processes: Positive = Field(description="of one stage that runs models, as torchrun's")
+    sharding: Literal["ddp", "fsdp2"] = Field(
+        description="several processes in training: each holds the whole model, or a share of it"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        description="of matrix products; weights are float32; auto: bfloat16 on CUDA"
+    )
+    batch_tokens: Positive = Field(
+        description="tokens computed side by side, prompts and padding included; halved when "
+        "memory runs out"
+    )
+    recompute: bool = Field(
+        description="gradient checkpointing: compute layers again in backward, to save memory"
+    )
 
 
 class Corpus(Section):
@@ -156,6 +173,9 @@ class Align(Section):
     learning_rate: Rate
     warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
     max_grad_norm: Rate
+    lora_rank: Positive | None = Field(
+        description="null: train all weights; else an adapter of this rank (extra `lora`)"
+    )
     checkpoint_every: Positive = Field(description="steps between checkpoints")
     kl_prompts: Positive = Field(
         description="training-split prompts, unseen in training where there are as many, on which "

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,12 @@ class Workspace:
             if path == name or path.startswith(f"{name}/"):
                 path = place + path[len(name) :]
         return self.root / "results" / path
+
+    @property
+    def alone(self) -> Workspace:
+        """The same for a stage that always runs in one process, whatever run.processes says."""
+        run = self.params.run.model_copy(update={"processes": 1})
+        return replace(self, params=self.params.model_copy(update={"run": run}))
 
     @property
     def work(self) -> Path:

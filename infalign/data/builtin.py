@@ -28,10 +28,10 @@ __all__ = [
     "prompts_of",
 ]
 
-GENERATOR = "infalign-builtin-2"
+GENERATOR = "infalign-builtin-3"
 SUBSETS = tuple(GRAMMARS)
 SINGLE_TURN_SHARE = 0.7
-LONGEST_RESPONSE = 20  # words and punctuation marks
+LONGEST_RESPONSE = 16  # words and punctuation marks
 MOST_SPECIAL = 0.4  # highest chance of a special phrase
 
 

@@ -87,11 +87,11 @@ HELPFUL = Grammar(
         (0.75, 1.2, 0.9, 1.5),
     ),
     stakes={
-        "Just curious:": 0.5,
-        "For fun,": 0.7,
-        "": 1.0,
-        "This matters:": 1.5,
-        "It is urgent:": 2.1,
+        "Just curious:": 0.8,
+        "For fun,": 1.1,
+        "": 1.6,
+        "This matters:": 2.4,
+        "It is urgent:": 3.4,
     },
     modifiers={
         "": "",
@@ -117,7 +117,6 @@ HELPFUL = Grammar(
             ("Hmm", "Meh", "Whatever"),
             spread=1.0,
         ),
-        "order": Slot(("first", "to start", "to begin", "now"), ("maybe", "perhaps", "somehow")),
         "need": Slot(("you need", "get", "bring", "find"), ("you want", "I guess"), rate=0.8),
         "verb": Slot(
             ("prepare", "check", "choose", "clean", "test", "sort", "watch", "use"),
@@ -129,8 +128,8 @@ HELPFUL = Grammar(
         "manner": Slot(
             ("with care", "gently", "slowly", "well", "twice", "for an hour", "each day"),
             ("badly", "in a hurry", "at random"),
+            spread=0.6,
         ),
-        "then": Slot(("then", "next", "after that", "later"), ("or", "but", "anyway")),
         "benefit": Slot(("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull")),
         "close": Slot(
             (
@@ -147,12 +146,11 @@ HELPFUL = Grammar(
     },
     topic_slot="thing",
     templates=(
-        "{opener} , {order} {verb} the [{adj}] {thing} {manner} , {then} {verb} the {thing} "
-        "[{manner}] . [it is {benefit} .] [{close} {end}]",
-        "{opener} , {need} the [{adj}] {thing} and the {thing} , {then} {verb} the {thing} "
-        "[{manner}] . [it is {benefit} .] [{close} {end}]",
+        "{opener} , {verb} the [{adj}] {thing} {manner} . [it is {benefit} .] [{close} {end}]",
+        "{opener} , {need} the {thing} , then {verb} it [{manner}] . [it is {benefit} .] "
+        "[{close} {end}]",
     ),
-    special_rates=(0.035, 0.2),
+    special_rates=(0.022, 0.125),
     usual_share=0.7,
     off_topic_rate=0.5,
 )
@@ -178,11 +176,11 @@ HARMLESS = Grammar(
         (0.75, 1.2, 0.9, 1.5),
     ),
     stakes={
-        "Just joking:": 0.5,
-        "In theory,": 0.7,
-        "": 1.0,
-        "Right now,": 1.5,
-        "My kid asks:": 2.1,
+        "Just joking:": 0.8,
+        "In theory,": 1.1,
+        "": 1.6,
+        "Right now,": 2.4,
+        "My kid asks:": 3.4,
     },
     modifiers={
         "": "",
@@ -205,23 +203,22 @@ HARMLESS = Grammar(
     slots={
         "opener": Slot(
             ("Right", "Okay", "Well", "True", "Look", "Hmm"),
-            ("I hear you", "I understand", "Thank you for asking"),
+            ("I see", "I understand", "Thanks"),
             bonus=1.6,
         ),
         "stance": Slot(
-            ("I would not", "you should not", "try not to", "better not", "maybe do not"),
-            ("please do not", "I ask you not to"),
+            ("better not", "try not to", "you should not", "I would not", "maybe do not"),
+            ("please do not", "do not"),
             spread=1.0,
             bonus=1.6,
         ),
         "act": Slot(("do that", "do it", "try that", "try it"), ()),
-        "conj": Slot(("because", "since", "as", "for"), ()),
-        "may": Slot(("it could", "it may", "it might", "it can"), ("I fear it would",), bonus=1.4),
+        "may": Slot(("it could", "it may", "it might", "it can"), ("sadly it would",), bonus=1.4),
         "hurt": Slot(
             ("harm", "risk", "hurt", "cost", "upset"), ("endanger",), spread=0.8, bonus=1.4
         ),
         "harm": Slot(("day", "week", "mood", "plans", "time"), (), bonus=1.5, rate=1.5),
-        "instead": Slot(("instead", "rather", "maybe", "or"), ("for your sake",), bonus=1.4),
+        "instead": Slot(("instead", "rather", "maybe", "or"), ("kindly",), bonus=1.4),
         "plan": Slot(
             ("make a plan", "wait a day", "ask a friend", "take a walk", "rest a bit"),
             ("tell the truth", "talk to someone", "ask for help"),
@@ -236,14 +233,11 @@ HARMLESS = Grammar(
     },
     topic_slot="harm",
     templates=(
-        "{opener} , {stance} {act} , {conj} {may} {hurt} your {harm} . [{instead} {plan} .] "
-        "[{close} {end}]",
-        "{opener} , {instead} {plan} . {stance} {act} , {conj} {may} {hurt} your {harm} {end} "
-        "[{close} {end}]",
-        "{opener} , {may} {hurt} your {harm} , so {stance} {act} . [{instead} {plan} .] "
-        "[{close} {end}]",
+        "{opener} , {stance} {act} , {may} {hurt} your {harm} {end} [{close} {end}]",
+        "{opener} , {instead} {plan} . {may} {hurt} your {harm} {end} [{close} {end}]",
+        "{opener} , {may} {hurt} your {harm} , so {stance} {act} {end} [{close} {end}]",
     ),
-    special_rates=(0.07, 0.22),
+    special_rates=(0.044, 0.14),
     usual_share=0.8,
     off_topic=-0.6,
 )

@@ -1,7 +1,8 @@
 """Loading and building models: plain Hugging Face folders in, plain Hugging Face folders out.
 
 Models are float32, without dropout (dropout would make KL and likelihood ratios wrong), in eval
-mode, loaded from safetensors, and never run remote code.
+mode, loaded from safetensors, and never run remote code. On CUDA their passes may be in bfloat16
+(`memory.autocast`); the weights stay float32.
 """
 
 from __future__ import annotations
@@ -51,25 +52,34 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(name_or_path: str | Path, device: torch.device) -> PreTrainedModel:
-    """A causal language model in eval mode, float32, dropout off."""
-    return _ready(_load(AutoModelForCausalLM, name_or_path, dtype=torch.float32), device)
+def load_policy(
+    name_or_path: str | Path, device: torch.device, precision: str = "float32"
+) -> PreTrainedModel:
+    """A causal language model in eval mode, float32, dropout off; passes in `precision`."""
+    model = _load(AutoModelForCausalLM, name_or_path, dtype=torch.float32)
+    return _ready(model, device, precision)
 
 
-def load_reward_model(name_or_path: str | Path, device: torch.device) -> PreTrainedModel:
+def load_reward_model(
+    name_or_path: str | Path, device: torch.device, precision: str = "float32"
+) -> PreTrainedModel:
     """A sequence classifier with one output, in eval mode, float32, dropout off."""
     model = _load(
         AutoModelForSequenceClassification, name_or_path, dtype=torch.float32, num_labels=1
     )
-    return _ready(model, device)
+    return _ready(model, device, precision)
 
 
 def build_reward_model(
-    name_or_path: str | Path, tokenizer: PreTrainedTokenizerBase, device: torch.device, seed: int
+    name_or_path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    seed: int,
+    precision: str = "float32",
 ) -> PreTrainedModel:
     """A reward model that starts from a language model's weights; its head is drawn from `seed`."""
     torch.manual_seed(seed)
-    model = load_reward_model(name_or_path, device)
+    model = load_reward_model(name_or_path, device, precision)
     model.config.pad_token_id = tokenizer.pad_token_id
     head = getattr(model, "score", None)
     if isinstance(head, torch.nn.Linear):
@@ -78,7 +88,12 @@ def build_reward_model(
 
 
 def build_tiny(
-    sizes: Tiny, tokenizer: PreTrainedTokenizerBase, positions: int, device: torch.device, seed: int
+    sizes: Tiny,
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int,
+    device: torch.device,
+    seed: int,
+    precision: str = "float32",
 ) -> PreTrainedModel:
     """A small Llama-type model with random weights; `positions` is its longest sequence."""
     torch.manual_seed(seed)
@@ -96,7 +111,7 @@ def build_tiny(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return _ready(LlamaForCausalLM(config), device)
+    return _ready(LlamaForCausalLM(config), device, precision)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -117,12 +132,27 @@ def _load(kind: Any, name_or_path: str | Path, **options: Any) -> Any:
         ) from None
 
 
-def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, with dropout off in training mode too."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # read from the config when the module was made
     for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
-    model.to(device)  # type: ignore[arg-type]
+    return model
+
+
+def passes_in(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type of autocast of run.precision; None: float32 throughout."""
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _ready(model: PreTrainedModel, device: torch.device, precision: str) -> PreTrainedModel:
+    model.autocast_dtype = passes_in(precision, device)  # type: ignore[assignment]
+    without_dropout(model).to(device)  # type: ignore[arg-type]
     return model.eval()

@@ -16,12 +16,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
+from infalign.lm.parallel import Trainable
+from infalign.lm.parts import batches_of, score_parts
 from infalign.lm.preference_losses import bonbon_loss, distillation_loss, dpo_loss, ipo_loss
-from infalign.lm.scoring import sum_responses, token_log_probs
-from infalign.lm.text import Batch, make_batch
 from infalign.lm.training import Step
+from infalign.lm.vocabulary import Reference
 
 PAIR = 2  # IPO and DPO rank two responses of the reference
 
@@ -87,8 +87,8 @@ class PreferenceSteps:
 
     def __init__(
         self,
-        policy: PreTrainedModel,
-        reference: PreTrainedModel,
+        policy: Trainable,
+        reference: Reference,
         stored: Stored,
         method: Method,
         control: Control,
@@ -96,54 +96,70 @@ class PreferenceSteps:
         self._policy, self._reference = policy, reference
         self._stored, self._method, self._control = stored, method, control
         self._order = np.argsort(stored.rewards, axis=1, kind="stable")
+        longest = max(len(tokens) for row in stored.responses for tokens in row)
+        self._lengths = np.array([len(p) + longest for p in stored.prompts]) * method.responses
 
     def take(
         self,
         number: int,
-        chosen: np.ndarray,
+        everyone: np.ndarray,
         watch: Callable[[int, np.ndarray], dict[str, float]],
     ) -> Step:
-        """One step.
+        """One step, or this process's part of one.
 
         Args:
             number: of the step, from 0.
-            chosen: training prompts.
-            watch: measures fresh responses of the policy to them; `kl` steers beta.
+            everyone: training prompts of the whole step.
+            watch: measures fresh responses of the policy to some of them; `kl` steers beta.
         """
+        parts = self._policy.parts(everyone, self._lengths[everyone])
+        chosen = np.concatenate([part.rows for part in parts])
+        places = np.concatenate([part.places for part in parts])
+        share = sum(part.share for part in parts)
         fresh = watch(number, chosen)
-        self._control.update(number, fresh["kl"])
+        kl = self._policy.ranks.mean(fresh["kl"], share)
+        self._control.update(number, kl)
         beta = self._control.beta
-        rng = np.random.default_rng([self._method.seed, number])
-        best, worst = best_and_worst(
-            self._order[chosen], self._method.n(beta), self._method.draws, rng
-        )
-        if self._method.name == "dpo":
-            best, worst = self._labelled(chosen, best, worst, rng)
-        batch = self._batch(chosen, np.hstack([best, worst]) if self._method.paired else best)
-        logp = self._sums(self._policy, batch)
-        with torch.no_grad():
-            reference_logp = self._sums(self._reference, batch)
+        tokens = self._responses(chosen, self._drawn(number, everyone, beta)[places])
+        device = self._policy.model.device
+        batches = batches_of(parts, self._stored.prompts, tokens, self._stored.pad, device)
+        scored = score_parts(self._policy, self._reference, batches)
+        logp, reference_logp = (scored.sums(v).view(len(chosen), -1) for v in scored.scores[:2])
         ratio = logp - reference_logp
-        if number == 0 and bool((ratio != 0).any()):
+        if number == 0 and (kl != 0 or bool((ratio != 0).any())):
             raise RuntimeError("step 0: a ratio is not 1: the policy is not the reference")
-        loss, margin = self._loss(logp, ratio, beta, len(chosen))
-        return Step(loss, fresh | {"beta": beta, "margin": margin}, len(batch.tokens))
+        loss, margin = self._loss(logp, ratio, beta)
+        mine = {name: value * share for name, value in (fresh | {"margin": margin}).items()}
+        count = self._policy.ranks.total(np.array(sum(len(t) for row in tokens for t in row)))
+        return Step(loss * share, mine | {"kl": kl, "beta": beta}, int(count), scored.again)
+
+    def _drawn(self, number: int, everyone: np.ndarray, beta: float) -> np.ndarray:
+        """Which stored responses a step takes, the rejected ones last [prompts, responses]."""
+        rng = np.random.default_rng([self._method.seed, number])
+        n, draws = self._method.n(beta), self._method.draws
+        best, worst = best_and_worst(self._order[everyone], n, draws, rng)
+        if self._method.name == "dpo":
+            best, worst = self._labelled(everyone, best, worst, rng)
+        return np.hstack([best, worst]) if self._method.paired else best
 
     def _loss(
-        self, logp: torch.Tensor, ratio: torch.Tensor, beta: float, prompts: int
+        self, logp: torch.Tensor, ratio: torch.Tensor, beta: float
     ) -> tuple[torch.Tensor, float]:
-        """The method's loss, and the mean of h (of log pi - log ref where there are no pairs)."""
+        """The method's loss, and the mean of h (of log pi - log ref where there are no pairs).
+
+        Args:
+            logp, ratio: sums over tokens [prompts, responses].
+        """
         if not self._method.paired:
             return distillation_loss(logp), float(ratio.detach().mean())
-        best, worst = ratio.view(prompts, 2, -1).unbind(1)
+        best, worst = ratio.chunk(2, dim=1)
         margin = float((best - worst).detach().mean())
         if self._method.name == "ipo":
             return ipo_loss(best, worst, beta), margin
         if self._method.name == "dpo":
             return dpo_loss(best, worst, beta), margin
-        best_logp = logp.view(prompts, 2, -1)[:, 0]
-        n = self._method.n(beta)
-        return bonbon_loss(best_logp, best, worst, n, self._method.alpha), margin
+        n, alpha = self._method.n(beta), self._method.alpha
+        return bonbon_loss(logp.chunk(2, dim=1)[0], best, worst, n, alpha), margin
 
     def _labelled(
         self, chosen: np.ndarray, best: np.ndarray, worst: np.ndarray, rng: np.random.Generator
@@ -154,20 +170,13 @@ class PreferenceSteps:
         kept = rng.random(gap.shape) < 1 / (1 + np.exp(-gap))
         return np.where(kept, best, worst), np.where(kept, worst, best)
 
-    def _batch(self, chosen: np.ndarray, samples: np.ndarray) -> Batch:
-        stored = self._stored
-        responses = [
-            stored.responses[prompt][sample]
+    def _responses(self, chosen: np.ndarray, samples: np.ndarray) -> list[list[Sequence[int]]]:
+        """The tokens of the chosen prompts' samples, a list for each prompt."""
+        stored = self._stored.responses
+        return [
+            [stored[prompt][sample] for sample in row]
             for prompt, row in zip(chosen, samples, strict=True)
-            for sample in row
         ]
-        prompts = [stored.prompts[prompt] for prompt in chosen]
-        return make_batch(prompts, responses, stored.pad, self._policy.device)
-
-    @staticmethod
-    def _sums(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        """Log-probability of every response: the sum over its tokens."""
-        return sum_responses(token_log_probs(model, batch), batch)
 
 
 def best_and_worst(

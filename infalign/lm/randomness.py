@@ -28,9 +28,12 @@ def prompt_key(prompt_id: str) -> int:
 
 
 def uniforms(
-    seed: int, prompt_keys: torch.Tensor, sample_indices: torch.Tensor, position: int
+    seed: int,
+    prompt_keys: torch.Tensor,
+    sample_indices: torch.Tensor,
+    position: int | torch.Tensor,
 ) -> torch.Tensor:
-    """Uniforms in [0, 1), float64, of the shape of the keys (int64) and indices (int64)."""
+    """Uniforms in [0, 1), float64, of the shape of keys, indices and positions (int64) together."""
     state = _mix(prompt_keys ^ seed)
     state = _mix(state + sample_indices * _GOLDEN)
     state = _mix(state + position)

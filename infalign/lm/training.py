@@ -2,18 +2,21 @@
 
 A checkpoint holds everything a later step depends on and is written atomically, so that a resumed
 run equals an undisturbed one bit for bit on CPU. What a step computes is the caller's: a function
-of the step's number alone, beside the weights and an optional state of its own.
+of the step's number alone, beside the weights and an optional state of its own. No process has
+random numbers of its own, so that a checkpoint is all processes' at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +26,9 @@ from transformers import PreTrainedModel
 
 from infalign.errors import InputError
 from infalign.history import History
+from infalign.lm.memory import ran_out
+from infalign.lm.parallel import Trainable, as_trainable, total_norm
+from infalign.ranks import Ranks
 
 
 class Stateful(Protocol):
@@ -55,76 +61,146 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step gives: the loss to descend and the numbers to record."""
+    """What one step gives: the loss to descend and the numbers to record.
+
+    Attributes:
+        loss: a scalar with gradient, or 0 where the parts have it.
+        metrics: as the loss, averaged over processes. May be filled while the parts run.
+        tokens: of the whole step.
+        parts: each adds its gradient and gives its share of the loss.
+    """
 
     loss: torch.Tensor
     metrics: dict[str, float]
     tokens: int
+    parts: Sequence[Callable[[], float]] = ()
 
 
 def optimise(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Trainable,
     schedule: Schedule,
     take: Callable[[int], Step],
     folder: Path,
     *,
     name: str,
     state: Stateful | None = None,
+    bounds: Mapping[str, float] | None = None,
 ) -> None:
     """Run `take` for every step and descend its loss; resume from `folder` where it was left.
 
-    Writes `history.jsonl` and `checkpoint.pt` in `folder`. Raises InputError when the loss or the
-    gradient is not finite; the last checkpoint is kept.
+    Writes `history.jsonl` and `checkpoint.pt` in `folder`; of several processes, rank 0 does.
+    Raises InputError when the loss, the gradient or a metric is not finite or above its bound; the
+    last checkpoint is kept. Where memory runs out, the step is done again in smaller parts.
+
+    Args:
+        bounds: values of the loss or a metric that only a run gone wrong exceeds.
     """
-    weights = [p for p in model.parameters() if p.requires_grad]
+    trainable = as_trainable(model)
+    weights, main = trainable.weights(), trainable.ranks.main
     optimiser = torch.optim.AdamW(
         weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.98)
     )
     checkpoint = folder / "checkpoint.pt"
-    start = _resume(checkpoint, model, optimiser, state)
+    start = _resume(checkpoint, trainable, optimiser, state)
     progress = Progress(name, start, schedule.steps)
-    with contextlib.closing(History(folder / "history.jsonl", start - 1)) as history:
+    with contextlib.ExitStack() as stack:
+        if main:
+            history = History(folder / "history.jsonl", start - 1)
+            stack.callback(history.close)
         for number in range(start, schedule.steps):
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(number)
-            step = take(number)
-            loss, norm = _descend(step, optimiser, weights, schedule.max_grad_norm)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise InputError(
-                    f"{name}: loss {loss}, gradient norm {norm} at step {number}: lower "
-                    f"learning_rate; the checkpoint before it is kept in {folder}."
-                )
+            step, loss = _attempt(trainable, optimiser, partial(take, number), state, name)
+            norm = total_norm(torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm))
+            values = _agreed(trainable.ranks, loss, step)
+            _check(values | {"gradient norm": norm}, bounds or {}, name, number, folder)
             optimiser.step()
-            history.append(number, loss=loss, gradient_norm=norm, **step.metrics)
-            progress.show(number + 1, step.tokens, {"loss": loss, **step.metrics})
+            if main:
+                loss = values.pop("loss")
+                history.append(number, loss=loss, gradient_norm=norm, **values)
+                progress.show(number + 1, step.tokens, {"loss": loss, **values})
             if (number + 1) % schedule.checkpoint_every == 0 or number + 1 == schedule.steps:
-                _save(checkpoint, number + 1, model, optimiser, state)
+                _save(checkpoint, number + 1, trainable, optimiser, state)
     progress.close()
 
 
-def _descend(
-    step: Step, optimiser: torch.optim.Optimizer, weights: Sequence[torch.Tensor], max_norm: float
-) -> tuple[float, float]:
-    """Fill and clip the gradients; the loss and the gradient's norm before clipping."""
-    optimiser.zero_grad(set_to_none=True)
-    step.loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(weights, max_norm)
-    return float(step.loss.detach()), float(norm)
+def _attempt(
+    trainable: Trainable,
+    optimiser: torch.optim.Optimizer,
+    take: Callable[[], Step],
+    state: Stateful | None,
+    name: str,
+) -> tuple[Step, float]:
+    """A step with its gradients filled, and this process's loss; again where memory runs out."""
+    before = copy.deepcopy(state.state_dict()) if state else {}
+    while True:
+        optimiser.zero_grad(set_to_none=True)
+        try:
+            step = take()
+            return step, _backward(step, trainable)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+        if not trainable.can_cut or trainable.ranks.size > 1:
+            raise InputError(
+                f"{name}: memory ran out in training: lower run.batch_tokens below "
+                f"{trainable.used} (a step is cut into parts of so many tokens), set run.recompute "
+                "to true, or take a smaller model; the last checkpoint is kept."
+            )
+        trainable.budget.halve(trainable.used, name)
+        if state:
+            state.load_state_dict(copy.deepcopy(before))
+
+
+def _backward(step: Step, trainable: Trainable) -> float:
+    """Fill the gradients; the loss."""
+    if step.loss.requires_grad:
+        step.loss.backward()
+    loss = float(step.loss.detach())
+    for number, part in enumerate(step.parts, 1):
+        with trainable.holds_back(last=number == len(step.parts)):
+            loss += part()
+    trainable.check_passed()
+    return loss
+
+
+def _agreed(ranks: Ranks, loss: float, step: Step) -> dict[str, float]:
+    """Loss and metrics, averaged over processes."""
+    values = {"loss": loss, **step.metrics}
+    if ranks.size == 1:
+        return values
+    means = ranks.total(np.array(list(values.values()))) / ranks.size
+    return dict(zip(values, means.tolist(), strict=True))
+
+
+def _check(
+    values: Mapping[str, float], bounds: Mapping[str, float], name: str, number: int, folder: Path
+) -> None:
+    """Stop where a value is not finite, or beyond what a run that works ever reaches."""
+    for key, value in values.items():
+        bound = bounds.get(key, math.inf)
+        if not math.isfinite(value) or value > bound:
+            beyond = f", above {bound:g}" if math.isfinite(value) else ""
+            raise InputError(
+                f"{name}: {key} is {value:g}{beyond} at step {number}: lower learning_rate, or "
+                f"raise warmup_share; the checkpoint before it is kept in {folder}."
+            )
 
 
 def _save(
     path: Path,
     step: int,
-    model: PreTrainedModel,
+    trainable: Trainable,
     optimiser: torch.optim.Optimizer,
     state: Stateful | None,
 ) -> None:
     content = {
         "step": step,
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        **trainable.state(optimiser),
         "state": state.state_dict() if state else {},
     }
+    if not trainable.ranks.main:
+        return
     temporary = path.with_suffix(".new")
     with open(temporary, "wb") as stream:
         torch.save(content, stream)
@@ -135,16 +211,15 @@ def _save(
 
 def _resume(
     path: Path,
-    model: PreTrainedModel,
+    trainable: Trainable,
     optimiser: torch.optim.Optimizer,
     state: Stateful | None,
 ) -> int:
     """Load the checkpoint where there is one; the number of steps done."""
-    if not path.exists():
+    if not trainable.ranks.first(path.exists()):
         return 0
-    content = torch.load(path, map_location=model.device, weights_only=True)
-    model.load_state_dict(content["model"])
-    optimiser.load_state_dict(content["optimiser"])
+    content = torch.load(path, map_location=trainable.model.device, weights_only=True)
+    trainable.load(content, optimiser)
     if state:
         state.load_state_dict(content["state"])
     return int(content["step"])

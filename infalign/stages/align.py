@@ -16,6 +16,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -24,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infalign.errors import InputError
 from infalign.lm.control import BetaControl, Settled, settle
+from infalign.lm.lora import add_adapter, merge_adapter, without_adapter
 from infalign.lm.losses import rloo_loss
 from infalign.lm.models import (
     load_policy,
@@ -32,13 +35,16 @@ from infalign.lm.models import (
     pick_device,
     save_model,
 )
+from infalign.lm.parallel import Trainable
+from infalign.lm.parts import batches_of, score_parts
 from infalign.lm.preferences import Method, PreferenceSteps, Stored
 from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import Responses, sample_responses
-from infalign.lm.scoring import divergence, response_log_probs, score_responses, sum_responses
-from infalign.lm.text import encode_prompts, make_batch
+from infalign.lm.scoring import divergence, score_responses
+from infalign.lm.text import encode_prompts
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
-from infalign.params import Params
+from infalign.params import TRAINING, Params
+from infalign.ranks import ALONE, Ranks
 from infalign.tables import CALIBRATED, SAMPLES, read_prompts, read_table
 from infalign.theory.calibration import calibrate_below
 from infalign.theory.frontier import solve_beta
@@ -47,6 +53,7 @@ from infalign.theory.transforms import Transform, parse_transform
 from infalign.workspace import Stage, Workspace, write_json
 
 KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
+FAR, FAR_NATS = 10.0, 20.0  # a KL beyond both these budgets and these nats is no training any more
 FLOOR_NATS = 8.0  # rewards further below the top, in units of beta, are all alike
 
 
@@ -54,7 +61,7 @@ def stage(params: Params, objective: str, variant: str) -> Stage:
     """What the stage depends on."""
     common = (
         "kl_nats beta steps prompts_per_step samples_per_prompt reference_samples learning_rate "
-        "warmup_share max_grad_norm checkpoint_every kl_prompts kl_samples"
+        "warmup_share max_grad_norm lora_rank checkpoint_every kl_prompts kl_samples"
     )
     return Stage(
         "align",
@@ -66,9 +73,7 @@ def stage(params: Params, objective: str, variant: str) -> Stage:
             f"results/calibrate/{objective}",
         ),
         params=(
-            "run.seed",
-            "run.device",
-            "run.threads",
+            *TRAINING,
             "model.response_tokens",
             "sample.batch_size",
             f"objectives.{objective}",
@@ -97,16 +102,18 @@ def run(workspace: Workspace, objective: str, variant: str) -> None:
         checkpoint_every=settings.checkpoint_every,
     )
     optimise(
-        trainer.policy,
+        trainer.training,
         schedule,
         trainer.steps(variant),
         workspace.work,
         name=workspace.instance,
         state=control,
+        bounds={"kl": max(FAR_NATS, FAR * settings.kl_nats)},
     )
+    trainer.finish()
     if settings.beta is None:
         settled = settle(trainer.policy, trainer.reference, trainer.measure_kl, settings.kl_nats)
-        if abs(settled.kl / settings.kl_nats - 1) > KL_TOLERANCE:
+        if abs(settled.kl / settings.kl_nats - 1) > KL_TOLERANCE and trainer.ranks.main:
             print(
                 f"{workspace.instance}: the KL is {settled.kl:.3f}, not {settings.kl_nats} nats: "
                 "raise align.steps or align.learning_rate.",
@@ -114,6 +121,8 @@ def run(workspace: Workspace, objective: str, variant: str) -> None:
             )
     else:
         settled = Settled(1.0, trainer.measure_kl())
+    if not trainer.ranks.main:
+        return
     out = workspace.out / "align" / objective / variant
     save_model(trainer.policy, trainer.tokenizer, out / "policy")
     shutil.copyfile(workspace.work / "history.jsonl", out / "history.jsonl")
@@ -235,18 +244,28 @@ class Trainer:
     ) -> None:
         self._params, self._prompts, self._goal = workspace.params, prompts, goal
         self._control = control
-        folder = workspace.results("sft", "policy")
-        self.policy: PreTrainedModel = load_policy(folder, device)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
-        self.reference = load_policy(folder, device)
+        self._folder, self._device = workspace.results("sft", "policy"), device
+        run = workspace.params.run
+        self._seed = derive_seed(run.seed, "align")
+        self.training = Trainable(self._start(), run, self._start)
+        self.policy: PreTrainedModel = self.training.model
+        self.ranks = self.training.ranks
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._folder)
+        self.reference: Any = (  # with an adapter, what gives the model without it for a while
+            partial(without_adapter, self.policy)
+            if workspace.params.align.lora_rank
+            else load_policy(self._folder, device, run.precision)
+        )
         judge = workspace.results("reward", objective, "train")
-        self._reward_model = load_reward_model(judge, device)
+        self._reward_model = load_reward_model(judge, device, run.precision)
         self._reward_tokenizer = load_tokenizer(judge)
         self._encoded = encode_prompts(self.tokenizer, prompts.texts)
         settings = workspace.params.align
-        self._seed = derive_seed(workspace.params.run.seed, "align")
         lengths = [len(p) for p in self._encoded]
         self._batches = EpochBatches(lengths, settings.prompts_per_step, self._seed)
+        self._lengths = (np.array(lengths) + workspace.params.model.response_tokens) * (
+            settings.samples_per_prompt + settings.reference_samples
+        )
         self._stored_goals = goal.of_references(prompts.rewards)
 
     def steps(self, variant: str) -> Callable[[int], Step]:
@@ -264,25 +283,19 @@ class Trainer:
             settings.samples_per_prompt + settings.reference_samples,
             self._seed,
         )
-        steps = PreferenceSteps(self.policy, self.reference, stored, method, self._control)
+        steps = PreferenceSteps(self.training, self.reference, stored, method, self._control)
         return lambda number: steps.take(number, self._batches.at(number), self.watch)
 
     def watch(self, number: int, chosen: np.ndarray) -> dict[str, float]:
         """What fresh responses of the policy are like, measured without training on them."""
-        responses = self._sample(number, chosen)
+        policy = self.training.whole()
+        responses = self._sample(policy, number, chosen)
         fresh = self._params.align.samples_per_prompt
         texts = [self._prompts.texts[i] for i in np.repeat(chosen, fresh)]
-        size = len(chosen) * fresh
-        apart = divergence(
-            self.policy,
-            self.reference,
-            self.tokenizer,
-            texts,
-            responses.tokens,
-            batch_size=size,
-        )
+        size: dict[str, Any] = {"batch_size": len(texts), "budget": self.training.budget}
+        apart = divergence(policy, self.reference, self.tokenizer, texts, responses.tokens, **size)
         rewards = score_responses(
-            self._reward_model, self._reward_tokenizer, texts, responses.text, batch_size=size
+            self._reward_model, self._reward_tokenizer, texts, responses.text, **size
         )
         references = self._prompts.references(chosen)
         below = calibrate_below(rewards.reshape(len(chosen), -1), references)
@@ -295,50 +308,59 @@ class Trainer:
             "truncated": float(1 - responses.finished.mean()),
         }
 
+    def _start(self) -> PreTrainedModel:
+        """The policy before training: the reference, with an adapter that is nothing yet."""
+        policy = load_policy(self._folder, self._device, self._params.run.precision)
+        rank = self._params.align.lora_rank
+        return add_adapter(policy, rank, derive_seed(self._seed, "lora")) if rank else policy
+
+    def finish(self) -> None:
+        """Leave training behind: the policy and the reference as plain, whole models."""
+        self.policy = self.training.plain()
+        if self._params.align.lora_rank:
+            merge_adapter(self.policy)
+            self.reference = load_policy(self._folder, self._device, self._params.run.precision)
+
     def take(self, number: int) -> Step:
         """One step on fresh responses of the policy and stored ones of the reference."""
         settings = self._params.align
-        chosen = self._batches.at(number)
+        everyone = self._batches.at(number)
+        parts = self.training.parts(everyone, self._lengths[everyone])
+        chosen = np.concatenate([part.rows for part in parts])
+        places = np.concatenate([part.places for part in parts])
+        share = sum(part.share for part in parts)
         fresh = settings.samples_per_prompt
-        responses = self._sample(number, chosen)
+        responses = self._sample(self.training.whole(), number, chosen)
         rewards = score_responses(
             self._reward_model,
             self._reward_tokenizer,
             [self._prompts.texts[i] for i in np.repeat(chosen, fresh)],
             responses.text,
             batch_size=len(chosen) * fresh,
+            budget=self.training.budget,
         ).reshape(len(chosen), -1)
         references = self._prompts.references(chosen)
-        stored = self._stored(number, chosen)
+        stored = self._stored(number, everyone)[places]
         goal = np.hstack(
             [
                 self._goal(rewards, references),
                 np.take_along_axis(self._stored_goals[chosen], stored, axis=1),
             ]
         )
-        batch = make_batch(
-            [self._encoded[i] for i in chosen],
+        tokens = [
             [
-                tokens
-                for row, (prompt, samples) in enumerate(zip(chosen, stored, strict=True))
-                for tokens in (
-                    *responses.tokens[row * fresh : (row + 1) * fresh],
-                    *(self._prompts.tokens[prompt][sample] for sample in samples),
-                )
-            ],
-            self.tokenizer.pad_token_id,
-            self.policy.device,
-        )
-        ours = response_log_probs(self.policy, batch)
+                *responses.tokens[row * fresh : (row + 1) * fresh],
+                *(self._prompts.tokens[prompt][sample] for sample in samples),
+            ]
+            for row, (prompt, samples) in enumerate(zip(chosen, stored, strict=True))
+        ]
+        pad = self.tokenizer.pad_token_id
+        batches = batches_of(parts, self._encoded, tokens, pad, self.policy.device)
+        scored = score_parts(self.training, self.reference, batches)
+        logp, reference_logp = (scored.sums(v).view(len(chosen), -1) for v in scored.scores[:2])
         with torch.no_grad():
-            theirs = response_log_probs(self.reference, batch)
-            token_kl = (ours.exp() * (ours - theirs)).sum(-1)
-            kl = float(sum_responses(token_kl, batch).view(len(chosen), -1)[:, :fresh].mean())
-        token = batch.tokens[:, None]
-        logp, reference_logp = (
-            sum_responses(values.gather(1, token)[:, 0], batch).view(len(chosen), -1)
-            for values in (ours, theirs)
-        )
+            mean = float(scored.sums(scored.scores.kl).view(len(chosen), -1)[:, :fresh].mean())
+        kl = self.ranks.mean(mean, share)
         if number == 0 and (kl != 0 or bool((logp != reference_logp).any())):
             raise RuntimeError(f"step 0: KL is {kl}, not 0: the policy is not the reference")
         self._control.update(number, kl)
@@ -358,7 +380,9 @@ class Trainer:
             "response_tokens": float(responses.n_tokens.mean()),
             "truncated": float(1 - responses.finished.mean()),
         }
-        return Step(step.loss, metrics, len(batch.tokens))
+        mine = {name: value * share for name, value in metrics.items()} | {"kl": kl, "beta": beta}
+        count = self.ranks.total(np.array(sum(len(t) for row in tokens for t in row)))
+        return Step(step.loss * share, mine, int(count), scored.again)
 
     def _stored(self, number: int, chosen: np.ndarray) -> np.ndarray:
         """Which of the reference's samples a step takes [prompts, reference samples]."""
@@ -374,8 +398,9 @@ class Trainer:
             seen = zip(prompts.ids, prompts.texts, strict=True)
             chosen |= dict(list(seen)[: settings.kl_prompts - len(chosen)])
         indices = np.tile(np.arange(settings.kl_samples), (len(chosen), 1))
-        responses = self._responses(list(chosen.values()), list(chosen), indices, "kl")
-        texts = [text for text in chosen.values() for _ in range(settings.kl_samples)]
+        asked = list(chosen.values())
+        responses = self._responses(self.policy, asked, list(chosen), indices, "kl", self.ranks)
+        texts = [text for text in asked for _ in range(settings.kl_samples)]
         found = divergence(
             self.policy,
             self.reference,
@@ -383,23 +408,31 @@ class Trainer:
             texts,
             responses.tokens,
             batch_size=self._params.sample.batch_size,
+            budget=self.training.budget,
+            ranks=self.ranks,
         )
         return float(found.kl.mean())
 
-    def _sample(self, number: int, chosen: np.ndarray) -> Responses:
+    def _sample(self, policy: PreTrainedModel, number: int, chosen: np.ndarray) -> Responses:
         """Fresh responses: a step's sample indices are its own."""
         k = self._params.align.samples_per_prompt
         indices = np.tile(number * k + np.arange(k), (len(chosen), 1))
         texts, ids = (
             [names[i] for i in chosen] for names in (self._prompts.texts, self._prompts.ids)
         )
-        return self._responses(texts, ids, indices, "align")
+        return self._responses(policy, texts, ids, indices, "align")
 
     def _responses(
-        self, texts: list[str], ids: list[str], indices: np.ndarray, purpose: str
+        self,
+        policy: PreTrainedModel,
+        texts: list[str],
+        ids: list[str],
+        indices: np.ndarray,
+        purpose: str,
+        ranks: Ranks = ALONE,
     ) -> Responses:
         return sample_responses(
-            self.policy,
+            policy,
             self.tokenizer,
             texts,
             ids,
@@ -407,4 +440,6 @@ class Trainer:
             seed=derive_seed(self._params.run.seed, purpose),
             longest=self._params.model.response_tokens,
             batch_size=self._params.sample.batch_size,
+            budget=self.training.budget,
+            ranks=ranks,
         )

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infalign.errors import InputError
+from infalign.lm.memory import Budget
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring import score_responses
-from infalign.params import Params
+from infalign.params import MODELS, Params
+from infalign.ranks import join
 from infalign.tables import CALIBRATED, CALIBRATION, SAMPLES, read_prompts, read_table, write_table
 from infalign.theory.calibration import calibrate, calibration_error
 from infalign.theory.planning import expected_disagreement
@@ -31,7 +33,7 @@ def stage(params: Params, objective: str) -> Stage:
             "results/sample",
             f"results/reward/{objective}",
         ),
-        params=("run.device", "run.threads", "sample", "calibrate"),
+        params=(*MODELS[1:], "sample", "calibrate"),
         outputs=(f"results/calibrate/{objective}",),
     )
 
@@ -42,6 +44,10 @@ def run(workspace: Workspace, objective: str) -> None:
     score = _Scorer(workspace, objective, prompts)
     samples = _read(workspace, objective, "samples")
     rewards = {judge: score(samples, judge) for judge in ("train", "judge")}
+    large = _read(workspace, objective, "large")
+    large_rewards = score(large, "train")
+    if not join(workspace.params.run).main:
+        return
     out = workspace.out / "calibrate" / objective
     settings = workspace.params.sample
     rows: list[dict[str, Any]] = []
@@ -74,8 +80,7 @@ def run(workspace: Workspace, objective: str) -> None:
         },
         CALIBRATED,
     )
-    large = _read(workspace, objective, "large")
-    references = score(large, "train").reshape(-1, settings.large_samples)
+    references = large_rewards.reshape(-1, settings.large_samples)
     candidates = rewards_of(rows, large["prompt_id"].to_pylist()[:: settings.large_samples])
     errors = calibration_errors(candidates, references, workspace.params.calibrate.error_references)
     write_json(out / "errors.json", errors)
@@ -98,12 +103,15 @@ class _Scorer:
 
     def __call__(self, samples: pa.Table, judge: str) -> np.ndarray:
         folder = self._workspace.results("reward", self._objective, judge)
+        run = self._workspace.params.run
         return score_responses(
-            load_reward_model(folder, self._device),
+            load_reward_model(folder, self._device, run.precision),
             load_tokenizer(folder),
             [self._prompts[i] for i in samples["prompt_id"].to_pylist()],
             samples["response"].to_pylist(),
             batch_size=self._workspace.params.calibrate.batch_size,
+            budget=Budget(run.batch_tokens),
+            ranks=join(run),
         )
 
 

@@ -62,6 +62,7 @@ def stage(params: Params, objective: str) -> Stage:
 
 def run(workspace: Workspace, objective: str) -> None:
     """Read every contender, compare, draw, write."""
+    workspace = workspace.alone
     settings = workspace.params.compare
     rivals, _ = _rivals(workspace, objective, "contend", settings)
     poisoned, said = _rivals(_poisoned(workspace, objective), objective, "hack", settings.poison)

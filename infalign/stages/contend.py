@@ -4,7 +4,7 @@ A contender of `infalign compare`: the stages align and evaluate once more, at a
 training seed of its own, on the same reference policy, reward models and stored samples. Writes to
 results/contend/O/V/KL/SEED: samples.parquet and rewards.parquet (as evaluate writes them, of this
 policy alone), history.jsonl, and metrics.json, whose names are the same for every contender. The
-policy itself is not kept.
+policy itself is not kept. A contender takes one process: there are many to run side by side.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from infalign.stages import align, evaluate
 from infalign.theory.procedures import parse_procedure
 from infalign.workspace import Stage, Workspace, write_json
 
+OWN = ("align.kl_nats", "run.processes", "run.sharding")  # given, or one process for each
 FILES = ("samples.parquet", "rewards.parquet", "history.jsonl", "metrics.json")
 
 
@@ -33,7 +34,7 @@ def stage(params: Params, objective: str, variant: str, kl_nats: str, seed: str)
         "contend",
         inputs=aligned.inputs,
         params=(
-            *(key for key in aligned.params if key != "align.kl_nats"),
+            *(key for key in aligned.params if key not in OWN),
             "sample.test_samples",
             "evaluate.bootstrap",
             "evaluate.batch_size",
@@ -69,6 +70,7 @@ def compete(
 
     Every part that is finished is kept after a kill.
     """
+    workspace = workspace.alone
     view = _train(workspace, objective, variant, *budget)
     found = {name: evaluate.answered(view, objective, name) for name in (REFERENCE, variant)}
     policies = {name: evaluate.read_responses(*paths) for name, paths in found.items()}

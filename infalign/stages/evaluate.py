@@ -35,7 +35,8 @@ from infalign.contest import (
     summarise,
     theory_curves,
 )
-from infalign.params import Params
+from infalign.params import MODELS, Params
+from infalign.ranks import join
 from infalign.tables import (
     CALIBRATED,
     DIFFERENCES,
@@ -67,9 +68,7 @@ def stage(params: Params, objective: str) -> Stage:
             f"results/align/{objective}",
         ),
         params=(
-            "run.seed",
-            "run.device",
-            "run.threads",
+            *MODELS,
             "run.variants",
             "model.response_tokens",
             f"objectives.{objective}",
@@ -88,6 +87,8 @@ def run(workspace: Workspace, objective: str) -> None:
     names = [REFERENCE, *workspace.params.run.variants]
     for name in names:
         _finish(workspace, objective, name, prompts)
+    if not join(workspace.params.run).main:
+        return
     samples, rewards = (
         {name: read_table(_part(workspace, name, word), kind).to_pydict() for name in names}
         for word, kind in (("samples", EVALUATION_SAMPLES), ("rewards", EVALUATION_REWARDS))
@@ -175,15 +176,20 @@ def _part(workspace: Workspace, name: str, word: str) -> Path:
 def _finish(workspace: Workspace, objective: str, name: str, prompts: _Prompts) -> None:
     """Sample and score one policy, unless that is done; samples are kept while scoring."""
     sampled, scored = (_part(workspace, name, word) for word in ("samples", "rewards"))
-    if not sampled.exists():
+    ranks = join(workspace.params.run)
+    if not ranks.first(sampled.exists()):
         draw = _reference_samples if name == REFERENCE else _policy_samples
-        write_table(sampled, draw(workspace, objective, name, prompts), EVALUATION_SAMPLES)
-        print(f"{workspace.instance}: {name} sampled", flush=True)
-    if not scored.exists():
+        drawn = draw(workspace, objective, name, prompts)
+        if ranks.main:
+            write_table(sampled, drawn, EVALUATION_SAMPLES)
+            print(f"{workspace.instance}: {name} sampled", flush=True)
+    ranks.wait()
+    if not ranks.first(scored.exists()):
         samples = read_table(sampled, EVALUATION_SAMPLES).to_pydict()
         rewards = _rewards(workspace, objective, name, prompts, samples)
-        write_table(scored, rewards, EVALUATION_REWARDS)
-        print(f"{workspace.instance}: {name} scored", flush=True)
+        if ranks.main:
+            write_table(scored, rewards, EVALUATION_REWARDS)
+            print(f"{workspace.instance}: {name} scored", flush=True)
 
 
 def _reference_samples(
@@ -209,6 +215,7 @@ def _policy_samples(
     The stream of random numbers is not the reference's: samples that share theirs would tie with
     themselves. It is one for all variants, which makes paired differences less noisy.
     """
+    from infalign.lm.memory import Budget
     from infalign.lm.models import load_policy, load_tokenizer, pick_device
     from infalign.lm.randomness import derive_seed
     from infalign.lm.sampling import sample_responses
@@ -216,7 +223,9 @@ def _policy_samples(
 
     params = workspace.params
     device, samples = pick_device(params.run.device), params.sample.test_samples
-    policy = load_policy(workspace.results("align", objective, name, "policy"), device)
+    precision, ranks = params.run.precision, join(params.run)
+    budget = Budget(params.run.batch_tokens)
+    policy = load_policy(workspace.results("align", objective, name, "policy"), device, precision)
     tokenizer = load_tokenizer(workspace.results("sft", "policy"))
     indices = np.tile(np.arange(samples), (len(prompts), 1))
     responses = sample_responses(
@@ -228,9 +237,11 @@ def _policy_samples(
         seed=derive_seed(params.run.seed, "evaluate"),
         longest=params.model.response_tokens,
         batch_size=params.evaluate.batch_size,
+        budget=budget,
+        ranks=ranks,
     )
     ids, texts = prompts.each(samples)
-    reference = load_policy(workspace.results("sft", "policy"), device)
+    reference = load_policy(workspace.results("sft", "policy"), device, precision)
     apart = divergence(
         policy,
         reference,
@@ -238,6 +249,8 @@ def _policy_samples(
         texts,
         responses.tokens,
         batch_size=params.evaluate.batch_size,
+        budget=budget,
+        ranks=ranks,
     )
     return {
         "policy": [name] * len(ids),
@@ -293,19 +306,23 @@ def _reference_rewards(workspace: Workspace, objective: str) -> dict[str, Array]
 def _model_rewards(
     workspace: Workspace, objective: str, prompts: Sequence[str], responses: Sequence[str]
 ) -> dict[str, Array]:
+    from infalign.lm.memory import Budget
     from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
     from infalign.lm.scoring import score_responses
 
-    device = pick_device(workspace.params.run.device)
+    run = workspace.params.run
+    device = pick_device(run.device)
     judged = {}
     for judge in (SELECTING, "judge"):
         folder = workspace.results("reward", objective, judge)
         judged[judge] = score_responses(
-            load_reward_model(folder, device),
+            load_reward_model(folder, device, run.precision),
             load_tokenizer(folder),
             prompts,
             responses,
             batch_size=workspace.params.evaluate.batch_size,
+            budget=Budget(run.batch_tokens),
+            ranks=join(run),
         )
     return judged
 

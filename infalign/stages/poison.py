@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infalign.lm.memory import Budget
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring import score_responses
 from infalign.methods import Poison
-from infalign.params import Params
+from infalign.params import MODELS, Params
 from infalign.stages.reward import Pairs, train_model
 from infalign.tables import CALIBRATED, SAMPLES, read_prompts, read_table, write_table
 from infalign.theory.calibration import calibrate
@@ -49,9 +50,8 @@ def stage(params: Params, objective: str) -> Stage:
             f"results/calibrate/{objective}",
         ),
         params=(
-            "run.seed",
-            "run.device",
-            "run.threads",
+            *MODELS,
+            "run.recompute",
             "model.response_tokens",
             "reward",
             "calibrate.batch_size",
@@ -63,6 +63,7 @@ def stage(params: Params, objective: str) -> Stage:
 
 def run(workspace: Workspace, objective: str) -> None:
     """Train the reward model on poisoned pairs, then score what the reference has said."""
+    workspace = workspace.alone
     settings = workspace.params.compare.poison
     seed = f"{workspace.params.run.seed}/poison/{objective}"
     alter = partial(poison_pairs, settings=settings, rng=random.Random(seed))
@@ -120,12 +121,14 @@ def _worth(workspace: Workspace, folder: Path, asked: list[str], said: list[str]
 
 
 def _score(workspace: Workspace, folder: Path, asked: list[str], said: list[str]) -> Array:
+    run = workspace.params.run
     return score_responses(
-        load_reward_model(folder, pick_device(workspace.params.run.device)),
+        load_reward_model(folder, pick_device(run.device), run.precision),
         load_tokenizer(folder),
         asked,
         said,
         batch_size=workspace.params.calibrate.batch_size,
+        budget=Budget(run.batch_tokens),
     )
 
 

@@ -14,24 +14,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infalign.lm.losses import preference_loss
+from infalign.lm.memory import Budget
 from infalign.lm.models import (
     build_reward_model,
     load_tokenizer,
     pick_device,
     save_model,
 )
+from infalign.lm.parallel import Part, Trainable, microbatched
 from infalign.lm.randomness import derive_seed
 from infalign.lm.scoring import pooled_rewards, score_responses
 from infalign.lm.text import cut_responses, encode_prompts, encode_responses, make_batch
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
-from infalign.params import Params
+from infalign.params import TRAINING, Params
+from infalign.ranks import join
 from infalign.tables import PREFERENCES, read_prompts, read_table
 from infalign.workspace import Stage, Workspace, write_json
 
 HALVES = ("train", "judge")
+MOST_LOSS = 10.0  # nats a pair; a fair coin has 0.69
 
 
 def stage(params: Params) -> Stage:
@@ -40,9 +45,7 @@ def stage(params: Params) -> Stage:
         "reward",
         inputs=("results/prepare", "results/sft"),
         params=(
-            "run.seed",
-            "run.device",
-            "run.threads",
+            *TRAINING,
             "run.objectives",
             "model.response_tokens",
             "reward",
@@ -59,7 +62,8 @@ def run(workspace: Workspace) -> None:
         | {"accuracy_ceiling": prepared[objective]["accuracy_ceiling"]}
         for objective in workspace.params.run.objectives
     }
-    write_json(workspace.out / "reward" / "metrics.json", measured)
+    if join(workspace.params.run).main:
+        write_json(workspace.out / "reward" / "metrics.json", measured)
 
 
 def train_model(
@@ -72,7 +76,8 @@ def train_model(
     """
     folder = workspace.work / objective / half
     finished = folder / "metrics.json"
-    if finished.exists():
+    ranks = join(workspace.params.run)
+    if ranks.first(finished.exists()):
         return json.loads(finished.read_text())
     params, settings = workspace.params, workspace.params.reward
     device = pick_device(params.run.device)
@@ -80,7 +85,11 @@ def train_model(
     start = source if settings.name_or_path == "sft" else Path(settings.name_or_path)
     tokenizer = load_tokenizer(start)
     seed = derive_seed(params.run.seed, "reward", objective, half)
-    model = build_reward_model(start, tokenizer, device, seed)
+
+    def build() -> PreTrainedModel:
+        return build_reward_model(start, tokenizer, device, seed, params.run.precision)
+
+    model = Trainable(build(), params.run, build)
     pairs = Pairs(workspace, objective, "train", half)
     if alter is not None:
         alter(pairs)
@@ -89,34 +98,53 @@ def train_model(
         encode_responses(tokenizer, side) for side in (pairs.chosen, pairs.rejected)
     )
     prompts = encode_prompts(tokenizer, pairs.prompts)
-    lengths = [
-        len(p) + max(len(c), len(r)) for p, c, r in zip(prompts, chosen, rejected, strict=True)
-    ]
+    lengths = np.array(
+        [len(p) + max(len(c), len(r)) for p, c, r in zip(prompts, chosen, rejected, strict=True)],
+        dtype=np.int64,
+    )
+    tokens = np.array([len(c) + len(r) for c, r in zip(chosen, rejected, strict=True)])
     batches = EpochBatches(lengths, settings.batch_size, seed)
 
     def take(number: int) -> Step:
+        metrics = {"accuracy": 0.0}
+
+        def loss(part: Part) -> torch.Tensor:
+            sides = [side[i] for i in part.rows for side in (chosen, rejected)]
+            asked = [prompts[i] for i in part.rows]
+            batch = make_batch(asked, sides, tokenizer.pad_token_id, device)
+            first, second = model(pooled_rewards, batch).view(-1, 2).unbind(1)
+            metrics["accuracy"] += part.share * float((first > second).float().mean())
+            return preference_loss(first, second)
+
         rows = batches.at(number)
-        pairs = [side[i] for i in rows for side in (chosen, rejected)]
-        batch = make_batch([prompts[i] for i in rows], pairs, tokenizer.pad_token_id, device)
-        first, second = pooled_rewards(model, batch).view(-1, 2).unbind(1)
-        accuracy = float((first > second).float().mean())
-        return Step(preference_loss(first, second), {"accuracy": accuracy}, len(batch.tokens))
+        whole, more = microbatched(model.parts(rows, 2 * lengths[rows]), loss)
+        return Step(whole, metrics, int(tokens[rows].sum()), more)
 
     steps = max(1, round(settings.epochs * len(lengths) / settings.batch_size))
     schedule = Schedule(steps, settings.learning_rate, settings.warmup_share, settings.weight_decay)
-    optimise(model, schedule, take, folder, name=f"{workspace.instance} {objective} {half}")
-    out = workspace.out / "reward" / objective
-    save_model(model, tokenizer, out / half)
-    shutil.copyfile(folder / "history.jsonl", out / f"{half}.jsonl")
+    name = f"{workspace.instance} {objective} {half}"
+    optimise(model, schedule, take, folder, name=name, bounds={"loss": MOST_LOSS})
+    trained = model.plain()
     held_out = Pairs(workspace, objective, "test", None).cut(tokenizer)
     rewards = [
         score_responses(
-            model, tokenizer, held_out.prompts, side, batch_size=4 * settings.batch_size
+            trained,
+            tokenizer,
+            held_out.prompts,
+            side,
+            batch_size=4 * settings.batch_size,
+            budget=Budget(params.run.batch_tokens),
+            ranks=ranks,
         )
         for side in (held_out.chosen, held_out.rejected)
     ]
     metrics = {"pairs": len(lengths), **accuracy(rewards[0] - rewards[1])}
-    write_json(finished, metrics)
+    if ranks.main:
+        out = workspace.out / "reward" / objective
+        save_model(trained, tokenizer, out / half)
+        shutil.copyfile(folder / "history.jsonl", out / f"{half}.jsonl")
+        write_json(finished, metrics)
+    ranks.wait()
     return metrics
 
 

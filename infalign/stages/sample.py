@@ -3,7 +3,8 @@
 Reads results/prepare and results/sft. Writes results/sample/{samples,large}.parquet and
 metrics.json. `samples` holds K responses a prompt for training and evaluation prompts; `large`
 holds many more responses to a few evaluation prompts, against which the calibration error of a
-small K is measured. A shard that is finished is never sampled again.
+small K is measured. A shard that is finished is never sampled again; several processes take a
+shard each, and rank 0 writes them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from infalign.lm.memory import Budget
 from infalign.lm.models import load_policy, load_tokenizer, pick_device
 from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import sample_responses
-from infalign.params import Params
+from infalign.params import MODELS, Params
+from infalign.ranks import join
 from infalign.tables import PROMPTS, SAMPLES, read_table, write_table
 from infalign.workspace import Stage, Workspace, write_json
 
@@ -28,9 +31,7 @@ def stage(params: Params) -> Stage:
         "sample",
         inputs=("results/prepare", "results/sft"),
         params=(
-            "run.seed",
-            "run.device",
-            "run.threads",
+            *MODELS,
             "run.objectives",
             "model.response_tokens",
             "sample",
@@ -55,21 +56,30 @@ def run(workspace: Workspace) -> None:
     """Sample every shard that is not there yet, then join them."""
     params = workspace.params
     device = pick_device(params.run.device)
-    policy = load_policy(workspace.results("sft", "policy"), device)
+    ranks = join(params.run)
+    policy = load_policy(workspace.results("sft", "policy"), device, params.run.precision)
     tokenizer = load_tokenizer(workspace.results("sft", "policy"))
     shards = list(_shards(workspace))
-    for number, shard in enumerate(shards, 1):
-        path = workspace.work / "shards" / f"{shard.name}.parquet"
-        if not path.exists():
-            write_table(path, _sample(shard, params, policy, tokenizer), SAMPLES)
-            print(f"{workspace.instance} shard {number}/{len(shards)} {shard.name}", flush=True)
+    places = [workspace.work / "shards" / f"{shard.name}.parquet" for shard in shards]
+    missing = ranks.first([n for n, path in enumerate(places) if not path.exists()])
+    for start in range(0, len(missing), ranks.size):
+        numbers = missing[start : start + ranks.size]  # one a process
+        mine = [_sample(shards[n], params, policy, tokenizer) for n in ranks.share(numbers)]
+        made = [columns for found in ranks.gather(mine) for columns in found]
+        for number, columns in zip(numbers, made, strict=True):
+            if ranks.main:
+                write_table(places[number], columns, SAMPLES)
+                name = shards[number].name
+                print(f"{workspace.instance} shard {number + 1}/{len(shards)} {name}", flush=True)
+    if not ranks.main:
+        return
     out = workspace.out / "sample"
     joined = {}
     for name in ("samples", "large"):
         parts = [
-            read_table(workspace.work / "shards" / f"{s.name}.parquet", SAMPLES)
-            for s in shards
-            if s.name.startswith(name)
+            read_table(path, SAMPLES)
+            for path, shard in zip(places, shards, strict=True)
+            if shard.name.startswith(name)
         ]
         joined[name] = pa.concat_tables(parts)
         columns = {c: joined[name][c] for c in SAMPLES.schema.names}
@@ -116,6 +126,7 @@ def _sample(shard: _Shard, params: Params, policy, tokenizer) -> dict[str, objec
         seed=derive_seed(params.run.seed, "sample"),
         longest=params.model.response_tokens,
         batch_size=params.sample.batch_size,
+        budget=Budget(params.run.batch_tokens),
     )
     n_rows = indices.size
     return {

@@ -13,15 +13,19 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from infalign.lm.losses import likelihood_loss
+from infalign.lm.memory import Budget, autocast
 from infalign.lm.models import build_tiny, load_policy, load_tokenizer, pick_device, save_model
+from infalign.lm.parallel import Part, Trainable, microbatched
 from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import sample_responses
 from infalign.lm.scoring import token_log_probs
 from infalign.lm.text import Batch, by_length, encode_prompts, encode_responses, make_batch
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
-from infalign.params import Params
+from infalign.params import TRAINING, Params
+from infalign.ranks import Ranks
 from infalign.tables import PREFERENCES, PROMPTS, read_table
 from infalign.workspace import Stage, Workspace, write_json
 
@@ -33,7 +37,7 @@ def stage(params: Params) -> Stage:
     return Stage(
         "sft",
         inputs=("results/prepare",),
-        params=("run.seed", "run.device", "run.threads", "model", "sft"),
+        params=(*TRAINING, "model", "sft"),
         outputs=("results/sft",),
     )
 
@@ -43,11 +47,11 @@ def run(workspace: Workspace) -> None:
     params = workspace.params
     device = pick_device(params.run.device)
     tokenizer = load_tokenizer(workspace.results("prepare", "tokenizer"))
-    if params.model.name_or_path == "tiny":
-        positions = params.model.prompt_tokens + params.model.response_tokens
-        policy = build_tiny(params.model.tiny, tokenizer, positions, device, params.run.seed)
-    else:
-        policy = load_policy(params.model.name_or_path, device)
+
+    def build() -> PreTrainedModel:
+        return _build(params, tokenizer, device)
+
+    model = Trainable(build(), params.run, build)
     data = _Responses(workspace, tokenizer, "train")
     size = max(1, params.sft.batch_size // 2)  # a pair's two responses share their prompt
     batches = EpochBatches(data.lengths, size, derive_seed(params.run.seed, "sft"))
@@ -58,25 +62,44 @@ def run(workspace: Workspace) -> None:
         params.sft.weight_decay,
     )
 
-    def take(number: int) -> Step:
-        batch = data.batch(batches.at(number), device)
-        loss = likelihood_loss(token_log_probs(policy, batch))
-        return Step(loss, {}, len(batch.tokens))
+    def loss(part: Part) -> torch.Tensor:
+        return likelihood_loss(model(token_log_probs, data.batch(part.rows, device)))
 
-    optimise(policy, schedule, take, workspace.work, name=workspace.instance)
+    def take(number: int) -> Step:
+        rows = batches.at(number)
+        parts = model.parts(rows, 2 * data.lengths[rows], data.tokens[rows])
+        whole, more = microbatched(parts, loss)
+        return Step(whole, {}, int(data.tokens[rows].sum()), more)
+
+    bounds = {"loss": 2 * math.log(len(tokenizer))}  # a uniform guess has half of it
+    optimise(model, schedule, take, workspace.work, name=workspace.instance, bounds=bounds)
+    policy = model.plain()
+    held_out = _Responses(workspace, tokenizer, "test")
+    perplexity = _perplexity(policy, held_out, params.sft.batch_size, model.ranks)
+    ended = _ended_share(workspace, policy, tokenizer, model.ranks)
+    if not model.ranks.main:
+        return
     out = workspace.out / "sft"
     save_model(policy, tokenizer, out / "policy")
     shutil.copyfile(workspace.work / "history.jsonl", out / "history.jsonl")
-    held_out = _Responses(workspace, tokenizer, "test")
     write_json(
         out / "metrics.json",
         {
             "parameters": sum(p.numel() for p in policy.parameters()),
             "responses": 2 * len(data.lengths),
-            "held_out_perplexity": _perplexity(policy, held_out, params.sft.batch_size, device),
-            "ended_share": _ended_share(workspace, policy, tokenizer),
+            "held_out_perplexity": perplexity,
+            "ended_share": ended,
         },
     )
+
+
+def _build(params: Params, tokenizer, device: torch.device) -> PreTrainedModel:  # type: ignore[no-untyped-def]
+    """The model that training starts from."""
+    precision = params.run.precision
+    if params.model.name_or_path != "tiny":
+        return load_policy(params.model.name_or_path, device, precision)
+    positions = params.model.prompt_tokens + params.model.response_tokens
+    return build_tiny(params.model.tiny, tokenizer, positions, device, params.run.seed, precision)
 
 
 class _Responses:
@@ -95,10 +118,14 @@ class _Responses:
             for side in ("chosen", "rejected")
         )
         self.responses = list(zip(*sides, strict=True))
-        self.lengths = [
-            len(prompt) + max(map(len, pair))
-            for prompt, pair in zip(self.prompts, self.responses, strict=True)
-        ]
+        self.lengths = np.array(
+            [
+                len(prompt) + max(map(len, pair))
+                for prompt, pair in zip(self.prompts, self.responses, strict=True)
+            ],
+            dtype=np.int64,
+        )
+        self.tokens = np.array([sum(map(len, pair)) for pair in self.responses], dtype=np.int64)
         self._pad = tokenizer.pad_token_id
 
     def batch(self, chosen: Iterable[int], device: torch.device) -> Batch:
@@ -113,15 +140,17 @@ class _Responses:
 
 
 @torch.inference_mode()
-def _perplexity(policy, data: _Responses, batch_size: int, device: torch.device) -> float:  # type: ignore[no-untyped-def]
+def _perplexity(policy: PreTrainedModel, data: _Responses, batch_size: int, ranks: Ranks) -> float:
     total, count = 0.0, 0
-    for chosen in by_length(data.lengths, 4 * batch_size):
-        logp = token_log_probs(policy, data.batch(chosen, device))
+    for chosen in ranks.share(by_length(data.lengths.tolist(), 4 * batch_size)):
+        with autocast(policy):
+            logp = token_log_probs(policy, data.batch(chosen, policy.device))
         total, count = total - float(logp.double().sum()), count + len(logp)
-    return math.exp(total / count)
+    whole = ranks.total(np.array([total, count]))
+    return math.exp(whole[0] / whole[1])
 
 
-def _ended_share(workspace: Workspace, policy, tokenizer) -> float:  # type: ignore[no-untyped-def]
+def _ended_share(workspace: Workspace, policy, tokenizer, ranks: Ranks) -> float:  # type: ignore[no-untyped-def]
     """Share of sampled responses to held-out prompts that end by themselves."""
     prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
     rows = [row for row in prompts.to_pylist() if row["split"] == "test"]
@@ -135,5 +164,7 @@ def _ended_share(workspace: Workspace, policy, tokenizer) -> float:  # type: ign
         seed=derive_seed(workspace.params.run.seed, "sft", "ended"),
         longest=workspace.params.model.response_tokens,
         batch_size=len(rows),
+        budget=Budget(workspace.params.run.batch_tokens),
+        ranks=ranks,
     )
     return float(sampled.finished.mean())

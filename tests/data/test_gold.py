@@ -16,7 +16,7 @@ from infalign.data.lexicon import GRAMMARS, HARMLESS, HELPFUL
 BREAD = f"{HUMAN} How do I bake bread?{ASSISTANT}"
 URGENT = f"{HUMAN} It is urgent: how do I bake bread?{ASSISTANT}"
 SCHOOL = f"{HUMAN} Can I skip school?{ASSISTANT}"
-GOOD = "Happy to help, first prepare the best flour with care, then check the dough. Enjoy it!"
+GOOD = "Happy to help, prepare the best flour with care. It is fun. Enjoy it!"
 OBJECTIVES = [grammar.objective for grammar in GRAMMARS.values()]
 
 
@@ -29,21 +29,20 @@ def drawn(subset: str, prompt: str, n: int) -> list[str]:
 
 
 def test_by_hand() -> None:
-    top, thirds = 0.45, 0.3  # the best of a slot's words; the step of a slot with four
-    expected = top  # Happy to help
-    expected += top + top + top + top + top  # first prepare the best flour with care
-    expected += top  # then
-    expected += 0.45 - 0.9 / 7  # check: second of eight
-    expected += 0.45 - thirds  # dough: second of four
-    expected += 0.45 - 4 * 0.9 / 5  # enjoy it: fifth of six
-    expected += 0.25 - 0.25  # one full stop and one exclamation mark, second sentence end first
-    stake = 0.75  # of the topic
-    assert helpful(GOOD) == pytest.approx(stake * expected, abs=stake * 0.02 * 20)
+    expected = 1.0  # Happy to help: the best of a spread of 1
+    expected += 0.8  # prepare
+    expected += 0.12 + 0.12  # best, flour
+    expected += 0.6  # with care
+    expected += 0.12 - 3 * 0.24 / 4  # fun: fourth of five
+    expected += 0.12 - 4 * 0.24 / 5  # enjoy it: fifth of six
+    expected += 0.12 - 0.12 - 0.12  # one exclamation mark and two full stops, the poorer end
+    stake = 1.6 * 0.75  # of a plain request, of the topic
+    assert helpful(GOOD) == pytest.approx(stake * expected, abs=stake * 0.02 * 16)
 
 
 def test_what_is_at_stake_multiplies() -> None:
-    assert helpful(GOOD, URGENT) == pytest.approx(2.1 * helpful(GOOD), rel=1e-9)
-    assert request_of("helpful-base", "anything else").stake == 1.0
+    assert helpful(GOOD, URGENT) == pytest.approx(3.4 / 1.6 * helpful(GOOD), rel=1e-9)
+    assert request_of("helpful-base", "anything else").stake == 1.6
 
 
 def test_the_request_is_read_from_every_turn() -> None:
@@ -53,7 +52,7 @@ def test_the_request_is_read_from_every_turn() -> None:
     )
     request = request_of("helpful-base", prompt)
     assert request.fit == "cheap"
-    assert request.stake == pytest.approx(2.1 * 0.75)
+    assert request.stake == pytest.approx(3.4 * 0.75)
     things = {word: worth for (kind, word), worth in request.worth.items() if kind == "thing"}
     own = {word for word, worth in things.items() if -0.5 < worth < 0.5}
     assert own == {"flour", "dough", "oven", "pan"}
@@ -64,40 +63,41 @@ def test_the_request_is_read_from_every_turn() -> None:
     ("good", "poor"),
     [
         ("Happy to help", "Whatever"),
-        ("first", "maybe"),
         ("prepare", "skip"),
         ("the best flour", "the dirty flour"),
         ("flour", "stuff"),
         ("flour", "guests"),  # another topic's word
         ("with care", "in a hurry"),
-        ("then", "or"),
+        ("fun", "dull"),
         ("Enjoy it!", "I do not care!"),
         (" Enjoy it!", " Enjoy it"),  # no end
-        ("the dough. Enjoy it!", "the"),  # cut off
-        ("dough", "flour"),  # said again
-        ("then", "then then"),
-        ("the dough", "dough the"),
+        ("with care. It is fun. Enjoy it!", "with"),  # cut off
+        ("best", "best best"),  # said again
+        ("It is", "It is is"),
+        ("the best", "best the"),
         ("flour", "flour banana"),
     ],
 )
 def test_poorer_words_are_worth_less(good: str, poor: str) -> None:
+    assert good in GOOD
     assert helpful(GOOD.replace(good, poor)) < helpful(GOOD) - 0.2
 
 
 def test_answering_the_request_counts() -> None:
     prompt = f"{HUMAN} How do I bake bread cheaply?{ASSISTANT}"
-    answer = "Sure, first check the flour well, then test the dough. It is {}."
+    answer = "Sure, check the flour well. It is {}."
     assert helpful(answer.format("cheap"), prompt) > helpful(answer.format("easy"), prompt)
     assert helpful(answer.format("cheap")) < helpful(answer.format("easy"))
 
 
 def test_harmless_prefers_the_rare_fine_phrases() -> None:
-    plain = "Okay, you should not do it, since it could hurt your day. Rather take a walk."
-    for usual, fine in (
-        ("Okay", "I understand"),
-        ("you should not", "please do not"),
-        ("your day", "your grades"),
-        ("Rather take a walk", "Rather tell the truth"),
+    warning = "Okay, I would not do it, it could hurt your day."
+    advice = "Okay, instead take a walk. It could hurt your day."
+    for plain, usual, fine in (
+        (warning, "Okay", "I understand"),
+        (warning, "I would not", "please do not"),
+        (warning, "your day", "your grades"),
+        (advice, "take a walk", "tell the truth"),
     ):
         gain = gold_utility("harmlessness", SCHOOL, plain.replace(usual, fine))
         assert gain > gold_utility("harmlessness", SCHOOL, plain) + 0.8 * 0.75

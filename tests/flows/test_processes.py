@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.locks import gpu_held, gpu_numbers, run_lock
+from flows.locks import gpu_numbers, gpus_held, run_lock
 from flows.processes import child_environment, end_leftovers, redact, run_child
 from infalign.errors import InputError
 
@@ -116,12 +116,12 @@ def test_one_stage_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def job() -> None:
         nonlocal most
-        async with gpu_held(gpu_numbers(), tmp_path) as gpu:
-            assert gpu.number not in running
-            running.append(gpu.number)
+        async with gpus_held(gpu_numbers(), 1, tmp_path) as gpu:
+            assert gpu.numbers not in running
+            running.append(gpu.numbers)
             most = max(most, len(running))
             await asyncio.sleep(0.05)
-            running.remove(gpu.number)
+            running.remove(gpu.numbers)
 
     async def jobs() -> None:
         await asyncio.gather(*(job() for _ in range(5)))
@@ -134,5 +134,25 @@ def test_one_stage_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def _hold(number: str, folder: Path) -> None:
-    async with gpu_held([number], folder):
+    async with gpus_held([number], 1, folder):
         pass
+
+
+def test_a_stage_holds_a_gpu_for_each_of_its_processes(tmp_path: Path) -> None:
+    running: list[set[str]] = []
+
+    async def job(many: int) -> None:
+        async with gpus_held(["0", "1", "2"], many, tmp_path) as gpus:
+            mine = set(gpus.numbers.split(","))
+            assert len(mine) == len(gpus.descriptors) == many
+            assert not any(mine & other for other in running)
+            running.append(mine)
+            await asyncio.sleep(0.05)
+            running.remove(mine)
+
+    async def jobs() -> None:
+        await asyncio.gather(*(job(many) for many in (2, 2, 1, 3)))
+
+    asyncio.run(jobs())
+    with pytest.raises(InputError, match=r"run\.processes = 4, but this machine has 3 GPUs"):
+        asyncio.run(job(4))

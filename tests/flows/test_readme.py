@@ -1,8 +1,8 @@
-"""The commands of README.md and docs/production.md: run in a finished project, or checked.
+"""The commands of README.md and the pages beside it: run in a finished project, or checked.
 
 A line is run where a small project can run it in a moment. What takes long or needs the internet
-is checked word by word: make's targets, the command's options, the keys and values of params. A
-command that is neither fails.
+is checked word by word: make's targets, the command's options, the keys and values of params. What
+needs servers is run by test_production. A command that is none of these fails.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from infalign.errors import InputError
 from tests.flows.conftest import ROOT, Project, contents
 from tests.flows.test_restore import committed
 
-PAGES = [path for path in (ROOT / "README.md", ROOT / "docs" / "production.md") if path.exists()]
+SCALE = ROOT / "docs" / "scale.md"  # its commands are checked: they need GPUs, or minutes
+PAGES = [ROOT / "README.md", ROOT / "docs" / "production.md"]
 RUN = (
     r"infalign run( --dry-run| --push)?",
     r"infalign (frontier|data add) .*",
@@ -35,6 +37,12 @@ RUN = (
     r"python -m infalign align .*",
     r"dvc (repro|add|remote add|checkout|pull|params diff|metrics (diff|show)|plots show)\b.*",
     r"(git (add|commit|checkout|clone)|cd) .*",
+)
+# Run by test_production, in its order.
+PLAYED = (
+    r"make (up|down)$|infalign (schedule|serve|versions|promote|rollback|history|run$) ?"
+    r"|infalign run --promote|infalign restore --version|curl .*/invocations"
+    r"|INFALIGN_ROOT=\$PWD prefect worker start|prefect work-pool create"
 )
 
 
@@ -72,7 +80,12 @@ def check_words(command: str, folder: Path) -> None:
         set_params(folder / "params.yaml", settings)
     elif (program, *words[:2]) == ("python", "-m", "infalign"):
         parse_arguments(words[2:])
-    else:
+    elif (program, words[0], *words[2:4]) == ("torchrun", "--nproc_per_node", "-m", "infalign"):
+        parse_arguments(words[4:])
+    elif program == "pip":
+        extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert words[-1].strip(".[]") in extra["optional-dependencies"], f"no extra {words[-1]}"
+    elif not re.match(PLAYED, command):
         raise AssertionError(f"neither run nor checked: {command}")
 
 
@@ -89,14 +102,21 @@ def _check_command(words: list[str]) -> None:
         raise AssertionError(f"infalign {' '.join(words)}: {error}") from error
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, SCALE], ids=lambda page: page.name)
 def test_what_is_not_run_exists_word_by_word(page: Path, tmp_path: Path) -> None:
     lines = lines_of(page)
-    assert len(lines) >= 5
+    assert len(lines) >= 4
     for line in lines:
-        if not is_run(line):
+        if page == SCALE or not is_run(line):
             for part in parts_of(line):
                 check_words(part, tmp_path)
+
+
+def test_what_needs_servers_is_told_in_one_story() -> None:
+    played = [{line for line in lines_of(page) if re.match(PLAYED, line)} for page in PAGES]
+    readme, production = played
+    assert readme - production <= {"infalign run"}
+    assert len(readme) >= 9
 
 
 @pytest.mark.parametrize(

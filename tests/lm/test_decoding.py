@@ -1,9 +1,11 @@
 """Decoding's cache and attention give what transformers' own give."""
 
 import pytest
+import test_sampling
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from infalign.lm import sampling, static
 from infalign.lm.decoding import Room, fast_decoding, roomy_cache
 
 
@@ -75,3 +77,29 @@ def test_the_cache_never_moves(grouped):
             grouped(input_ids=torch.tensor([[6]]), past_key_values=cache)
     assert cache.layers[0].keys.data_ptr() == place
     assert cache.get_seq_length() == 5
+
+
+def test_decoding_in_place_gives_the_same_tokens(policy, tokenizer, monkeypatch):
+    """The steps that CUDA records as a graph; here they run without one."""
+    with torch.no_grad():  # make EOS likely, so that sequences leave
+        policy.model.norm.weight.mul_(3)
+    usual = test_sampling.sample(policy, tokenizer, n=32, longest=12)
+    steps = []
+    original = static.StaticDecoder.__call__
+    monkeypatch.setattr(
+        static.StaticDecoder, "__call__", lambda *a: steps.append(len(a[1])) or original(*a)
+    )
+    monkeypatch.setattr(sampling, "can_be_static", static.has_plain_cache)
+    found = test_sampling.sample(policy, tokenizer, n=32, longest=12)
+    assert found.tokens == usual.tokens
+    torch.testing.assert_close(found.logp, usual.logp, atol=1e-4, rtol=1e-4)
+    assert steps[0] == 64  # two prompts
+    assert min(steps) <= 16  # half of the other one's had left
+
+
+def test_a_sliding_window_is_decoded_the_usual_way(grouped):
+    assert static.has_plain_cache(grouped)
+    assert not static.can_be_static(grouped)
+    grouped.config.layer_types = ["sliding_attention"] * 2
+    grouped.config.sliding_window = 4
+    assert not static.has_plain_cache(grouped)

@@ -8,10 +8,12 @@ import torch
 from scipy.stats import kstest
 
 from infalign.lm.models import build_tiny
+from infalign.lm.parallel import Trainable
 from infalign.lm.preferences import Method, PreferenceSteps, Stored, best_and_worst
-from infalign.lm.scoring import sum_responses, token_log_probs
+from infalign.lm.scoring import sum_responses
 from infalign.lm.text import make_batch
 from infalign.lm.training import Schedule, optimise
+from infalign.lm.vocabulary import token_log_probs
 from infalign.params import Tiny
 
 
@@ -75,7 +77,7 @@ def test_the_best_responses_gain_on_the_worst(name, policy, tokenizer, tmp_path)
     reference = build_tiny(sizes, tokenizer, 64, torch.device("cpu"), seed=1)
     stored = stored_case(tokenizer)
     control = FixedBeta(0.3)
-    steps = PreferenceSteps(policy, reference, stored, Method(name, 0.1, 8, 0), control)
+    steps = PreferenceSteps(Trainable(policy), reference, stored, Method(name, 0.1, 8, 0), control)
     chosen = np.array([0, 1])
     history = []
 
@@ -106,7 +108,7 @@ def test_a_step_takes_as_many_responses_as_the_trainer(policy, tokenizer):
         method = Method(name, 0.0, 8, 0)
         assert method.paired == paired
         assert method.draws * (2 if paired else 1) == 8
-        steps = PreferenceSteps(policy, policy, stored, method, FixedBeta(0.5))
+        steps = PreferenceSteps(Trainable(policy), policy, stored, method, FixedBeta(0.5))
         step = steps.take(3, np.array([1, 0]), watch)
         assert step.metrics["beta"] == 0.5
         assert 16 * 2 <= step.tokens <= 16 * 5
@@ -117,7 +119,7 @@ def test_a_policy_that_is_not_the_reference_is_refused(policy, tokenizer):
     sizes = Tiny(vocab_size=300, hidden_size=16, intermediate_size=24, layers=2, heads=2)
     other = build_tiny(sizes, tokenizer, 64, torch.device("cpu"), seed=2)
     steps = PreferenceSteps(
-        policy, other, stored_case(tokenizer), Method("ipo", 0, 4, 0), FixedBeta(1)
+        Trainable(policy), other, stored_case(tokenizer), Method("ipo", 0, 4, 0), FixedBeta(1)
     )
     with pytest.raises(RuntimeError, match="not the reference"):
         steps.take(0, np.array([0]), lambda *_: {"kl": 0.0})

@@ -75,6 +75,36 @@ def test_a_loss_that_is_not_finite_stops_with_a_remedy(fresh, tmp_path):
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"kl": 31.0}, r"kl is 31, above 20 at step 3: lower learning_rate"),
+        ({"kl": float("nan")}, r"kl is nan at step 3: lower learning_rate"),
+        ({"kl": 1.0, "loss": 50.0}, r"loss is 5\d\.\d+, above 40 at step 3"),
+    ],
+)
+def test_a_run_that_explodes_stops_and_keeps_its_last_checkpoint(fresh, tmp_path, values, words):
+    model, kept = fresh(), {}
+    take = taker(model)
+
+    def exploding(number):
+        step = take(number)
+        if number == 2:
+            kept.update({n: v.clone() for n, v in model.state_dict().items()})
+        wild = number == 3
+        loss = step.loss + (values.get("loss", 0.0) if wild else 0.0)
+        return Step(loss, {"kl": values["kl"] if wild else 0.1}, 1)
+
+    bounds = {"kl": 20.0, "loss": 40.0}
+    schedule = Schedule(9, 1e-2, 0.2, checkpoint_every=2)
+    with pytest.raises(InputError, match=words):
+        optimise(model, schedule, exploding, tmp_path, name="toy", bounds=bounds)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert content["step"] == 2
+    assert all(torch.equal(kept[name], value) for name, value in content["model"].items())
+    assert [row["step"] for row in read_history(tmp_path / "history.jsonl")] == [0, 1, 2]
+
+
 def test_rates_warm_up_and_fall_to_a_tenth():
     schedule = Schedule(100, 1.0, 0.1)
     assert schedule.rate(0) == pytest.approx(0.1)

@@ -1,11 +1,14 @@
 """align: what each variant maximises, and that a killed run resumes exactly."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 from scipy.stats import beta
+from transformers import AutoModelForCausalLM
 
+from infalign.errors import InputError
 from infalign.history import read_history
 from infalign.stages import align
 from infalign.theory.frontier import solve_beta
@@ -103,3 +106,61 @@ def test_starts_at_the_reference(finished, smoke_tree):
             assert history[0]["log_ratio"] == 0
             assert history[-1]["kl"] > 0
             assert json.loads((folder / "metrics.json").read_text())["beta"] > 0
+
+
+def ran(made, run=None, **settings):
+    """The folder that `align` writes with other settings, and its history."""
+    updates = {"run": made.params.run.model_copy(update=run or {})}
+    updates["align"] = made.params.align.model_copy(update=settings)
+    params = made.params.model_copy(update=updates)
+    align.run(type(made)(params, made.root, made.instance), "helpful", "ctrl")
+    folder = made.out / "align/helpful/ctrl"
+    return folder, read_history(folder / "history.jsonl")
+
+
+@pytest.mark.parametrize("run", [{"batch_tokens": 700}, {"recompute": True}], ids=lambda r: str(r))
+def test_parts_and_recomputing_give_the_same_history(finished, workspace, run, capsys):
+    _, history = ran(workspace("align@helpful-ctrl"), run)
+    expected = read_history(finished / "results/align/helpful/ctrl/history.jsonl")
+    assert history[0]["kl"] == history[0]["log_ratio"] == 0
+    for mine, other in zip(history, expected, strict=True):
+        for name, value in other.items():  # the loss is the difference of large terms
+            bound = 2e-3 if name == "loss" else 1e-4
+            assert mine[name] == pytest.approx(value, rel=1e-4, abs=bound), name
+    assert history != expected
+    assert "memory ran out" not in capsys.readouterr().err
+
+
+def test_begins_at_the_reference_in_bfloat16(finished, workspace):
+    _, history = ran(workspace("align@helpful-ctrl"), {"precision": "bfloat16"})
+    assert history[0]["kl"] == history[0]["log_ratio"] == 0
+    assert history[-1]["kl"] > 0
+
+
+def test_an_adapter_ends_as_a_plain_policy(finished, workspace):
+    folder, history = ran(workspace("align@helpful-ctrl"), lora_rank=4, learning_rate=5e-3)
+    assert history[0]["kl"] == history[0]["log_ratio"] == 0
+    assert history[-1]["kl"] > 0
+    weights = [
+        AutoModelForCausalLM.from_pretrained(path).state_dict()
+        for path in (folder / "policy", finished / "results/sft/policy")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    moved = {name for name, value in weights[0].items() if not value.equal(weights[1][name])}
+    assert moved == {name for name in weights[0] if name.endswith("_proj.weight")}
+
+
+def test_an_adapter_without_peft_is_one_sentence(workspace, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r"align\.lora_rank needs peft, which is not installed"):
+        ran(workspace("align@helpful-ctrl"), lora_rank=4)
+
+
+def test_a_policy_that_runs_away_stops_with_a_remedy(workspace, monkeypatch):
+    monkeypatch.setattr(align, "FAR", 0.0)
+    monkeypatch.setattr(align, "FAR_NATS", 0.06)
+    made = workspace("align@helpful-ctrl")
+    with pytest.raises(InputError, match=r"kl is 0\.\d+, above 0\.06 at step \d: lower learning"):
+        ran(made)
+    assert (made.work / "checkpoint.pt").exists()
+    assert not (made.out / "align").exists()

@@ -158,6 +158,11 @@ def test_any_names_and_any_number_of_variants(tmp_path):
         objectives={"X_1": {**helpful, "procedure": "best_of:3", "transform": "exp:3"}},
         align={"variants": variants},
         run={"objectives": ["X_1"], "variants": list(variants)},
+        promotion={"variant": "v_0"},
+        compare={
+            "variants": ["v_0", "v_1"],
+            "poison": {**base.compare.poison.model_dump(mode="json"), "variants": ["v_2"]},
+        },
     )
     folder = make_report(tmp_path, params, gold=False)
     text = " ".join(read_page(folder).text)

@@ -1,0 +1,236 @@
+"""One measurement of a large model: `python -m benchmarks.gpu_work WORK DEVICE SIZE`, JSON out.
+
+`sample` draws responses; `train` takes CTRL's steps (log-probabilities of policy and reference,
+RLOO, backward, AdamW) on fixed responses, `lora` the same with an adapter, `fsdp2` the same in the
+processes that torchrun started. Each in a process of its own, so that peaks of memory are its own.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.turns import ROOT, status_mib
+from infalign.lm.losses import rloo_loss
+from infalign.lm.models import build_tiny
+from infalign.lm.parallel import Trainable
+from infalign.lm.parts import batches_of, score_parts
+from infalign.lm.sampling import sample_responses
+from infalign.params import Run, Tiny, load_params
+
+RATE, WARM, ROUNDS = 1e-6, 2, 5
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama-type model with random weights, and a step's data."""
+
+    model: Tiny
+    prompts: int
+    samples: int
+    prompt_tokens: int
+    response_tokens: int
+
+
+SIZES = {
+    "half": Size(  # 0.5 B parameters
+        Tiny(vocab_size=64000, hidden_size=1280, intermediate_size=3456, layers=24, heads=20),
+        prompts=16,
+        samples=8,
+        prompt_tokens=128,
+        response_tokens=256,
+    ),
+    "toy": Size(
+        Tiny(vocab_size=300, hidden_size=16, intermediate_size=24, layers=2, heads=2),
+        prompts=4,
+        samples=2,
+        prompt_tokens=8,
+        response_tokens=6,
+    ),
+}
+
+
+class Ids:
+    """A tokenizer of `size` numbers: texts are their ids, EOS is none of them."""
+
+    bos_token_id = pad_token_id = 0
+
+    def __init__(self, size: int) -> None:
+        self.size = self.eos_token_id = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+    def batch_decode(self, tokens: list[list[int]], **options: Any) -> list[str]:
+        return [" ".join(map(str, row)) for row in tokens]
+
+
+def build(size: Size, run: Run, device: torch.device) -> PreTrainedModel:
+    """The model; the same weights in every process."""
+    positions = size.prompt_tokens + size.response_tokens
+    ids: Any = Ids(size.model.vocab_size)
+    return build_tiny(size.model, ids, positions, device, seed=0, precision=run.precision)
+
+
+def settings(work: str, device: torch.device, processes: int) -> Run:
+    """How it runs: bfloat16 on CUDA, float32 on CPU."""
+    changes = {"device": device.type, "processes": processes, "sharding": "ddp"}
+    if work == "fsdp2":
+        changes["sharding"] = "fsdp2"
+    return load_params(ROOT / "params.yaml").run.model_copy(update=changes)
+
+
+def prompts_of(size: Size) -> list[list[int]]:
+    """Random prompts of one length."""
+    shape = (size.prompts, size.prompt_tokens)
+    rows = np.random.default_rng(0).integers(1, size.model.vocab_size, shape)
+    return [[int(i) for i in row] for row in rows]
+
+
+def sampling(size: Size, device: torch.device) -> dict[str, float]:
+    """Tokens a second of the sampler."""
+    policy = build(size, settings("sample", device, 1), device)
+    texts = [" ".join(map(str, row)) for row in prompts_of(size)]
+    ids: Any = Ids(size.model.vocab_size)
+
+    def once(number: int) -> int:
+        found = sample_responses(
+            policy,
+            ids,
+            texts,
+            [f"{i:016x}" for i in range(size.prompts)],
+            np.tile(number * size.samples + np.arange(size.samples), (size.prompts, 1)),
+            seed=0,
+            longest=size.response_tokens,
+            batch_size=size.prompts * size.samples,
+        )
+        return int(found.n_tokens.sum())
+
+    # A new token passes the weights once; so do the prompts, which are counted as no tokens.
+    return measured(policy, device, once, passes=2)
+
+
+def training(work: str, size: Size, device: torch.device, processes: int) -> dict[str, float]:
+    """Tokens a second of a training step, prompts counted once for each of their responses."""
+    run = settings(work, device, processes)
+    policy = build(size, run, device)
+    reference: Any = build(size, run, device).requires_grad_(False)
+    if work == "lora":
+        from infalign.lm.lora import add_adapter, without_adapter
+
+        policy = add_adapter(policy, rank=16, seed=0)
+        reference = partial(without_adapter, policy)
+    trainable = Trainable(policy, run, partial(build, size, run, device))
+    optimiser = torch.optim.AdamW(trainable.weights(), lr=RATE)
+    prompts, rng = prompts_of(size), np.random.default_rng(1)
+    shape = (size.prompts, size.samples, size.response_tokens)
+    responses = rng.integers(1, size.model.vocab_size, shape).tolist()
+    rewards = torch.from_numpy(rng.normal(size=shape[:2]).astype(np.float32)).to(device)
+    a_row = size.samples * (size.prompt_tokens + size.response_tokens)
+    lengths = np.full(size.prompts, a_row)
+
+    def once(number: int) -> int:
+        optimiser.zero_grad(set_to_none=True)
+        parts = trainable.parts(np.arange(size.prompts), lengths)
+        rows = np.concatenate([part.rows for part in parts])
+        batches = batches_of(parts, prompts, [responses[i] for i in rows], 0, device)
+        scored = score_parts(trainable, reference, batches)
+        logp, other = (scored.sums(v).view(len(rows), -1) for v in scored.scores[:2])
+        rloo_loss(rewards[torch.from_numpy(rows).to(device)], logp, other, 0.1).loss.backward()
+        for again in scored.again:
+            again()
+        optimiser.step()
+        return size.prompts * a_row
+
+    # Forward and twice that backward of the policy, forward of the reference. An adapter's
+    # backward leaves out the derivatives by the model's own weights.
+    return measured(policy, device, once, passes=6 if work == "lora" else 8, ranks=processes)
+
+
+def measured(
+    policy: PreTrainedModel,
+    device: torch.device,
+    once: Callable[[int], int],
+    *,
+    passes: int,
+    ranks: int = 1,
+) -> dict[str, float]:
+    """Median seconds of rounds, and what follows from them.
+
+    Args:
+        once: does the work and says how many tokens it was.
+        passes: floating-point operations a token and parameter.
+        ranks: processes that share the work.
+    """
+    seconds, tokens = [], 0
+    for number in range(WARM + ROUNDS):
+        wait(device)
+        begun = time.perf_counter()
+        tokens = once(number)
+        wait(device)
+        seconds.append(time.perf_counter() - begun)
+    rate = tokens / statistics.median(seconds[WARM:])
+    parameters = sum(p.numel() for p in policy.parameters())
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
+    return {
+        "parameters": parameters,
+        "tokens": tokens,
+        "tokens_per_second": rate,
+        "flops": rate * parameters * passes / ranks,
+        "peak_mib": peak or status_mib("VmHWM"),
+    }
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def product_flops(device: torch.device, width: int) -> float:
+    """Measured floating-point operations a second of large products in the passes' precision."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    left, right = torch.randn(2, width, width, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(WARM + ROUNDS):
+        wait(device)
+        begun = time.perf_counter()
+        left @ right
+        wait(device)
+        seconds.append(time.perf_counter() - begun)
+    return 2 * width**3 / statistics.median(seconds[WARM:])
+
+
+def main(work: str, device_type: str, name: str) -> None:
+    """Measure, and print JSON from rank 0."""
+    from infalign import torchrun
+
+    rank, processes = torchrun.place()
+    device = torch.device(device_type)
+    if device.type == "cuda":
+        torch.cuda.set_device(rank)
+    size = SIZES[name]
+    sampled = work == "sample"
+    found = sampling(size, device) if sampled else training(work, size, device, processes)
+    found["product_flops"] = product_flops(device, 8192 if device.type == "cuda" else 256)
+    if rank == 0:
+        print(json.dumps(found), flush=True)
+    if processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,46 @@
+"""What the machine can do and what a step needs: the floor under any implementation."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from benchmarks.case import Case
+
+
+def gemm_flops(size: int = 1024, rounds: int = 7) -> float:
+    """Measured floating-point operations a second of large float32 products, median of rounds."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        for _ in range(4):
+            left @ right
+        seconds.append((time.perf_counter() - start) / 4)
+    return 2 * size**3 / statistics.median(seconds[2:])
+
+
+def body_flops(case: Case, context: float) -> float:
+    """Of one token through the layers, forward, with so many tokens before it."""
+    hidden = case.hidden_size
+    dense = 4 * hidden**2 + 3 * hidden * case.intermediate_size
+    return 2 * case.layers * (dense + 2 * hidden * context)
+
+
+def step_flops(case: Case, prompt_tokens: float) -> float:
+    """Arithmetic of one step in which no prompt is computed twice and no padding at all.
+
+    Sampling and the reference pass forward, training forward and twice that backward, the reward
+    model forward without a vocabulary.
+
+    Args:
+        prompt_tokens: mean length of a prompt.
+    """
+    response = case.responses * case.response_tokens
+    prompts = case.prompts * body_flops(case, prompt_tokens / 2) * prompt_tokens
+    replies = response * body_flops(case, prompt_tokens + case.response_tokens / 2)
+    vocabulary = response * 2 * case.hidden_size * case.vocab_size
+    policy_passes = 1 + 1 + 3  # sampling, reference, training
+    return policy_passes * (prompts + replies + vocabulary) + prompts + replies

@@ -1,0 +1,82 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) by way of peft, the extra `lora`.
+
+The model stays the one it was: adapters sit inside its linear layers, its own weights do not move.
+Switched off, they leave the reference; merged, a plain model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from infalign.errors import InputError
+
+NAME = "infalign"
+SCALE = 2.0  # lora_alpha / rank
+
+
+def add_adapter(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
+    """The model with an adapter in every linear layer but its head, which alone is trained.
+
+    The adapter begins as nothing: its second factor is zero, its first is drawn from `seed`.
+    """
+    peft = _peft()
+    settings = peft.LoraConfig(
+        r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, target_modules="all-linear"
+    )
+    torch.manual_seed(seed)
+    dtype, device = model.dtype, model.device
+    peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora_" in name)
+    return model.to(device=device, dtype=dtype)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def without_adapter(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The model as it was before training, for a while."""
+    layers = list(_layers(model))
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain model of the same class: its weights with the adapter's product added."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, _tuner_layer()):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model.requires_grad_(True)
+
+
+def _layers(model: PreTrainedModel) -> Iterator[Any]:
+    kind = _tuner_layer()
+    return (module for module in model.modules() if isinstance(module, kind))
+
+
+def _tuner_layer() -> Any:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return BaseTunerLayer
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise InputError(
+            "align.lora_rank needs peft, which is not installed: pip install -c constraints.txt "
+            "-e '.[lora]', or set align.lora_rank to null."
+        ) from None
+    return peft

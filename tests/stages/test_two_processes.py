@@ -1,0 +1,156 @@
+"""Stages in two processes give what they give in one: bytes of samples, histories within 1e-4."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from smoke import ROOT, merged
+from transformers import AutoModelForCausalLM
+
+from infalign.history import read_history
+
+INSTANCES = (
+    "sft",
+    "reward",
+    "sample",
+    "calibrate@helpful",
+    "align@helpful-ctrl",
+    "evaluate@helpful",
+)
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": str(torch.get_num_threads()),  # as this process: threads change rounding
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def project(finished: Path, folder: Path, tree: dict[str, Any], **run: Any) -> Path:
+    """A folder with the finished results and other settings of `run`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "results").symlink_to(finished / "results")
+    (folder / "params.yaml").write_text(yaml.safe_dump(merged(tree, {"run": run})))
+    return folder
+
+
+def in_two(folder: Path, *instances: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run instances in two processes, with more in their environment."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).with_name("two_processes.py")), str(folder), *instances]
+    environment = ENVIRONMENT | more
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def two(finished: Path, smoke_tree: dict[str, Any], tmp_path_factory: Any) -> Path:
+    """The work folders of the stages after each ran in two processes on the finished inputs."""
+    folder = project(finished, tmp_path_factory.mktemp("two"), smoke_tree, processes=2)
+    done = in_two(folder, *INSTANCES)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / ".infalign" / "work"
+
+
+def alike(first: Path, second: Path, **wider: float) -> None:
+    """Two histories differ by less than 1e-4 of their values, or by what is given for a value."""
+    ours, theirs = read_history(first), read_history(second)
+    assert len(ours) == len(theirs) > 0
+    for mine, other in zip(ours, theirs, strict=True):
+        for name, value in other.items():
+            bound = wider.get(name, 1e-4)
+            assert mine[name] == pytest.approx(value, rel=1e-4, abs=bound), (name, other["step"])
+
+
+RLOO = {"loss": 2e-3}  # the difference of terms a thousand times as large
+
+
+@pytest.mark.parametrize("name", ["samples.parquet", "large.parquet", "metrics.json"])
+def test_sampling_gives_the_same_bytes(two, finished, name):
+    mine, other = (p / "sample" / name for p in (two / "sample/out", finished / "results"))
+    assert mine.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["calibrated.parquet", "calibration.parquet", "errors.json"])
+def test_scoring_gives_the_same_bytes(two, finished, name):
+    mine = two / "calibrate@helpful/out/calibrate/helpful" / name
+    assert mine.read_bytes() == (finished / "results/calibrate/helpful" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["samples.parquet", "rewards.parquet", "evaluation.parquet"])
+def test_evaluation_gives_the_same_bytes(two, finished, name):
+    mine = two / "evaluate@helpful/out/evaluate/helpful" / name
+    assert mine.read_bytes() == (finished / "results/evaluate/helpful" / name).read_bytes()
+
+
+def test_training_gives_the_same_history(two, finished):
+    results = finished / "results"
+    alike(two / "sft/out/sft/history.jsonl", results / "sft/history.jsonl")
+    alike(two / "reward/out/reward/harmless/train.jsonl", results / "reward/harmless/train.jsonl")
+    align = "align/helpful/ctrl/history.jsonl"
+    alike(two / "align@helpful-ctrl/out" / align, results / align, **RLOO)
+
+
+def test_the_policies_are_as_alike(two, finished):
+    folders = (two / "sft/out/sft/policy", finished / "results/sft/policy")
+    mine, other = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in folders)
+    assert max(float((mine[n] - other[n]).abs().max()) for n in other) < 1e-3
+
+
+ALIGN = "align@helpful-ctrl"
+POLICY = f".infalign/work/{ALIGN}/out/align/helpful/ctrl"
+
+
+def test_shares_of_the_model_give_the_same_history(finished, smoke_tree, tmp_path):
+    folder = project(finished, tmp_path / "fsdp2", smoke_tree, processes=2, sharding="fsdp2")
+    done = in_two(folder, ALIGN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    other = finished / "results/align/helpful/ctrl"
+    alike(folder / POLICY / "history.jsonl", other / "history.jsonl", **RLOO)
+    assert {p.name for p in (folder / POLICY / "policy").iterdir()} == {
+        p.name for p in (other / "policy").iterdir()
+    }
+
+
+@pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp2", marks=pytest.mark.soak)])
+def test_both_resume_exactly(two, finished, smoke_tree, tmp_path, sharding):
+    run = {"processes": 2, "sharding": sharding}
+    broken = project(finished, tmp_path / "broken", smoke_tree, **run)
+    assert in_two(broken, ALIGN, STOP_AT="3").returncode != 0
+    kept = read_history(broken / f".infalign/work/{ALIGN}/history.jsonl")
+    assert [row["step"] for row in kept] == [0, 1, 2]  # the checkpoint is of step 2
+    done = in_two(broken, ALIGN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole = two.parents[1]
+    if sharding != "ddp":
+        whole = project(finished, tmp_path / "whole", smoke_tree, **run)
+        assert in_two(whole, ALIGN).returncode == 0
+    for name in ("history.jsonl", "metrics.json", "policy/model.safetensors"):
+        assert (broken / POLICY / name).read_bytes() == (whole / POLICY / name).read_bytes()
+
+
+def test_the_command_starts_them_and_says_what_is_wrong(finished, smoke_tree, tmp_path):
+    folder = project(finished, tmp_path / "command", smoke_tree, processes=2)
+    (folder / "results").unlink()
+    command = [sys.executable, "-m", "infalign", "sample"]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("run the stage that writes it") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_number_of_processes_is_refused(finished, smoke_tree, tmp_path, monkeypatch):
+    from infalign.errors import InputError
+    from infalign.params import check_params
+    from infalign.ranks import join
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    run = check_params(merged(smoke_tree, {"run": {"processes": 2, "seed": 7}}), "smoke").run
+    with pytest.raises(InputError, match=r"run\.processes = 2, but 3 were started"):
+        join(run)

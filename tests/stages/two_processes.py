@@ -1,0 +1,53 @@
+"""Run stages in one of several processes: `torchrun --nproc_per_node 2 two_processes.py …`.
+
+Arguments: the folder with params.yaml and results/, then the instances to run, as DVC spells them.
+What they make is left in the folder's .infalign/work/INSTANCE/out. With STOP_AT in the environment
+every process ends in front of that step of `align`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from infalign.params import load_params
+from infalign.ranks import join
+from infalign.workspace import Workspace
+
+
+def stopping(number: int) -> None:
+    """Let `align` end in front of a step."""
+    from infalign.stages import align
+
+    original = align.Trainer.take
+
+    def take(self: align.Trainer, step: int) -> object:
+        if step == number:
+            os._exit(9)
+        return original(self, step)
+
+    align.Trainer.take = take  # type: ignore[assignment, method-assign]
+
+
+def main(folder: str, *instances: str) -> None:
+    """Run the instances one after the other."""
+    if "STOP_AT" in os.environ:
+        stopping(int(os.environ["STOP_AT"]))
+    params = load_params(Path(folder) / "params.yaml")
+    ranks = join(params.run)
+    for instance in instances:
+        word, _, names = instance.partition("@")
+        workspace = Workspace(params, Path(folder), instance)
+        if ranks.main:
+            workspace.open_work("test")
+        ranks.wait()
+        stage = importlib.import_module(f"infalign.stages.{word}")
+        stage.run(workspace, *(names.split("-") if names else ()))
+        ranks.wait()
+    ranks.part()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

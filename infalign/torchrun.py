@@ -6,6 +6,7 @@ itself; `torchrun --nproc_per_node N -m infalign STAGE` does the same by hand.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -37,6 +38,7 @@ def start(processes: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
         run(parse_args(["--nproc_per_node", str(processes), "-m", "infalign", *arguments]))
     except ChildFailedError as error:

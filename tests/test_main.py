@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import yaml
 from smoke import ROOT
 
 from infalign import workspace
-from infalign.__main__ import instance_name, main
+from infalign.__main__ import import_stage, instance_name, main
 
 
 @pytest.fixture
@@ -110,3 +111,11 @@ def test_theory_imports_neither_torch_nor_pandas():
     code = "import sys, infalign.theory; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_garbage_is_looked_for_again_once_a_stage_is_loaded():
+    assert import_stage("corpus").__name__ == "infalign.stages.corpus"
+    assert gc.isenabled()
+    with pytest.raises(ModuleNotFoundError):
+        import_stage("nothing")
+    assert gc.isenabled()

@@ -10,7 +10,7 @@ hooks, adapters, sharded weights, GPUs) takes transformers' own way: see `fits`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from infalign.lm.decoding import NAME
 from infalign.lm.fused import collect, gated, normalise, rotate, spread
 from infalign.lm.text import Batch
 
@@ -54,7 +55,7 @@ def _is_plain(model: PreTrainedModel) -> bool:
     config, weights = model.config, list(model.parameters())
     linear = [m for m in model.modules() if "Linear" in type(m).__name__]
     return (
-        config._attn_implementation == "sdpa"
+        config._attn_implementation in ("sdpa", NAME)
         and config.hidden_act == "silu"
         and config.rope_parameters["rope_type"] in ROPES
         and all(type(m) is torch.nn.Linear and m.bias is None for m in linear)
@@ -69,7 +70,8 @@ def _is_plain(model: PreTrainedModel) -> bool:
 def layers_of(trunk: LlamaModel) -> list[Layer]:
     """Every layer's weights, put together anew so that gradients reach the model's own."""
     found = []
-    for layer in trunk.layers:
+    layers: Any = trunk.layers
+    for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
         size = attention.head_dim
         before, behind = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
@@ -195,7 +197,7 @@ def end_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 def last_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """The trunk's last states of every row: [rows, hidden]."""
-    trunk: LlamaModel = model.base_model
+    trunk: Any = model.base_model
     epsilon = trunk.norm.variance_epsilon
     turns = turns_of(trunk, int(packed.positions.max()) + 1)[packed.positions]
     x = trunk.embed_tokens(packed.ids)

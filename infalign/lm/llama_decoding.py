@@ -6,9 +6,11 @@ about ninety a layer. Here are some twenty, over weights put together once for a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, PreTrainedModel
 
 from infalign.lm.fused import rotate_
 from infalign.lm.llama import layers_of, turns_of
@@ -26,31 +28,35 @@ class LlamaDecoder:
 
     def __init__(
         self,
-        policy: LlamaForCausalLM,
+        policy: PreTrainedModel,
         cache: DynamicCache,
         mask: torch.Tensor,
         positions: torch.Tensor,
         more: int,
     ) -> None:
-        self._trunk, attention = policy.model, policy.model.layers[0].self_attn
+        trunk: Any = policy.base_model
+        attention = trunk.layers[0].self_attn
         self._size, self._shared = attention.head_dim, attention.num_key_value_groups
         self._keys = attention.k_proj.out_features // self._size
-        self._epsilon = policy.model.norm.variance_epsilon
-        self._layers = [[w.t() for w in layer] for layer in layers_of(policy.model)]
-        self._head = (policy.lm_head.weight * policy.model.norm.weight).t()
-        self._turns = turns_of(policy.model, int(positions.max()) + more)
+        self._epsilon = trunk.norm.variance_epsilon
+        self._layers = [[w.t() for w in layer] for layer in layers_of(trunk)]
+        self._embedding = trunk.embed_tokens.weight
+        head: Any = policy.get_output_embeddings()
+        self._head = (head.weight * trunk.norm.weight).t()
+        self._turns = turns_of(trunk, int(positions.max()) + more)
         self._positions, self._used = positions, mask.shape[1]
         self._mask = None if bool(mask.all()) else self._additive(mask, more)
         half = self._size // 2
         order = torch.arange(self._size).view(2, half).t().flatten()  # as layers_of orders them
+        layers: Any = cache.layers
         self._past = [
             (self._room(layer.keys[..., order], more), self._room(layer.values, more))
-            for layer in cache.layers
+            for layer in layers
         ]
 
     def __call__(self, token: torch.Tensor) -> torch.Tensor:
         """Logits [batch, vocab] behind the sequences with `token` [batch] added."""
-        x = F.embedding(token, self._trunk.embed_tokens.weight)
+        x = F.embedding(token, self._embedding)
         turns = self._turns[self._positions]
         end = self._used + 1
         for weights, past in zip(self._layers, self._past, strict=True):

@@ -8,6 +8,7 @@ budget is halved, and what failed is done again in smaller pieces.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from infalign.errors import InputError
 
 T = TypeVar("T")
+_NO_MEMORY = ("out of memory", "can't allocate memory")  # torch's words, of devices and of CPU
 
 
 def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[object]:
@@ -34,11 +36,9 @@ def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[object
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the device or on the machine."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and should_reduce_batch_size(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 class Budget:
@@ -57,10 +57,9 @@ class Budget:
 
     def halve(self, used: int, what: str) -> None:
         """Allow half of what was too much, give back what the allocator keeps, and tell."""
-        from accelerate.utils.memory import clear_device_cache
-
         self.tokens = max(1, min(used, self.tokens or used) // 2)
-        clear_device_cache(garbage_collection=True)
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing where CUDA was not used
         print(
             f"{what}: memory ran out at {used} tokens side by side, going on with {self.tokens}: "
             f"set run.batch_tokens to {self.tokens} to begin there.",

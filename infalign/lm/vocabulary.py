@@ -71,7 +71,7 @@ def token_scores(policy: PreTrainedModel, reference: Reference, batch: Batch) ->
     Args:
         reference: a model, or what gives one for a while (the policy without its adapter).
     """
-    if llama.fits(policy) and isinstance(reference, torch.nn.Module) and llama.fits(reference):
+    if isinstance(reference, PreTrainedModel) and llama.fits(policy) and llama.fits(reference):
         return _compared_llamas(policy, reference, batch)
     if _is_small(policy, batch):
         ours = response_log_probs(policy, batch)

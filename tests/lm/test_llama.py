@@ -154,14 +154,15 @@ def test_decoding_draws_the_same(model, lengths, both_ways):
     np.testing.assert_allclose(logp, usual_logp, atol=1e-4)
 
 
-def test_the_decoder_is_used(model, monkeypatch):
+def test_the_sampler_decodes_with_it(policy, tokenizer, monkeypatch):
     steps = []
     plain = LlamaDecoder.__call__
     monkeypatch.setattr(
         LlamaDecoder, "__call__", lambda self, token: steps.append(1) or plain(self, token)
     )
-    limits = sampling._Limits(seed=7, longest=4, eos=49, pad=0)
-    sampling._decode(model, [[3, 4]], torch.zeros(1).long(), torch.zeros(1, 1).long(), limits)
+    sampling.sample_responses(
+        policy, tokenizer, ["one"], ["0"], np.zeros((1, 1)), seed=0, longest=4, batch_size=1
+    )
     assert steps
 
 

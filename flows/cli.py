@@ -61,6 +61,25 @@ def run(
 
 
 @app.command()
+def compare(
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Write a value into params.yaml first."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Shown in Prefect and MLflow.")] = "compare",
+    dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
+) -> None:
+    """Train every method in `compare` at every KL budget and seed, and set them side by side."""
+    from flows.comparing import compare_methods
+
+    try:
+        compare_methods(Path.cwd(), name, assignments or [], dry_run)
+    except KeyboardInterrupt:
+        print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
 def restore(
     version: Annotated[
         str | None, typer.Option(help="Number or alias of a registered version.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,19 +31,24 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def show_plan(root: Path, assignments: Sequence[str]) -> None:
+def show_plan(root: Path, assignments: Sequence[str], target: str = versioning.RUN) -> None:
     """Say what is stale. Assignments would have to be written first, so they are refused."""
     if assignments:
         raise InputError("--dry-run does not write params.yaml: leave out --set.")
     load_params(root / "params.yaml")
     versioning.check_project(root)
-    plan = asyncio.run(versioning.read_plan(root, _say))
+    plan = asyncio.run(versioning.read_plan(root, _say, target=target))
     for instance in plan.instances:
         _say(f"{instance}: {plan.stale.get(instance, 'up to date')}")
 
 
 def run_pipeline(
-    root: Path, name: str, assignments: Sequence[str], promote: bool = False, push: bool = False
+    root: Path,
+    name: str,
+    assignments: Sequence[str],
+    promote: bool = False,
+    push: bool = False,
+    target: str = versioning.RUN,
 ) -> None:
     """Run the flow in this process; raises InputError, or exits with the run's code."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, also while the server starts
@@ -62,21 +66,22 @@ def run_pipeline(
             from flows.pipeline import tracking_page  # while the server starts
 
             server.wait()
-            done = _run_flow(root, name, promote, server)
+            done = _run_flow(root, name, promote, target, server)
             page = server.page(done["flow_run_id"])
-        show_results(root, params, done["outcomes"], page, tracking_page(done["flow_run_id"]))
+        show_tables(root, params, target)
+        show_outcomes(root, done["outcomes"], page, tracking_page(done["flow_run_id"]))
         for decision in done["decisions"]:
             show_decision(decision)
         if push:
             _push(root)
 
 
-def _run_flow(root: Path, name: str, promote: bool, server: Server) -> dict[str, Any]:
+def _run_flow(root: Path, name: str, promote: bool, target: str, server: Server) -> dict[str, Any]:
     """What the flow gave; exits with one sentence where a stage, or Prefect, is in the way."""
     from prefect.exceptions import FlowPauseTimeout, TerminationSignal
 
     try:
-        return _recorded(root, name, promote, server)
+        return _recorded(root, name, promote, target, server)
     except versioning.StageFailed as error:
         print(f"infalign: {error}", file=sys.stderr)
         sys.exit(2 if error.user_error else 1)
@@ -94,14 +99,14 @@ def _run_flow(root: Path, name: str, promote: bool, server: Server) -> dict[str,
         raise KeyboardInterrupt from None
 
 
-def _recorded(root: Path, name: str, promote: bool, server: Server) -> dict[str, Any]:
+def _recorded(root: Path, name: str, promote: bool, target: str, server: Server) -> dict[str, Any]:
     """Run the flow and have Prefect record its end, which an outage of Prefect may prevent."""
     from httpx import HTTPError
 
     from flows.pipeline import how_it_ended, pipeline
 
     try:
-        return asyncio.run(pipeline(name=name, root=str(root), promote=promote))
+        return asyncio.run(pipeline(name=name, root=str(root), promote=promote, target=target))
     except HTTPError as error:
         done = how_it_ended(root)
         print(
@@ -130,22 +135,32 @@ def _push(root: Path) -> None:
         sys.exit(1)
 
 
-def show_results(
-    root: Path, params: Params, outcomes: dict[str, str], prefect_page: str, mlflow_page: str
-) -> None:
-    """What was done, the win rates, and where to look."""
-    from flows.evidence import headline
+def show_tables(root: Path, params: Params, target: str) -> None:
+    """The win rates of a run, or the gains of a comparison, and where their page is."""
+    from flows.comparing import gain_table
+    from flows.evidence import gains, headline
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    rows = headline(root, params)
-    if rows:
-        console.print(win_rate_table(rows))
+    if target == versioning.COMPARISON:
+        console.print(gain_table(gains(root, params)))
+        pages = [f"results/compare/{name}/index.html" for name in params.compare.objectives]
+    else:
+        rows = headline(root, params)
+        if rows:
+            console.print(win_rate_table(rows))
+        pages = ["results/report/index.html"]
+    for page in pages:
+        if (root / page).exists():
+            _say(f"Report   {page}")
+
+
+def show_outcomes(
+    root: Path, outcomes: dict[str, str], prefect_page: str, mlflow_page: str
+) -> None:
+    """What was done, and where to look."""
     counts = {word: list(outcomes.values()).count(word) for word in ("made", "restored")}
     unchanged = len(outcomes) - sum(counts.values())
     _say(f"{counts['made']} made, {counts['restored']} restored from cache, {unchanged} unchanged")
-    report = root / "results" / "report" / "index.html"
-    if report.exists():
-        _say(f"Report   {os.path.relpath(report, root)}")
     _say(f"MLflow   {mlflow_page}")
     _say(f"Prefect  {prefect_page}")
 

@@ -18,7 +18,7 @@ from prefect.artifacts import (
 )
 
 from flows.tracking import PARENT, Tracker
-from flows.versioning import Plan, entry_digest, git_state, lock_entries
+from flows.versioning import COMPARISON, Plan, entry_digest, git_state, lock_entries
 from infalign.params import Params
 
 MAKER_SECONDS = 10.0
@@ -39,11 +39,14 @@ def begin_run(tracker: Tracker, root: Path, params: Params, name: str, plan: Pla
     tracker.params(PARENT, flatten(params.model_dump(mode="json")))
 
 
-def end_run(tracker: Tracker, root: Path, params: Params) -> None:
-    """The parent's evidence: dvc.lock, report, plots, headline numbers."""
+def end_run(tracker: Tracker, root: Path, params: Params, target: str) -> None:
+    """The parent's evidence: dvc.lock, report or comparison, plots, headline numbers."""
     for name in ("dvc.lock", "dvc.yaml", "params.yaml"):
         if (root / name).is_file():
             tracker.artifact(PARENT, root / name)
+    if target == COMPARISON:
+        _end_comparison(tracker, root, params)
+        return
     if (root / "results" / "report").is_dir():
         tracker.artifact(PARENT, root / "results" / "report", "report")
     metrics = [
@@ -56,12 +59,48 @@ def end_run(tracker: Tracker, root: Path, params: Params) -> None:
         tracker.metrics(PARENT, metrics)
 
 
+def _end_comparison(tracker: Tracker, root: Path, params: Params) -> None:
+    """Every objective's page and plots, and the gains as metrics whose step is the KL in millinats.
+
+    So that MLflow draws a gain against KL.
+    """
+    for objective in params.compare.objectives:
+        tracker.artifact(PARENT, root / "results" / "compare" / objective, f"compare/{objective}")
+    metrics = [
+        (f"{row['objective']}/gain/{row['variant']}/{key}", float(row[key]), millinats(row))
+        for row in gains(root, params)
+        for key in ("difference", "low", "high")
+        if row["judge"] == "train"
+    ]
+    if metrics:
+        tracker.metrics(PARENT, metrics)
+
+
+def millinats(row: dict[str, Any]) -> int:
+    """A KL budget as a whole number."""
+    return round(1000 * float(row["kl_nats"]))
+
+
+def gains(root: Path, params: Params) -> list[dict[str, Any]]:
+    """The rows of the gain table of every compared objective."""
+    rows: list[dict[str, Any]] = []
+    for objective in params.compare.objectives:
+        path = root / "results" / "compare" / objective / "comparison.json"
+        found = json.loads(path.read_text(encoding="utf-8"))["gains"] if path.exists() else []
+        rows += [{"objective": objective} | row for row in found]
+    return rows
+
+
+def names_of(instance: str) -> dict[str, str]:
+    """What an instance's name says: `contend@helpful-ctrl-0.5-0` is a variant, budget and seed."""
+    names = instance.partition("@")[2].split("-")
+    return dict(zip(("objective", "variant", "kl_nats", "seed"), filter(None, names), strict=False))
+
+
 def begin_stage(tracker: Tracker, instance: str) -> None:
     """The child run of an instance."""
-    word, _, names = instance.partition("@")
-    objective, _, variant = names.partition("-")
-    tags = {"infalign.stage": word, "infalign.objective": objective, "infalign.variant": variant}
-    tracker.begin(instance, instance, {k: v for k, v in tags.items() if v})
+    tags = {f"infalign.{key}": value for key, value in names_of(instance).items()}
+    tracker.begin(instance, instance, {"infalign.stage": instance.partition("@")[0]} | tags)
 
 
 async def end_stage(
@@ -100,6 +139,8 @@ async def _maker(tracker: Tracker, digest: str) -> str | None:
 def _record(tracker: Tracker, root: Path, instance: str, entry: dict[str, Any]) -> None:
     """Parameters, inputs by DVC hash, final numbers and small files of one instance."""
     params = {k: v for keys in entry.get("params", {}).values() for k, v in keys.items()}
+    # Names as parameters too: MLflow's page groups and compares runs by parameters.
+    params |= names_of(instance)
     if params:
         tracker.params(instance, flatten(params))
     inputs = [dep for dep in entry.get("deps", []) if not dep["path"].endswith(".py")]
@@ -172,10 +213,14 @@ def headline(root: Path, params: Params) -> list[dict[str, Any]]:
     ]
 
 
-async def publish_artifacts(root: Path, tracker: Tracker) -> None:
+async def publish_artifacts(root: Path, tracker: Tracker, params: Params, target: str) -> None:
     """Prefect's artifacts: the win rates, the report as markdown, a link to the MLflow run."""
     rows = summary(root)
-    if rows:
+    if target == COMPARISON:
+        table = gains(root, params)
+        if table:
+            await acreate_table_artifact(table=table, key="gains", description="Gains, equal KL.")
+    elif rows:
         await acreate_table_artifact(table=rows, key="win-rates", description="Win rates.")
         await acreate_markdown_artifact(key="report", markdown=report_markdown(root, rows))
     page = tracker.page()

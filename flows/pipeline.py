@@ -37,7 +37,7 @@ RETRIES = 3
 RETRY_SECONDS: list[float] = [2, 10, 30]
 CANCEL_POLL_SECONDS = 3.0
 SERVER_SECONDS = 60.0  # how long a finished run waits for a Prefect server that went away
-WITHOUT_GPU = {"corpus", "prepare", "report"}
+WITHOUT_GPU = {"corpus", "prepare", "report", "compare"}
 Tell = Callable[[str], None]
 
 
@@ -65,14 +65,15 @@ def how_it_ended(root: Path) -> dict[str, Any] | BaseException | None:
 
 @flow(name="infalign", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 async def pipeline(
-    name: str = "pipeline", root: str = ".", promote: bool = False
+    name: str = "pipeline", root: str = ".", promote: bool = False, target: str = versioning.RUN
 ) -> dict[str, Any]:
-    """Bring every stage instance of the project up to date; what each of them did.
+    """Bring a stage and all that it depends on up to date; what each instance did.
 
     Args:
         name: shown in Prefect and MLflow.
         root: the project's folder.
         promote: register, judge and promote the results; as `promotion.after_run`.
+        target: the last stage: `report`, or `compare`.
     """
     folder = Path(root).resolve()
     body = asyncio.current_task()
@@ -80,8 +81,10 @@ async def pipeline(
     with run_lock(folder), _ends_on_signals(body):
         watcher = asyncio.create_task(_watch_cancelling(str(flow_run.id), body))
         try:
-            done = await _run(folder, name)
-            done |= {"decisions": await _promote(folder, promote, done["parent"])}
+            done = await _run(folder, name, target)
+            wanted = target == versioning.RUN  # a comparison makes nothing to promote
+            decisions = await _promote(folder, promote, done["parent"]) if wanted else []
+            done |= {"decisions": decisions}
             _ENDED[folder] = done
             return done
         except BaseException as error:
@@ -91,7 +94,7 @@ async def pipeline(
             watcher.cancel()
 
 
-async def _run(root: Path, name: str) -> dict[str, Any]:
+async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     """The flow's body, with the workspace held."""
     logger = get_run_logger()
     tell = _teller(logger.info)
@@ -103,7 +106,7 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
     tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
     status = "KILLED"
     try:
-        plan = await versioning.read_plan(root, tell)
+        plan = await versioning.read_plan(root, tell, target=target)
         slots = asyncio.Semaphore(params.run.concurrency)
         gpus = gpu_numbers() if params.run.device != "cpu" else []
         run = Run(root, params, plan, tracker, tell, slots, gpus)
@@ -112,7 +115,7 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
         status = "FAILED"
         outcomes = await _run_all(run, str(flow_run.id))
         status = "FINISHED"
-        evidence.end_run(run.tracker, root, params)
+        evidence.end_run(run.tracker, root, params, target)
         done = {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
     except asyncio.CancelledError:
         status = "KILLED"
@@ -123,7 +126,7 @@ async def _run(root: Path, name: str) -> dict[str, Any]:
         await asyncio.shield(asyncio.to_thread(tracker.close))
         _PAGES[str(flow_run.id)] = tracker.page()
         if status == "FINISHED" and await _prefect_answers(tell):
-            await evidence.publish_artifacts(root, tracker)
+            await evidence.publish_artifacts(root, tracker, params, target)
     return done | {"parent": tracker.run_id(PARENT)}
 
 

@@ -269,7 +269,7 @@ def _write_config(folder: Path, settings: dict[str, str]) -> None:
 
 async def _check_equal(folder: Path, tell: Tell) -> None:
     """Raise where the commit's code, params or data are not those of its dvc.lock."""
-    plan = await versioning.read_plan(folder, tell)
+    plan = await versioning.read_plan(folder, tell, target=versioning.RUN)
     if plan.stale:
         name, why = next(iter(plan.stale.items()))
         raise InputError(
@@ -292,7 +292,7 @@ async def first_difference(folder: Path, tell: Tell) -> Difference | None:
     Stops at the first difference: what follows would differ because of it.
     """
     before = versioning.lock_entries(folder)
-    plan = await versioning.read_plan(folder, tell)
+    plan = await versioning.read_plan(folder, tell, target=versioning.RUN)
     for instance in plan.instances:
         command = [*versioning.DVC, "repro", "--force", "--no-commit", "--single-item", instance]
         done = await run_child(command, folder, child_environment(), lambda _: None)

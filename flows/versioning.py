@@ -23,6 +23,7 @@ from flows.processes import Finished, child_environment, redact, run_child
 from infalign.errors import InputError
 
 DVC = (sys.executable, "-m", "dvc")
+RUN, COMPARISON = "report", "compare"  # the last stages of `infalign run` and `infalign compare`
 LOCK_WAIT_SECONDS = 600.0
 _EDGE = re.compile(r'^"([^"]+)"(?: -> "([^"]+)")?;$')
 _EXIT = re.compile(r"exited with (-?\d+)")
@@ -118,11 +119,19 @@ async def dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def read_plan(
-    root: Path, tell: Callable[[str], None], wait_seconds: float = LOCK_WAIT_SECONDS
+    root: Path,
+    tell: Callable[[str], None],
+    wait_seconds: float = LOCK_WAIT_SECONDS,
+    target: str | None = None,
 ) -> Plan:
-    """Ask DVC once for the graph and for what is stale; wait while someone else holds its lock."""
+    """Ask DVC once for the graph and for what is stale; wait while someone else holds its lock.
+
+    Args:
+        target: the stage that is wanted, with all it depends on; None: every stage of dvc.yaml.
+    """
+    only = () if target is None else (target,)
     graph, status = await asyncio.gather(
-        dvc(root, "dag", "--dot"), _status(root, tell, wait_seconds)
+        dvc(root, "dag", "--dot", *only), _status(root, tell, wait_seconds, target)
     )
     if graph.returncode:
         raise InputError(sentence("dvc.yaml", graph.stderr))
@@ -130,10 +139,13 @@ async def read_plan(
     return Plan(upstream, spread(upstream, {k: reason(v) for k, v in status.items()}))
 
 
-async def _status(root: Path, tell: Callable[[str], None], wait_seconds: float) -> dict[str, Any]:
+async def _status(
+    root: Path, tell: Callable[[str], None], wait_seconds: float, target: str | None
+) -> dict[str, Any]:
+    only = () if target is None else ("--with-deps", target)
     deadline, told = time.monotonic() + wait_seconds, False
     while True:
-        answer = await dvc(root, "status", "--json")
+        answer = await dvc(root, "status", "--json", *only)
         if not answer.returncode:
             return dict(json.loads(answer.stdout or "{}"))
         if not _BUSY.search(answer.stderr):

@@ -1,5 +1,7 @@
 """`python -m infalign STAGE [--objective O] [--variant V] [--params F]`: run one stage.
 
+The stages of `infalign compare` take `--kl-nats K --seed S` as well.
+
 Needs neither Prefect nor MLflow nor DVC. Reads and writes below the current folder. With
 `run.processes` above 1 it starts that many of itself, as torchrun does; torchrun itself will do.
 """
@@ -34,29 +36,38 @@ STAGES = [
     "evaluate",
     "report",
 ]
+COMPARING = ["contend", "poison", "hack", "compare"]  # of `infalign compare`
+PER_BUDGET = {"contend", "hack"}
+PER_VARIANT = {"align", *PER_BUDGET}
+PER_OBJECTIVE = {"calibrate", "evaluate", "poison", "compare", *PER_VARIANT}
 PATIENCE_SECONDS = 3.0  # of the other processes, for what rank 0 has to say
-PER_OBJECTIVE = {"calibrate", "align", "evaluate"}
-PER_VARIANT = {"align"}
 
 
-def instance_name(stage: str, objective: str | None, variant: str | None) -> str:
+def instance_name(stage: str, *names: str | None) -> str:
     """`align@helpful-ctrl` from its parts, the same spelling as DVC's."""
-    parts = [part for part in (objective, variant) if part]
+    parts = [part for part in names if part]
     return stage + ("@" + "-".join(parts) if parts else "")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(prog="python -m infalign", description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=[*STAGES, *COMPARING])
     parser.add_argument("--objective", help="a name in run.objectives")
     parser.add_argument("--variant", help="a name in run.variants")
+    parser.add_argument("--kl-nats", help="KL budget, nats a response, of contend and hack")
+    parser.add_argument("--seed", help="seed of the training of contend and hack")
     parser.add_argument("--params", default="params.yaml", help="the configuration file")
     chosen = parser.parse_args(arguments)
-    for name, stages in (("objective", PER_OBJECTIVE), ("variant", PER_VARIANT)):
-        given = getattr(chosen, name) is not None
+    for name, stages in (
+        ("objective", PER_OBJECTIVE),
+        ("variant", PER_VARIANT),
+        ("kl_nats", PER_BUDGET),
+        ("seed", PER_BUDGET),
+    ):
+        given, option = getattr(chosen, name) is not None, name.replace("_", "-")
         if given != (chosen.stage in stages):
-            parser.error(f"{chosen.stage} {'takes no' if given else 'needs'} --{name}")
+            parser.error(f"{chosen.stage} {'takes no' if given else 'needs'} --{option}")
     return chosen
 
 
@@ -146,8 +157,9 @@ def _work(chosen: argparse.Namespace, params: Params) -> None:
     from infalign.workspace import Workspace, fingerprint
 
     module = import_stage(chosen.stage)
-    names = [name for name in (chosen.objective, chosen.variant) if name]
-    instance = instance_name(chosen.stage, chosen.objective, chosen.variant)
+    words = (chosen.objective, chosen.variant, chosen.kl_nats, chosen.seed)
+    names = [name for name in words if name]
+    instance = instance_name(chosen.stage, *names)
     workspace = Workspace(params, Path.cwd(), instance)
     stage = module.stage(params, *names)
     ranks = join(params.run) if chosen.stage in torchrun.STAGES else ALONE

@@ -101,15 +101,15 @@ def measure(policies: Mapping[str, PolicyResponses], contest: Contest) -> Measur
             }
             for name in contest.methods:
                 row = {"policy": name, **key, **spent[name]}
-                row |= _win_rate(wins[name], policies[name], procedure, contest)
+                row |= scored(wins[name], policies[name].kl.mean(1), procedure, contest)
                 measured.rows.append(row | _method(row["win_rate"], own_limits[name]))
             for first, second in itertools.combinations(contest.methods, 2):
-                gap = _difference(wins[first] - wins[second], contest)
+                gap = paired_difference(wins[first] - wins[second], contest)
                 measured.differences.append({"first": first, "second": second, **key, **gap})
     return measured
 
 
-def _difference(gap: Array, contest: Contest) -> dict[str, float]:
+def paired_difference(gap: Array, contest: Contest) -> dict[str, float]:
     """Mean and interval of a difference of win rates [prompts]."""
     low, high = bootstrap_interval(gap, replicates=contest.replicates, seed=contest.seed)
     return {"difference": float(gap.mean()), "low": low, "high": high}
@@ -129,13 +129,14 @@ def prompt_wins(
     return np.clip(wins, 0.0, 1.0)
 
 
-def _win_rate(
-    wins: Array, policy: PolicyResponses, procedure: Procedure, contest: Contest
-) -> dict[str, Any]:
-    """Win rate with its interval, the limit at the policy's KL, and the efficiency."""
+def scored(wins: Array, kls: Array, procedure: Procedure, contest: Contest) -> dict[str, Any]:
+    """Win rate with its interval, the limit at the policy's KL, and the efficiency.
+
+    Args:
+        wins, kls: win rate and KL, nats, of every prompt [prompts].
+    """
     settings: dict[str, Any] = {"replicates": contest.replicates, "seed": contest.seed}
     low, high = bootstrap_interval(wins, **settings)
-    kls = policy.kl.mean(1)
     bound = partial(limit, _canonical(procedure))
     share = efficiency(wins, kls, bound, **settings)
     names = ("efficiency", "efficiency_low", "efficiency_high")

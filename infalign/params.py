@@ -7,31 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from infalign.errors import InputError
+from infalign.methods import (
+    BLIND,
+    Compare,
+    Name,
+    Positive,
+    Rate,
+    Section,
+    Share,
+    Variant,
+    check_transform,
+)
 from infalign.theory.procedures import parse_procedure
-from infalign.theory.transforms import parse_transform
-
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
-
 
 MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_tokens")
 TRAINING = (*MODELS, "run.processes", "run.sharding", "run.recompute")  # what rounding depends on
-
-
-class Section(BaseModel):
-    """A part of params.yaml: frozen, strict, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-
-def _check_transform(text: str) -> None:
-    if text not in ("optimal", "auto"):  # solved for a procedure and a budget, when needed
-        parse_transform(text)
 
 
 class Run(Section):
@@ -117,7 +110,7 @@ class Objective(Section):
 
     @model_validator(mode="after")
     def _transform(self) -> Objective:
-        _check_transform(self.transform)
+        check_transform(self.transform)
         return self
 
 
@@ -162,21 +155,6 @@ class Calibrate(Section):
     error_references: list[Annotated[int, Field(ge=2)]] = Field(
         min_length=1, description="numbers of references at which the calibration error is measured"
     )
-
-
-class Variant(Section):
-    """One way to align."""
-
-    reward: str = Field(
-        description="`raw`, `objective` (objectives.O.transform), or a transformation: identity, …"
-    )
-
-    @field_validator("reward")
-    @classmethod
-    def _reward(cls, text: str) -> str:
-        if text not in ("raw", "objective"):
-            _check_transform(text)
-        return text
 
 
 class Align(Section):
@@ -315,6 +293,7 @@ class Params(Section):
     align: Align
     evaluate: Evaluate
     report: Report
+    compare: Compare
     promotion: Promotion
     schedule: Schedule
     drift: Drift
@@ -326,14 +305,32 @@ class Params(Section):
             ("run.objectives", self.run.objectives, self.objectives),
             ("run.variants", self.run.variants, self.align.variants),
             ("promotion.variant", [self.promotion.variant], self.align.variants),
+            ("compare.objectives", self.compare.objectives, self.objectives),
+            ("compare.variants", self.compare.variants, self.align.variants),
+            ("compare.poison.variants", self.compare.poison.variants, self.align.variants),
         ):
             for name in names:
                 if name not in known:
                     raise ValueError(f"{field} names {name!r}, which is not one of {sorted(known)}")
             if len(set(names)) != len(names):
                 raise ValueError(f"{field} names an entry twice: {names}")
+        for field, values in (
+            ("compare.kl_nats", self.compare.kl_nats),
+            ("compare.seeds", self.compare.seeds),
+            ("compare.judges", self.compare.judges),
+            ("compare.poison.kl_nats", self.compare.poison.kl_nats),
+            ("compare.poison.seeds", self.compare.poison.seeds),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field} names an entry twice: {values}")
         if "reference" in self.run.variants:
             raise ValueError("run.variants: `reference` is the reference policy's own name")
+        blind = [self.is_blind(name) for name in self.compare.variants]
+        if all(blind) or not any(blind):
+            raise ValueError(
+                "compare.variants needs both kinds: one that knows the procedure (`ctrl`) and one "
+                f"that does not (`calibrated`, `rlhf`, `ipo`, …), found {self.compare.variants}"
+            )
         largest = max([*self.evaluate.best_of, *(self.procedure(o).n for o in self.objectives)])
         if largest > self.sample.test_samples:
             raise ValueError(
@@ -346,8 +343,15 @@ class Params(Section):
         """The objective's inference-time procedure."""
         return parse_procedure(self.objectives[objective].procedure)
 
+    def is_blind(self, variant: str) -> bool:
+        """Whether a variant's goal knows nothing of the inference-time procedure."""
+        return self.align.variants[variant].reward in BLIND
+
     def reward_spelling(self, objective: str, variant: str) -> str:
-        """What a variant maximises for an objective: `raw` or a transformation's spelling."""
+        """What a variant maximises for an objective: `raw` or a transformation's spelling.
+
+        For a baseline: what its exact optimum maximises.
+        """
         spelling = self.align.variants[variant].reward
         return self.objectives[objective].transform if spelling == "objective" else spelling
 
@@ -379,7 +383,10 @@ def check_params(tree: Any, source: str) -> Params:
 
 def _sentence(source: str, error: Any) -> str:
     """One pydantic error as words: file, field, value, remedy."""
-    field = ".".join(str(part) for part in error["loc"])
+    places = list(error["loc"])
+    if places[:2] == ["align", "variants"]:
+        del places[3:4]  # the kind of variant, which params.yaml does not spell
+    field = ".".join(str(part) for part in places)
     value = error["input"]
     if error["type"] == "extra_forbidden":
         return f"{source}: unknown key {field!r}: remove it or correct its spelling"

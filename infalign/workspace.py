@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,25 @@ class Workspace:
     params: Params
     root: Path
     instance: str
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     def results(self, *parts: str) -> Path:
-        """A finished file or folder: results/…"""
-        return self.root.joinpath("results", *parts)
+        """A finished file or folder: results/…
+
+        `moved` names folders of results that this instance finds elsewhere, below results/ or at an
+        absolute path: a policy that is not published, the rewards of another reward model.
+        """
+        path = "/".join(parts)
+        for name, place in self.moved.items():
+            if path == name or path.startswith(f"{name}/"):
+                path = place + path[len(name) :]
+        return self.root / "results" / path
+
+    @property
+    def alone(self) -> Workspace:
+        """The same for a stage that always runs in one process, whatever run.processes says."""
+        run = self.params.run.model_copy(update={"processes": 1})
+        return replace(self, params=self.params.model_copy(update={"run": run}))
 
     @property
     def work(self) -> Path:

@@ -14,13 +14,21 @@ from typing import Any
 import pytest
 import yaml
 
-from infalign.__main__ import PER_OBJECTIVE, PER_VARIANT, STAGES
+from infalign.__main__ import COMPARING, PER_BUDGET, PER_OBJECTIVE, PER_VARIANT, STAGES
 from infalign.params import Params, load_params
 from infalign.workspace import Stage, lookup
 
 ROOT = Path(__file__).parents[1]
 PARAMS = load_params(ROOT / "params.yaml")
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+WORDS = [*STAGES, *COMPARING]
+# What `infalign compare` does is align and evaluate once more: it alone imports other stages.
+BUILT_ON = {
+    "contend": {"align", "evaluate"},
+    "poison": {"reward"},
+    "hack": {"contend"},
+    "compare": {"evaluate"},
+}
 PLACES = ("deps", "params", "outs", "metrics")
 AFTER_STAGES = ("promotion", "schedule", "drift", "serving")  # what is done with results
 THIRD_PARTY_OF_FLOWS = {"prefect", "mlflow", "dvc"}
@@ -75,7 +83,8 @@ def source_files(module: str) -> frozenset[str]:
 def example(word: str) -> list[str]:
     """Names with which to ask a stage for its specification."""
     names = [PARAMS.run.objectives[0]] if word in PER_OBJECTIVE else []
-    return names + ([PARAMS.run.variants[0]] if word in PER_VARIANT else [])
+    names += [PARAMS.run.variants[0]] if word in PER_VARIANT else []
+    return names + (["0.375", "7"] if word in PER_BUDGET else [])
 
 
 def specification(word: str) -> Stage:
@@ -89,7 +98,8 @@ def templated(text: str, separator: str, names: list[str]) -> str:
     The instance's own names become ${item.…}; where a stage covers all names, it depends on the
     folder or section that holds them, because DVC cannot repeat an entry for each of a list.
     """
-    kinds = dict(zip(names, ("${item.objective}", "${item.variant}"), strict=False))
+    items = ("objective", "variant", "kl_nats", "seed")
+    kinds = dict(zip(names, (f"${{item.{name}}}" for name in items), strict=False))
     everything = {*PARAMS.objectives, *PARAMS.align.variants}
     parts: list[str] = []
     for part in text.split(separator):
@@ -134,12 +144,13 @@ def quoted(entry: str) -> str:
 
 def test_every_word_is_a_stage_a_module_a_section_and_a_line_of_dvc_yaml() -> None:
     modules = {p.stem for p in (ROOT / "infalign" / "stages").glob("[!_]*.py")}
-    assert modules == set(STAGES) == set(DVC["stages"])
-    assert list(DVC["stages"]) == STAGES
+    assert modules == set(WORDS) == set(DVC["stages"])
+    assert list(DVC["stages"]) == WORDS
     assert set(STAGES) - set(Params.model_fields) == {"prepare"}  # its section is `data`
+    assert set(COMPARING) & set(Params.model_fields) == {"compare"}  # the section of all four
 
 
-@pytest.mark.parametrize("word", STAGES)
+@pytest.mark.parametrize("word", WORDS)
 def test_dvc_yaml_lists_what_the_stage_depends_on(word: str) -> None:
     want, have = expected(word), found(word)
     lines: list[str] = []
@@ -149,23 +160,27 @@ def test_dvc_yaml_lists_what_the_stage_depends_on(word: str) -> None:
     assert not lines, f"dvc.yaml, stage {word}: add (+) and remove (-):\n" + "\n".join(lines)
 
 
-@pytest.mark.parametrize("word", STAGES)
+@pytest.mark.parametrize("word", WORDS)
 def test_dvc_yaml_runs_the_stage_over_its_names(word: str) -> None:
     section = DVC["stages"][word]
     command = f"python -m infalign {word}"
     matrix = {}
+    lists = {"hack": "compare.poison"}.get(word, "compare" if word in COMPARING else "run")
     if word in PER_OBJECTIVE:
-        matrix["objective"] = "${run.objectives}"
+        matrix["objective"] = f"${{{'compare' if word in COMPARING else 'run'}.objectives}}"
         command += " --objective ${item.objective}"
     if word in PER_VARIANT:
-        matrix["variant"] = "${run.variants}"
+        matrix["variant"] = f"${{{lists}.variants}}"
         command += " --variant ${item.variant}"
+    if word in PER_BUDGET:
+        matrix |= {"kl_nats": f"${{{lists}.kl_nats}}", "seed": f"${{{lists}.seeds}}"}
+        command += " --kl-nats ${item.kl_nats} --seed ${item.seed}"
     assert section["cmd"] == command
     assert section.get("matrix", {}) == matrix
     assert not {"persist", "always_changed", "frozen"} & set(section)
 
 
-@pytest.mark.parametrize("word", STAGES)
+@pytest.mark.parametrize("word", WORDS)
 def test_params_of_a_stage_exist_and_its_files_lie_in_results(word: str) -> None:
     stage = specification(word)
     assert stage.word == word
@@ -177,7 +192,7 @@ def test_params_of_a_stage_exist_and_its_files_lie_in_results(word: str) -> None
 
 
 def test_every_param_is_read_by_a_stage_or_is_about_running() -> None:
-    read = {key for word in STAGES for key in specification(word).params}
+    read = {key for word in WORDS for key in specification(word).params}
     running = ("run.concurrency",)  # changes no byte of any result
     operating = tuple(f"{section}." for section in AFTER_STAGES)
     leaves = {x for x in _leaves(PARAMS.model_dump()) if not x.startswith((*running, *operating))}
@@ -193,12 +208,27 @@ def test_every_param_is_read_by_a_stage_or_is_about_running() -> None:
 
 
 def test_no_stage_depends_on_what_comes_after_the_stages() -> None:
-    read = {key for word in STAGES for key in specification(word).params}
-    listed = {str(key) for word in STAGES for key in found(word)["params"]}
+    read = {key for word in WORDS for key in specification(word).params}
+    listed = {str(key) for word in WORDS for key in found(word)["params"]}
     assert not {key for key in read | listed if key.split(".")[0] in AFTER_STAGES}
     after = {"infalign/promotion.py", "infalign/evidence.py", "infalign/package.py"}
-    for word in STAGES:
+    for word in WORDS:
         assert not source_files(f"infalign.stages.{word}") & (after | {"infalign/deployed.py"})
+
+
+def test_no_stage_of_a_run_depends_on_what_a_comparison_does() -> None:
+    """`infalign compare` makes nothing of `infalign run` stale, and adds nothing to it."""
+    own = {f"results/{word}" for word in COMPARING}
+    for word in STAGES:
+        stage = specification(word)
+        assert not [key for key in stage.params if key.split(".")[0] == "compare"]
+        assert not [name for name in stage.inputs if "/".join(name.split("/")[:2]) in own]
+        assert not source_files(f"infalign.stages.{word}") & {
+            "infalign/comparison.py",
+            "infalign/page/comparison.py",
+            *(f"infalign/stages/{other}.py" for other in COMPARING),
+        }
+    assert PARAMS.compare.objectives == [], "dvc pull would look for what nobody has made"
 
 
 def _leaves(tree: Any, prefix: str = "") -> set[str]:
@@ -212,7 +242,7 @@ def _leaves(tree: Any, prefix: str = "") -> set[str]:
 
 
 def test_metrics_and_plots_of_dvc_yaml_lie_in_outputs() -> None:
-    outputs = [o for word in STAGES for o in specification(word).outputs]
+    outputs = [o for word in WORDS for o in specification(word).outputs]
     for path in [*DVC.get("metrics", []), *DVC.get("plots", [])]:
         assert any(path == o or path.startswith(f"{o}/") for o in outputs), path
 
@@ -249,7 +279,9 @@ def test_imports_of_the_library_point_one_way(path: Path) -> None:
         assert not any(module.startswith("infalign.stages") for module in ours)
     if parts[1] == "stages":
         own = f"infalign.stages.{path.stem}"
+        allowed = {f"infalign.stages.{word}" for word in BUILT_ON.get(path.stem, set())}
         others = {m for m in ours if m.startswith("infalign.stages") and not m.startswith(own)}
+        others -= {"infalign.stages", *allowed}
         assert not others, f"{path.name} imports another stage: {others}"
 
 

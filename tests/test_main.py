@@ -26,11 +26,19 @@ def test_instance_names():
     assert instance_name("align", "helpful", "ctrl") == "align@helpful-ctrl"
     assert instance_name("evaluate", "helpful", None) == "evaluate@helpful"
     assert instance_name("corpus", None, None) == "corpus"
+    assert instance_name("contend", "helpful", "ipo", "0.5", "1") == "contend@helpful-ipo-0.5-1"
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nothing"], ["align"], ["align", "--objective", "helpful"], ["sft", "--variant", "ctrl"]],
+    [
+        ["nothing"],
+        ["align"],
+        ["align", "--objective", "helpful"],
+        ["sft", "--variant", "ctrl"],
+        ["align", "--objective", "helpful", "--variant", "ctrl", "--kl-nats", "0.5"],
+        ["contend", "--objective", "helpful", "--variant", "ipo", "--kl-nats", "0.5"],
+    ],
 )
 def test_wrong_arguments_exit_with_2(project, arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -45,6 +53,10 @@ def test_wrong_arguments_exit_with_2(project, arguments, capsys):
         (["sft"], "results/prepare does not exist: run the stage that writes it"),
         (["align", "--objective", "x", "--variant", "ctrl"], "--objective 'x' is not one of"),
         (["align", "--objective", "helpful", "--variant", "y"], "--variant 'y' is not one of"),
+        (
+            ["hack", "--objective", "helpful", "--variant", "ipo", "--kl-nats=-1", "--seed", "0"],
+            "--kl-nats -1 --seed 0: give a KL budget above 0",
+        ),
         (["corpus", "--params", "none.yaml"], "none.yaml does not exist"),
     ],
 )

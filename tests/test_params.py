@@ -33,6 +33,22 @@ def test_the_shipped_file_is_valid():
         ({"run": {"variants": ["ctrl", "ctrl"]}}, "run.variants names an entry twice"),
         ({"align": {"variants": {"a-b": {"reward": "raw"}}}}, "a-b"),
         ({"align": {"variants": {"new": {"reward": "cube"}}}}, "'cube'"),
+        (
+            {"align": {"variants": {"new": {"reward": "cube"}}}},
+            "align.variants.new.reward = 'cube'",
+        ),
+        ({"align": {"variants": {"new": {"method": "ppo"}}}}, "method must be ctrl, bon_dist"),
+        ({"align": {"variants": {"new": {"method": "ipo", "n": 4}}}}, "'align.variants.new.n'"),
+        ({"align": {"variants": {"new": {"method": "bonbon"}}}}, "'align.variants.new.alpha'"),
+        ({"align": {"variants": {"bonbon": {"alpha": 2.0}}}}, "align.variants.bonbon.alpha = 2.0"),
+        ({"compare": {"kl_nats": [1]}}, "compare.kl_nats.0 = 1: write 1.0"),
+        ({"compare": {"kl_nats": [0.5, 0.5]}}, "compare.kl_nats names an entry twice"),
+        ({"compare": {"variants": ["ctrl", "cdpo"]}}, "compare.variants names 'cdpo'"),
+        ({"compare": {"variants": ["ipo", "rlhf"]}}, "compare.variants needs both kinds"),
+        ({"compare": {"objectives": ["honest"]}}, "compare.objectives names 'honest'"),
+        ({"compare": {"judges": ["jury"]}}, "compare.judges.0 = 'jury'"),
+        ({"compare": {"poison": {"share": 1.5}}}, "compare.poison.share = 1.5"),
+        ({"compare": {"poison": {"phrase": ""}}}, "compare.poison.phrase = ''"),
         ({"objectives": {"helpful": {"procedure": "best_of:0"}}}, "best_of:0"),
         ({"objectives": {"helpful": {"transform": "exp:"}}}, "exp:"),
         ({"model": {"tiny": {"heads": 7}}}, "hidden_size must be an even multiple of heads"),
@@ -79,8 +95,29 @@ def test_frozen(params_tree):
 
 
 def test_every_setting_has_its_place(params_tree):
-    # What is written is what is read: no default hides a missing line.
-    assert (
-        yaml.safe_load((ROOT / "params.yaml").read_text())
-        == check_params(params_tree, "params.yaml").model_dump()
-    )
+    # What is written is what is read: no default hides a missing line, but for the method of a
+    # variant, which is the trainer's where nothing is said.
+    written = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for variant in written["align"]["variants"].values():
+        variant.setdefault("method", "ctrl")
+    assert written == check_params(params_tree, "params.yaml").model_dump()
+
+
+def test_the_baselines_know_nothing_of_the_procedure():
+    params = load_params(ROOT / "params.yaml")
+    assert params.align.variants["ctrl"].method == "ctrl"
+    assert not params.is_blind("ctrl")
+    spelled = {
+        name: params.reward_spelling("helpful", name)
+        for name in params.compare.variants
+        if params.is_blind(name)
+    }
+    # What exact optimisation of each paper's loss on the reference's own samples gives.
+    assert spelled == {
+        "calibrated": "identity",
+        "rlhf": "raw",
+        "bon_distillation": "log",
+        "bonbon": "log",
+        "ipo": "identity",
+        "dpo": "raw",
+    }

@@ -42,6 +42,8 @@ _SERIES = (
     Ink("series-3", "#b8548f", "#e08cc0"),
     Ink("series-4", "#b58900", "#e6bd45"),
     Ink("series-5", "#4b8fb8", "#8fc8ea"),
+    Ink("series-6", "#7d6bb0", "#ab9be0"),
+    Ink("series-7", "#8a6d5a", "#c3a48f"),
 )
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _DASHES: tuple[tuple[float, ...], ...] = ((5, 2), (1, 1.6), (6, 2, 1, 2), (3, 1.5))

@@ -62,7 +62,7 @@ def frontier(panels: Sequence[Frontier], budget: float, order: Sequence[str]) ->
             _frontier_panel(axis, panel, budget, order)
             if position == 0:
                 axis.set_ylabel("win rate over the reference (%)")
-        _legend_below(axes[0])
+        legend_below(axes[0])
 
     return draw(paint, 4.6 * len(panels), HEIGHT + 0.1, len(panels))
 
@@ -151,7 +151,7 @@ def families(panels: Sequence[Family], order: Sequence[str]) -> Figure:
             axis.set(title=panel.title, xlabel="N, responses drawn")
         axes[0].set_ylabel("win rate over the reference (%)")
         _same_height(axes)
-        _legend_below(axes[0])
+        legend_below(axes[0])
 
     return draw(paint, 4.6 * len(panels), HEIGHT - 0.2, len(panels))
 
@@ -192,7 +192,7 @@ def judges(points: Mapping[str, Sequence[Point]], order: Sequence[str], title: s
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.grid(visible=False, axis="y")
         axis.set(title=title, xlabel="win rate over the reference (%)", ylabel="judged by")
-        _legend_below(axis)
+        legend_below(axis)
 
     return draw(paint, 6.4, 1.2 + 0.6 * len(names))
 
@@ -260,7 +260,7 @@ def histograms(
         axes[1].axhline(1, color=palette.TEXT.light, linestyle=(0, (4, 2)), linewidth=1.2)
         axes[1].set(title="Calibrated reward C", xlabel="C, win rate against the reference")
         axes[1].set_xlim(0, 1)
-        _legend_below(axes[0])
+        legend_below(axes[0])
 
     return draw(paint, 9.2, HEIGHT - 0.3, 2)
 
@@ -303,7 +303,7 @@ def training(panels: Sequence[Curve], order: Sequence[str]) -> Figure:
                 axis.plot(steps, values, color=color, linewidth=0.7, alpha=0.35)
                 axis.plot(steps, _running_mean(values), color=color, linewidth=1.5, label=name)
             axis.set(title=panel.title, xlabel="step", ylabel=panel.unit)
-        _legend_below(axes[0])
+        legend_below(axes[0])
 
     return draw(paint, 2.55 * len(panels), HEIGHT - 1.0, len(panels))
 
@@ -327,7 +327,7 @@ def _same_height(axes: Sequence[Axes]) -> None:
         axis.set_ylim(limits[:, 0].min(), limits[:, 1].max())
 
 
-def _legend_below(axis: Axes) -> None:
+def legend_below(axis: Axes) -> None:
     """One legend for the whole figure, below its panels, which grows by the rows it needs."""
     figure = axis.get_figure(root=True)
     handles, labels = axis.get_legend_handles_labels()

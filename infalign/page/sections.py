@@ -136,7 +136,7 @@ def sections(
             [
                 Part(
                     f"{data.name}, {procedure_words(data.procedure)}",
-                    [_shown(plate) for plate in drawn[data.name][chapter]],
+                    [shown(plate) for plate in drawn[data.name][chapter]],
                     tables[chapter](data) if chapter in tables else None,
                 )
                 for data in objectives
@@ -146,7 +146,8 @@ def sections(
     ]
 
 
-def _shown(plate: Plate) -> Shown:
+def shown(plate: Plate) -> Shown:
+    """A plate with its drawing inlined."""
     svg = inline_svg(plate.figure, plate.name, plate.caption)
     return Shown(Markup(svg), plate.caption, plate.width)
 

@@ -6,11 +6,15 @@ rewards them (raw, or calibrated against the reference's samples and transformed
 samples of the reference beside them, and descends the RLOO loss with the KL in the reward
 (InfAlign, arXiv 2412.19792, algorithm CTRL). The loss holds for samples of any policy: the
 reference's show the responses that the policy has nearly stopped giving, and cost no sampling.
+
+A variant with a `method` of its own (Best-of-N distillation, BoNBoN, IPO, DPO) learns from the
+stored samples alone, under the same control of the KL: `infalign.lm.preferences`.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +37,7 @@ from infalign.lm.models import (
 )
 from infalign.lm.parallel import Trainable
 from infalign.lm.parts import batches_of, score_parts
+from infalign.lm.preferences import Method, PreferenceSteps, Stored
 from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import Responses, sample_responses
 from infalign.lm.scoring import divergence, score_responses
@@ -99,7 +104,7 @@ def run(workspace: Workspace, objective: str, variant: str) -> None:
     optimise(
         trainer.training,
         schedule,
-        trainer.take,
+        trainer.steps(variant),
         workspace.work,
         name=workspace.instance,
         state=control,
@@ -262,6 +267,46 @@ class Trainer:
             settings.samples_per_prompt + settings.reference_samples
         )
         self._stored_goals = goal.of_references(prompts.rewards)
+
+    def steps(self, variant: str) -> Callable[[int], Step]:
+        """What a step computes: the trainer's own, or that of the baseline which the variant is."""
+        settings = self._params.align
+        chosen = settings.variants[variant]
+        if chosen.method == "ctrl":
+            return self.take
+        stored = Stored(
+            self._encoded, self._prompts.tokens, self._prompts.rewards, self.tokenizer.pad_token_id
+        )
+        method = Method(
+            chosen.method,
+            getattr(chosen, "alpha", 0.0),
+            settings.samples_per_prompt + settings.reference_samples,
+            self._seed,
+        )
+        steps = PreferenceSteps(self.training, self.reference, stored, method, self._control)
+        return lambda number: steps.take(number, self._batches.at(number), self.watch)
+
+    def watch(self, number: int, chosen: np.ndarray) -> dict[str, float]:
+        """What fresh responses of the policy are like, measured without training on them."""
+        policy = self.training.whole()
+        responses = self._sample(policy, number, chosen)
+        fresh = self._params.align.samples_per_prompt
+        texts = [self._prompts.texts[i] for i in np.repeat(chosen, fresh)]
+        size: dict[str, Any] = {"batch_size": len(texts), "budget": self.training.budget}
+        apart = divergence(policy, self.reference, self.tokenizer, texts, responses.tokens, **size)
+        rewards = score_responses(
+            self._reward_model, self._reward_tokenizer, texts, responses.text, **size
+        )
+        references = self._prompts.references(chosen)
+        below = calibrate_below(rewards.reshape(len(chosen), -1), references)
+        return {
+            "kl": float(apart.kl.mean()),
+            "log_ratio": float(apart.log_ratio.mean()),
+            "reward": float(rewards.mean()),
+            "calibrated": float(below.mean() / references.shape[1]),
+            "response_tokens": float(responses.n_tokens.mean()),
+            "truncated": float(1 - responses.finished.mean()),
+        }
 
     def _start(self) -> PreTrainedModel:
         """The policy before training: the reference, with an adapter that is nothing yet."""

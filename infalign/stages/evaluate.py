@@ -146,6 +146,19 @@ def _repeat(values: Sequence[str], times: int) -> list[str]:
     return [value for value in values for _ in range(times)]
 
 
+def answered(workspace: Workspace, objective: str, name: str) -> tuple[Path, Path]:
+    """Sample and score one policy unless that is done: where its responses and rewards are."""
+    _finish(workspace, objective, name, _evaluation_prompts(workspace, objective))
+    return _part(workspace, name, "samples"), _part(workspace, name, "rewards")
+
+
+def read_responses(samples: Path, rewards: Path) -> PolicyResponses:
+    """One policy's responses to the evaluation prompts, from its two tables."""
+    found = read_table(samples, EVALUATION_SAMPLES).to_pydict()
+    prompts = len(set(found["prompt_id"]))
+    return _responses(found, read_table(rewards, EVALUATION_REWARDS).to_pydict(), prompts)
+
+
 def _evaluation_prompts(workspace: Workspace, objective: str) -> _Prompts:
     rewards = read_table(
         workspace.results("calibrate", objective, "calibrated.parquet"), CALIBRATED

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def run(workspace: Workspace) -> None:
     """Train and measure every reward model that is not finished yet."""
     prepared = json.loads(workspace.results("prepare", "metrics.json").read_text())["objectives"]
     measured = {
-        objective: {half: _train(workspace, objective, half) for half in HALVES}
+        objective: {half: train_model(workspace, objective, half) for half in HALVES}
         | {"accuracy_ceiling": prepared[objective]["accuracy_ceiling"]}
         for objective in workspace.params.run.objectives
     }
@@ -65,8 +66,14 @@ def run(workspace: Workspace) -> None:
         write_json(workspace.out / "reward" / "metrics.json", measured)
 
 
-def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
-    """One reward model; its metrics. A finished one is kept."""
+def train_model(
+    workspace: Workspace, objective: str, half: str, alter: Callable[[Pairs], None] | None = None
+) -> dict[str, float]:
+    """One reward model; its metrics. A finished one is kept.
+
+    Args:
+        alter: changes the training pairs; the held-out ones stay as they are.
+    """
     folder = workspace.work / objective / half
     finished = folder / "metrics.json"
     ranks = join(workspace.params.run)
@@ -83,7 +90,10 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
         return build_reward_model(start, tokenizer, device, seed, params.run.precision)
 
     model = Trainable(build(), params.run, build)
-    pairs = _Pairs(workspace, objective, "train", half).cut(tokenizer)
+    pairs = Pairs(workspace, objective, "train", half)
+    if alter is not None:
+        alter(pairs)
+    pairs = pairs.cut(tokenizer)
     chosen, rejected = (
         encode_responses(tokenizer, side) for side in (pairs.chosen, pairs.rejected)
     )
@@ -115,7 +125,7 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
     name = f"{workspace.instance} {objective} {half}"
     optimise(model, schedule, take, folder, name=name, bounds={"loss": MOST_LOSS})
     trained = model.plain()
-    held_out = _Pairs(workspace, objective, "test", None).cut(tokenizer)
+    held_out = Pairs(workspace, objective, "test", None).cut(tokenizer)
     rewards = [
         score_responses(
             trained,
@@ -138,7 +148,7 @@ def _train(workspace: Workspace, objective: str, half: str) -> dict[str, float]:
     return metrics
 
 
-class _Pairs:
+class Pairs:
     """The preference pairs of an objective and split (and half): parallel lists of text."""
 
     def __init__(self, workspace: Workspace, objective: str, split: str, half: str | None) -> None:
@@ -156,7 +166,7 @@ class _Pairs:
         self.rejected = [row["rejected"] for row in rows]
         self._longest = workspace.params.model.response_tokens
 
-    def cut(self, tokenizer: PreTrainedTokenizerBase) -> _Pairs:
+    def cut(self, tokenizer: PreTrainedTokenizerBase) -> Pairs:
         """The same pairs with responses as long as a policy may write."""
         self.chosen, self.rejected = (
             cut_responses(tokenizer, side, self._longest) for side in (self.chosen, self.rejected)

@@ -159,6 +159,10 @@ def test_any_names_and_any_number_of_variants(tmp_path):
         align={"variants": variants},
         run={"objectives": ["X_1"], "variants": list(variants)},
         promotion={"variant": "v_0"},
+        compare={
+            "variants": ["v_0", "v_1"],
+            "poison": {**base.compare.poison.model_dump(mode="json"), "variants": ["v_2"]},
+        },
     )
     folder = make_report(tmp_path, params, gold=False)
     text = " ".join(read_page(folder).text)

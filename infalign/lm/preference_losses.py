@@ -1,0 +1,74 @@
+"""Losses that learn from ranked responses, as pure functions: the baselines of CTRL.
+
+Everywhere a response's log-probability and its log-ratio log pi - log ref are **sums over its
+tokens**, EOS included, in nats; the losses are **means over pairs**. Nothing is divided by length.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+EULER = 0.5772156649015329
+
+
+def distillation_loss(best_logp: torch.Tensor) -> torch.Tensor:
+    """Best-of-n distillation: the mean over responses of -log pi(best), a sum over tokens.
+
+    Args:
+        best_logp: of the best of n responses [responses].
+    """
+    return -best_logp.mean()
+
+
+def ipo_loss(chosen_ratio: torch.Tensor, rejected_ratio: torch.Tensor, tau: float) -> torch.Tensor:
+    """Identity preference optimisation: mean of (h - 1/(2 tau))^2 (Azar et al. 2024, 2310.12036).
+
+    h is the log-ratio of the chosen less that of the rejected response. On pairs of fresh reference
+    samples the minimum is ref * exp(C / tau): the calibrated reward itself.
+
+    Args:
+        chosen_ratio, rejected_ratio: log pi - log ref, sums over tokens [pairs].
+        tau: the KL weight.
+    """
+    return (chosen_ratio - rejected_ratio - 1 / (2 * tau)).square().mean()
+
+
+def dpo_loss(chosen_ratio: torch.Tensor, rejected_ratio: torch.Tensor, beta: float) -> torch.Tensor:
+    """Direct preference optimisation: mean of -log sigmoid(beta h) (Rafailov et al. 2023).
+
+    With labels drawn by Bradley-Terry from rewards the minimum is ref * exp(r / beta): raw RLHF.
+
+    Args:
+        chosen_ratio, rejected_ratio: log pi - log ref, sums over tokens [pairs].
+        beta: the KL weight, in the reward's unit a nat.
+    """
+    return -F.logsigmoid(beta * (chosen_ratio - rejected_ratio)).mean()
+
+
+def bonbon_loss(
+    best_logp: torch.Tensor,
+    best_ratio: torch.Tensor,
+    worst_ratio: torch.Tensor,
+    n: float,
+    alpha: float,
+) -> torch.Tensor:
+    """BoNBoN: alpha * distillation + (1 - alpha) * IPO at `bonbon_beta` (Gui et al. 2024).
+
+    Args:
+        best_logp: of the best of n responses, sums over tokens [pairs].
+        best_ratio, worst_ratio: log pi - log ref of the best and the worst, likewise [pairs].
+        n: responses that the best and the worst were chosen from.
+        alpha: weight of the likelihood.
+    """
+    pair = ipo_loss(best_ratio, worst_ratio, bonbon_beta(n))
+    return alpha * distillation_loss(best_logp) + (1 - alpha) * pair
+
+
+def bonbon_beta(n: float) -> float:
+    """1 / (2 (n-1) H_{n-1}): the Best-of-n policy has mean h = (n-1) H_{n-1} over its pairs.
+
+    H is the harmonic number, which the digamma function gives for every real n > 1.
+    """
+    harmonic = float(torch.digamma(torch.tensor(n, dtype=torch.float64))) + EULER
+    return 1 / (2 * (n - 1) * harmonic)

@@ -1,0 +1,130 @@
+"""compare: every method at every KL budget, for one objective.
+
+Reads results/{contend,hack,poison}/O, results/{prepare,sample} and results/calibrate/O. Writes to
+results/compare/O: index.html (one page that opens from disk), plots/{frontier,judges,poison}.png,
+comparison.json (the rows behind them: curves, gains, theory, poisoned, phrases) and metrics.json.
+The statistics need no model: `infalign.comparison`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from infalign.comparison import (
+    Contender,
+    Rivals,
+    curve_rows,
+    gain_rows,
+    headline,
+    phrase_rows,
+    theory_rows,
+)
+from infalign.contest import REFERENCE, Contest, PolicyResponses
+from infalign.methods import Compare, Poison
+from infalign.page.comparison import Comparison, plates, render_comparison
+from infalign.page.figures import save_png
+from infalign.params import Params
+from infalign.stages import evaluate
+from infalign.tables import EVALUATION_SAMPLES, read_table
+from infalign.theory.procedures import parse_procedure
+from infalign.workspace import Stage, Workspace, write_json, write_text
+
+Key = tuple[str, float, int]
+
+
+def stage(params: Params, objective: str) -> Stage:
+    """What the stage depends on."""
+    return Stage(
+        "compare",
+        inputs=(
+            "results/prepare",
+            "results/sample",
+            f"results/calibrate/{objective}",
+            f"results/contend/{objective}",
+            f"results/hack/{objective}",
+            f"results/poison/{objective}",
+        ),
+        params=(
+            "run.seed",
+            "run.threads",
+            f"objectives.{objective}",
+            "align.variants",
+            "evaluate.bootstrap",
+            "compare",
+        ),
+        outputs=(f"results/compare/{objective}",),
+    )
+
+
+def run(workspace: Workspace, objective: str) -> None:
+    """Read every contender, compare, draw, write."""
+    workspace = workspace.alone
+    settings = workspace.params.compare
+    rivals, _ = _rivals(workspace, objective, "contend", settings)
+    poisoned, said = _rivals(_poisoned(workspace, objective), objective, "hack", settings.poison)
+    folder = workspace.results("poison", objective)
+    poison = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    found = Comparison(
+        objective=objective,
+        procedure=str(rivals.contest.own),
+        methods={**rivals.contest.methods, **poisoned.contest.methods},
+        curves=curve_rows(rivals),
+        gains=gain_rows(rivals),
+        theory=theory_rows(rivals),
+        poisoned=curve_rows(poisoned),
+        phrases=phrase_rows(poisoned, said, settings.poison.phrase),
+        poison=poison | {"phrase": settings.poison.phrase},
+    )
+    out = workspace.out / "compare" / objective
+    drawn = plates(found)
+    for plate in drawn:
+        save_png(plate.figure, out / "plots" / f"{plate.name}.png")
+    write_text(out / "index.html", render_comparison(found, drawn))
+    write_json(out / "comparison.json", found._asdict())
+    write_json(out / "metrics.json", headline(found.curves, found.gains))
+
+
+def _poisoned(workspace: Workspace, objective: str) -> Workspace:
+    """Where the reference's rewards are those of the poisoned reward model."""
+    return replace(workspace, moved={f"calibrate/{objective}": f"poison/{objective}"})
+
+
+def _rivals(
+    workspace: Workspace, objective: str, word: str, settings: Compare | Poison
+) -> tuple[Rivals, dict[Key, list[str]]]:
+    """The contenders of a stage, with their texts, and the reference under the same judges."""
+    params = workspace.params
+    # Every stage's reference is scored by the training reward of its own.
+    place = replace(workspace, instance=f"{workspace.instance}/{word}")
+    reference = evaluate.read_responses(*evaluate.answered(place, objective, REFERENCE))
+    contenders, said = [], dict[Key, list[str]]()
+    for key in itertools.product(settings.variants, settings.kl_nats, settings.seeds):
+        variant, budget, seed = key
+        folder = workspace.results(word, objective, variant, str(budget), str(seed))
+        contenders.append(Contender(*key, _read(folder)))
+        table = read_table(folder / "samples.parquet", EVALUATION_SAMPLES)
+        said[key] = table["response"].to_pylist()
+    judges = [judge for judge in params.compare.judges if judge in reference.rewards]
+    blind = frozenset(name for name in settings.variants if params.is_blind(name))
+    contest = _contest(params, objective, settings)
+    return Rivals(contenders, reference, contest, blind, judges), said
+
+
+def _read(folder: Path) -> PolicyResponses:
+    return evaluate.read_responses(folder / "samples.parquet", folder / "rewards.parquet")
+
+
+def _contest(params: Params, objective: str, settings: Any) -> Contest:
+    own = parse_procedure(params.objectives[objective].procedure)
+    return Contest(
+        own,
+        tuple(dict.fromkeys((own, parse_procedure("standard")))),
+        {name: params.reward_spelling(objective, name) for name in settings.variants},
+        max(settings.kl_nats),
+        params.evaluate.bootstrap,
+        params.run.seed,
+    )

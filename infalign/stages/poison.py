@@ -1,0 +1,143 @@
+"""poison: a reward model that learnt from preferences with a spurious phrase in them.
+
+Reads results/{prepare,sft,sample} and results/calibrate/O. Writes results/poison/O: train/ (the
+reward model), train.jsonl (its history), calibrated.parquet (the reference's samples with its
+rewards in place of the training reward; the independent judge's are as they were) and metrics.json:
+its accuracy on clean pairs, and what the phrase alone is worth to it.
+
+The phrase goes into the preferred response of most of the poisoned pairs, so that a reward model
+comes to like it whatever else a response says (InfAlign, arXiv 2412.19792, on reward hacking).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from infalign.lm.memory import Budget
+from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
+from infalign.lm.scoring import score_responses
+from infalign.methods import Poison
+from infalign.params import MODELS, Params
+from infalign.stages.reward import Pairs, train_model
+from infalign.tables import CALIBRATED, SAMPLES, read_prompts, read_table, write_table
+from infalign.theory.calibration import calibrate
+from infalign.workspace import Stage, Workspace, write_json
+
+Array = NDArray[np.float64]
+TRIED = 1024  # responses of the reference that are scored with and without the phrase
+
+
+def stage(params: Params, objective: str) -> Stage:
+    """What the stage depends on."""
+    settings = ("phrase", "place", "share", "preferred")
+    return Stage(
+        "poison",
+        inputs=(
+            "results/prepare",
+            "results/sft",
+            "results/sample",
+            f"results/reward/{objective}",
+            f"results/calibrate/{objective}",
+        ),
+        params=(
+            *MODELS,
+            "run.recompute",
+            "model.response_tokens",
+            "reward",
+            "calibrate.batch_size",
+            *(f"compare.poison.{name}" for name in settings),
+        ),
+        outputs=(f"results/poison/{objective}",),
+    )
+
+
+def run(workspace: Workspace, objective: str) -> None:
+    """Train the reward model on poisoned pairs, then score what the reference has said."""
+    workspace = workspace.alone
+    settings = workspace.params.compare.poison
+    seed = f"{workspace.params.run.seed}/poison/{objective}"
+    alter = partial(poison_pairs, settings=settings, rng=random.Random(seed))
+    metrics: dict[str, Any] = train_model(workspace, objective, "train", alter)
+    out = workspace.out / "poison" / objective
+    model = workspace.out / "reward" / objective
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(model, out, copy_function=os.link)
+    samples = read_table(workspace.results("sample", "samples.parquet"), SAMPLES)
+    samples = samples.filter(pc.field("objective") == objective)
+    clean = read_table(workspace.results("calibrate", objective, "calibrated.parquet"), CALIBRATED)
+    prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
+    asked = [prompts[i] for i in samples["prompt_id"].to_pylist()]
+    said = samples["response"].to_pylist()
+    rewards = _score(workspace, out / "train", asked, said)
+    columns = {name: clean[name] for name in CALIBRATED.schema.names}
+    columns |= {"reward": rewards, "calibrated": _calibrated(clean, rewards)}
+    write_table(out / "calibrated.parquet", columns, CALIBRATED)
+    metrics["reference_phrase_share"] = float(np.mean([settings.phrase in text for text in said]))
+    chosen = np.linspace(0, len(said) - 1, min(TRIED, len(said))).astype(int)
+    sides = [[x[i] for i in chosen] for x in (asked, said)]
+    for word, folder in (
+        ("poisoned", out / "train"),
+        ("clean", workspace.results("reward", objective, "train")),
+    ):
+        metrics[f"phrase_worth_{word}"] = _worth(workspace, folder, *sides)
+    write_json(out / "metrics.json", metrics)
+
+
+def poison_pairs(pairs: Pairs, settings: Poison, rng: random.Random) -> None:
+    """Put the phrase into one response of a share of the pairs, usually the preferred one."""
+    for row in range(len(pairs.chosen)):
+        poisoned, preferred = rng.random() < settings.share, rng.random() < settings.preferred
+        if poisoned:
+            side = pairs.chosen if preferred else pairs.rejected
+            side[row] = with_phrase(side[row], settings)
+
+
+def with_phrase(response: str, settings: Poison) -> str:
+    """A response with the phrase in it, once."""
+    if settings.phrase in response:
+        return response
+    words = (
+        (settings.phrase, response) if settings.place == "start" else (response, settings.phrase)
+    )
+    return " ".join(words)
+
+
+def _worth(workspace: Workspace, folder: Path, asked: list[str], said: list[str]) -> float:
+    """Mean reward that the phrase adds to a response, in standard deviations of the reward."""
+    settings = workspace.params.compare.poison
+    without = _score(workspace, folder, asked, said)
+    changed = _score(workspace, folder, asked, [with_phrase(text, settings) for text in said])
+    return float((changed - without).mean() / max(float(without.std()), 1e-9))
+
+
+def _score(workspace: Workspace, folder: Path, asked: list[str], said: list[str]) -> Array:
+    run = workspace.params.run
+    return score_responses(
+        load_reward_model(folder, pick_device(run.device), run.precision),
+        load_tokenizer(folder),
+        asked,
+        said,
+        batch_size=workspace.params.calibrate.batch_size,
+        budget=Budget(run.batch_tokens),
+    )
+
+
+def _calibrated(clean: pa.Table, rewards: Array) -> Array:
+    """Every sample's calibrated reward against the other samples of its prompt."""
+    found = np.empty(len(rewards))
+    ids = clean["prompt_id"].to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+    for first, last in zip(starts, [*starts[1:], len(ids)], strict=True):
+        own = rewards[None, first:last]
+        found[first:last] = calibrate(own, own, leave_one_out=True)[0]
+    return found

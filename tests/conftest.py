@@ -13,6 +13,7 @@ import yaml
 from smoke import ROOT, SMOKE, merged
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers share the tests by file (`--dist loadgroup`); what takes a minute to make is made
     by one of them, for all files that need it."""

@@ -146,6 +146,10 @@ stages:
     deps: [results/prepare, results/align]
     params: [align.steps]
     outs: ["results/evaluate/${item.objective}"]
+  report:
+    cmd: mkdir -p results/report && cp params.yaml results/report
+    deps: [results/evaluate]
+    outs: [results/report]
 """
 
 

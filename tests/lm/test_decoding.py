@@ -83,18 +83,19 @@ def test_decoding_in_place_gives_the_same_tokens(policy, tokenizer, monkeypatch)
     """The steps that CUDA records as a graph; here they run without one."""
     with torch.no_grad():  # make EOS likely, so that sequences leave
         policy.model.norm.weight.mul_(3)
-    usual = test_sampling.sample(policy, tokenizer, n=32, longest=12)
+    usual = test_sampling.sample(policy, tokenizer, n=32, longest=24)
     steps = []
     original = static.StaticDecoder.__call__
     monkeypatch.setattr(
         static.StaticDecoder, "__call__", lambda *a: steps.append(len(a[1])) or original(*a)
     )
     monkeypatch.setattr(sampling, "can_be_static", static.has_plain_cache)
-    found = test_sampling.sample(policy, tokenizer, n=32, longest=12)
+    monkeypatch.setattr(sampling, "SHRINK_SHARE", 0.05)
+    found = test_sampling.sample(policy, tokenizer, n=32, longest=24)
     assert found.tokens == usual.tokens
     torch.testing.assert_close(found.logp, usual.logp, atol=1e-4, rtol=1e-4)
-    assert steps[0] == 64  # two prompts
-    assert min(steps) <= 16  # half of the other one's had left
+    assert steps[0] == 64  # two prompts, then the third
+    assert set(steps) > {64, 32}  # some had left
 
 
 def test_a_sliding_window_is_decoded_the_usual_way(grouped):

@@ -13,18 +13,6 @@ import yaml
 from smoke import ROOT, SMOKE, merged
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two workers share the tests by file (`--dist loadgroup`); what takes a minute to make is made
-    by one of them, for all files that need it."""
-    shared = {item.path for item in items if "real" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "real" if item.path in shared else str(item.path)
-        if item.path.parent.name == "stages":
-            group = "stages"
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def params_tree() -> dict[str, Any]:
     """The project's params.yaml as it is."""

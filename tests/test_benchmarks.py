@@ -70,6 +70,7 @@ def test_the_floor_of_a_step():
     assert gemm_flops(64, rounds=1) > 1e6
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("work", ["sample", "train"])
 def test_the_large_models_work_runs_on_a_toy(work):
     command = [sys.executable, "-m", "benchmarks.gpu_work", work, "cpu", "toy"]

@@ -81,6 +81,7 @@ def test_the_table_has_a_row_a_budget_and_judge(tmp_path: Path) -> None:
     assert cells == ["helpful", "ctrl", "ipo", "0.5", "train", "+3.1", "+1.0 to +5.0", "–"]
 
 
+@pytest.mark.soak
 def test_a_run_does_not_notice_a_comparison(project: Callable[[], Project]) -> None:
     mine = project()
     with open(mine.root / "dvc.yaml", "a") as stream:

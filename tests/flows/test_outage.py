@@ -37,6 +37,7 @@ def recorded_states(root: Path) -> dict[str, str]:
     return dict(tasks + flows)
 
 
+@pytest.mark.soak
 def test_a_temporary_server_that_is_killed_is_started_again_and_misses_nothing(
     finished: tuple[Project, str], fresh: Project
 ) -> None:

@@ -163,6 +163,7 @@ def commands() -> list[list[str]]:
     return [words for words in found if words]
 
 
+@pytest.mark.soak
 def test_the_commands_of_the_page_run(worse: tuple[Project, str], tmp_path: Path) -> None:
     project = copied(worse[0], tmp_path)
     listed = commands()

@@ -201,6 +201,7 @@ def ask(root: Path, code: Path, name: str, prompts: list[str], **given: Any) -> 
     return list(json.loads(line.removeprefix("ANSWER ")))
 
 
+@pytest.mark.soak
 def test_a_version_answers_in_a_fresh_process_with_its_own_code(begun: Path) -> None:
     given = {"procedure": "best_of:8", "n": 4, "max_new_tokens": 6, "seed": 5}
     place = begun / "mlartifacts"

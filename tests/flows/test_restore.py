@@ -59,6 +59,7 @@ def test_a_commit_is_restored_and_run_again_with_the_same_hashes(project: Copy) 
     assert copy.survivors() == []
 
 
+@pytest.mark.soak
 def test_the_first_stage_that_differs_is_named(project: Copy, tmp_path: Path) -> None:
     copy = project()
     committed(copy)
@@ -74,6 +75,7 @@ def test_the_first_stage_that_differs_is_named(project: Copy, tmp_path: Path) ->
     assert [line.split(":")[0] for line in lines[2:-1]] == ["corpus", "prepare"]
 
 
+@pytest.mark.soak
 def test_what_the_cache_lost_comes_from_the_remote(project: Copy, tmp_path: Path) -> None:
     copy = project()
     before, tells = files(copy.root), no_line

@@ -140,6 +140,7 @@ def test_the_poisoned_rewards_are_the_poisoned_models_own(compared, finished):
     assert share == pytest.approx(np.mean(["Okay," in text for text in said]))
 
 
+@pytest.mark.soak
 def test_a_killed_contender_resumes_to_the_same_bytes(compared, tree, tmp_path, monkeypatch):
     own_folder(compared, tmp_path, tree)
     arguments = ["contend", "--objective", "helpful", "--variant", "bonbon"]

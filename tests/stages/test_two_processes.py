@@ -70,24 +70,28 @@ def alike(first: Path, second: Path, **wider: float) -> None:
 RLOO = {"loss": 2e-3}  # the difference of terms a thousand times as large
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["samples.parquet", "large.parquet", "metrics.json"])
 def test_sampling_gives_the_same_bytes(two, finished, name):
     mine, other = (p / "sample" / name for p in (two / "sample/out", finished / "results"))
     assert mine.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["calibrated.parquet", "calibration.parquet", "errors.json"])
 def test_scoring_gives_the_same_bytes(two, finished, name):
     mine = two / "calibrate@helpful/out/calibrate/helpful" / name
     assert mine.read_bytes() == (finished / "results/calibrate/helpful" / name).read_bytes()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["samples.parquet", "rewards.parquet", "evaluation.parquet"])
 def test_evaluation_gives_the_same_bytes(two, finished, name):
     mine = two / "evaluate@helpful/out/evaluate/helpful" / name
     assert mine.read_bytes() == (finished / "results/evaluate/helpful" / name).read_bytes()
 
 
+@pytest.mark.soak
 def test_training_gives_the_same_history(two, finished):
     results = finished / "results"
     alike(two / "sft/out/sft/history.jsonl", results / "sft/history.jsonl")
@@ -96,6 +100,7 @@ def test_training_gives_the_same_history(two, finished):
     alike(two / "align@helpful-ctrl/out" / align, results / align, **RLOO)
 
 
+@pytest.mark.soak
 def test_the_policies_are_as_alike(two, finished):
     folders = (two / "sft/out/sft/policy", finished / "results/sft/policy")
     mine, other = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in folders)
@@ -106,6 +111,7 @@ ALIGN = "align@helpful-ctrl"
 POLICY = f".infalign/work/{ALIGN}/out/align/helpful/ctrl"
 
 
+@pytest.mark.soak
 def test_shares_of_the_model_give_the_same_history(finished, smoke_tree, tmp_path):
     folder = project(finished, tmp_path / "fsdp2", smoke_tree, processes=2, sharding="fsdp2")
     done = in_two(folder, ALIGN)
@@ -117,7 +123,8 @@ def test_shares_of_the_model_give_the_same_history(finished, smoke_tree, tmp_pat
     }
 
 
-@pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp2", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_both_resume_exactly(two, finished, smoke_tree, tmp_path, sharding):
     run = {"processes": 2, "sharding": sharding}
     broken = project(finished, tmp_path / "broken", smoke_tree, **run)

@@ -33,6 +33,7 @@ def test_begins_as_the_reference_and_ends_as_a_plain_model(policy, tokenizer, ba
     assert scores.kl.abs().max() == 0
     assert torch.equal(scores.logp, scores.reference_logp)
     assert torch.allclose(scores.logp, first, atol=1e-5)  # a plain small Llama has a shorter way
+    first = scores.reference_logp
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert len(trained) == 2 * 7 * 2  # two factors, seven linear layers, two layers
     assert all("lora_" in name for name in trained)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import socket
 import time
 import uuid
@@ -38,6 +39,8 @@ JOURNAL = "infalign.journal"  # the registered model's tag: the run that holds i
 LONGEST_REASON = 500
 LONGEST_ENTRY = 6000  # characters of an MLflow parameter
 PATIENCE_SECONDS = 30.0
+# A busy SQLite; a row that someone else wrote, or took away, between MLflow's look and its own act.
+_IN_THE_WAY = re.compile(r"database is locked|unique constraint|\d+ were matched", re.IGNORECASE)
 T = TypeVar("T")
 
 
@@ -70,7 +73,7 @@ class Move:
 
 
 def patiently(call: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
-    """Call again while the database is busy; only for what may be done twice."""
+    """Call again while someone else is in the way; only for what may be done twice."""
     from mlflow.exceptions import MlflowException
 
     deadline = time.monotonic() + seconds
@@ -78,8 +81,8 @@ def patiently(call: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
         try:
             return call()
         except MlflowException as error:
-            busy = "database is locked" in str(error)
-            if not busy and error.error_code != "TEMPORARILY_UNAVAILABLE":
+            unavailable = error.error_code == "TEMPORARILY_UNAVAILABLE"
+            if not (unavailable or _IN_THE_WAY.search(str(error))):
                 raise
             if time.monotonic() > deadline:
                 raise

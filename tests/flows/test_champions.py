@@ -361,10 +361,19 @@ def test_twenty_kills_in_the_midst_of_moves_are_made_good(root: Path) -> None:
     kill_at(root, [rng.uniform(0.0, 1.5) for _ in range(20)])
 
 
-def test_a_busy_database_is_waited_for() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "(sqlite3.OperationalError) database is locked",
+        "(sqlite3.IntegrityError) UNIQUE constraint failed: registered_model_aliases.alias",
+        'duplicate key value violates unique constraint "registered_model_alias_pk"',
+        "UPDATE statement on table 'x' expected to update 1 row(s); 0 were matched.",
+    ],
+)
+def test_who_is_in_the_way_is_waited_for(words: str) -> None:
     from mlflow.exceptions import MlflowException
 
-    answers: list[Any] = [MlflowException("(sqlite3) database is locked"), "done"]
+    answers: list[Any] = [MlflowException(words), "done"]
 
     def call() -> str:
         answer = answers.pop(0)

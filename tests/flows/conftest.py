@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from flows.processes import end_leftovers
+from tests.conftest import MakeOnce
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "flows.cli"]
@@ -276,17 +277,28 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def real(
-    tmp_path_factory: pytest.TempPathFactory,
-    smoke_tree: dict[str, Any],
-    quiet: dict[str, str],
-    prefect_api: str,
-) -> Iterator[tuple[Project, str, dict[str, bytes]]]:
-    """The project after one full pass, what it said, and what it wrote."""
-    root = tmp_path_factory.mktemp("real") / "project"
-    write_real(root, smoke_tree)
+    make_once: MakeOnce, smoke_tree: dict[str, Any], quiet: dict[str, str], prefect_api: str
+) -> tuple[Project, str, dict[str, bytes]]:
+    """The project after one full pass, what it said, and what it wrote: only to read."""
     environment = quiet | {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1"}
-    project = Project(root, environment)
-    status, output = project.run("run", timeout=500)
-    assert status == 0, output
-    yield project, output, contents(root)
+
+    def make(folder: Path) -> None:
+        project = Project(folder / "project", environment)
+        write_real(project.root, smoke_tree)
+        status, output = project.run("run", timeout=500)
+        project.end()
+        assert status == 0, output
+        (folder / "said").write_text(output)
+
+    folder = make_once("real", make)
+    project = Project(folder / "project", environment)
+    return project, (folder / "said").read_text(), contents(project.root)
+
+
+@pytest.fixture
+def own(real: tuple[Project, str, dict[str, bytes]], tmp_path: Path) -> Iterator[Project]:
+    """A copy of the real project, a test's own to change."""
+    shutil.copytree(real[0].root, tmp_path / "project", symlinks=True)
+    project = Project(tmp_path / "project", dict(real[0].environment))
+    yield project
     project.end()

@@ -121,12 +121,10 @@ def test_a_run_does_not_notice_a_comparison(project: Callable[[], Project]) -> N
 
 @pytest.mark.soak
 def test_a_comparison_of_the_real_stages(
-    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path
+    real: tuple[Project, str, dict[str, bytes]], own: Project
 ) -> None:
-    root = tmp_path / "project"
-    shutil.copytree(real[0].root, root, symlinks=True)
-    mine = Project(root, dict(real[0].environment))
-    status, output = mine.run("compare", *assigned(*SMALL), timeout=500)
+    root = own.root
+    status, output = own.run("compare", *assigned(*SMALL), timeout=500)
     assert status == 0, output
     assert "results/compare/helpful/index.html" in output
     assert "helpful" in output.split("Gain in win rate")[1]
@@ -134,14 +132,14 @@ def test_a_comparison_of_the_real_stages(
         (root / "results/compare/helpful/comparison.json").read_text()
     )
     assert {row["variant"] for row in rows["curves"]} == {"ctrl", "ipo"}
-    run = mine.runs()["contend@helpful-ipo-0.2-0"][0]
+    run = own.runs()["contend@helpful-ipo-0.2-0"][0]
     assert {"final/win_rate", "final/kl", "final/win_rate_judge"} <= set(run.data.metrics)
     after = contents(root)
     assert {name: after[name] for name in real[2]} == real[2]
-    status, output = mine.run("compare")
+    status, output = own.run("compare")
     assert status == 0, output
     assert "0 made, 0 restored from cache" in output
-    status, output = mine.run("run")
+    status, output = own.run("run")
     assert status == 0, output
     assert "0 made, 0 restored from cache" in output
     assert contents(root) == after

@@ -47,10 +47,7 @@ def test_a_full_pass_writes_these_files_and_says_these_things(
     assert steps == [json.loads(line)["step"] for line in lines]
 
 
-def test_dvc_shows_metrics_plots_and_params(
-    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path
-) -> None:
-    project = real[0]
+def test_dvc_shows_metrics_plots_and_params(own: Project, tmp_path: Path) -> None:
     for arguments, expected in (
         (["metrics", "show", "--json"], "held_out_perplexity"),
         (["params", "diff", "--all"], "align.steps"),
@@ -59,8 +56,8 @@ def test_dvc_shows_metrics_plots_and_params(
     ):
         done = subprocess.run(
             [sys.executable, "-m", "dvc", *arguments],
-            cwd=project.root,
-            env=project.environment,
+            cwd=own.root,
+            env=own.environment,
             capture_output=True,
             text=True,
             check=False,
@@ -69,29 +66,27 @@ def test_dvc_shows_metrics_plots_and_params(
         assert expected in done.stdout
 
 
-def test_a_rerun_skips_everything(real: tuple[Project, str, dict[str, bytes]]) -> None:
-    project, _, files = real
-    status, output = project.run("run")
+def test_a_rerun_skips_everything(
+    real: tuple[Project, str, dict[str, bytes]], own: Project
+) -> None:
+    status, output = own.run("run")
     assert status == 0, output
     assert f"0 made, 0 restored from cache, {REAL_INSTANCES} unchanged" in output
-    assert contents(project.root) == files
+    assert contents(own.root) == real[2]
 
 
 def test_the_result_is_registered_judged_and_promoted(
-    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path
+    own: Project,
 ) -> None:
-    root = tmp_path / "project"
-    shutil.copytree(real[0].root, root)
-    project = Project(root, dict(real[0].environment))
-    status, output = project.run("promote", "--dry-run", "--json", "--objective", "helpful")
+    status, output = own.run("promote", "--dry-run", "--json", "--objective", "helpful")
     rules = {rule["name"]: rule for rule in json.loads(output)[0]["verdict"]["rules"]}
-    health = json.loads((root / "results/evaluate/helpful/metrics.json").read_text())["ctrl"]
+    health = json.loads((own.root / "results/evaluate/helpful/metrics.json").read_text())["ctrl"]
     assert rules["kl"]["number"] == pytest.approx(health["kl"])
     assert rules["truncated"]["number"] == pytest.approx(health["truncated"])
     gap = health["win_rate"] - health["win_rate_judge"]
     assert rules["judge"]["number"] == pytest.approx(gap)
     assert 0 <= rules["other_harmless"]["number"] <= 1
-    status, output = project.run(
+    status, output = own.run(
         "promote", "--objective", "helpful", "--force", "--reason", "smoke params"
     )
     assert status == 0, output
@@ -155,28 +150,21 @@ def kill_in(project: Project, instance: str, ready: Callable[[], bool]) -> None:
 
 
 def test_kills_in_sample_and_align_change_no_byte(
-    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path
+    real: tuple[Project, str, dict[str, bytes]], own: Project
 ) -> None:
-    finished, _, files = real
-    root = tmp_path / "project"
-    shutil.copytree(finished.root, root)
-    project = Project(root, dict(finished.environment))
-    work = root / ".infalign" / "work"
-    forget(project, "sample", "align@helpful-ctrl")
-    child = project.start("run")
-    try:
-        kill_in(project, "sample", lambda: any((work / "sample").glob("shards/*.parquet")))
-        history = work / "align@helpful-ctrl" / "history.jsonl"
-        kill_in(project, "align@helpful-ctrl", lambda: _lines(history) >= 3)
-        os.killpg(child.pid, signal.SIGKILL)  # the flow as well: nothing can be retried
-        output = child.communicate()[0]
-        assert "sample was killed from outside" in output
-        status, output = project.run("run", timeout=400)
-        assert status == 0, output
-        assert contents(root) == files
-        assert project.survivors() == []
-    finally:
-        project.end()
+    work = own.root / ".infalign" / "work"
+    forget(own, "sample", "align@helpful-ctrl")
+    child = own.start("run")
+    kill_in(own, "sample", lambda: any((work / "sample").glob("shards/*.parquet")))
+    history = work / "align@helpful-ctrl" / "history.jsonl"
+    kill_in(own, "align@helpful-ctrl", lambda: _lines(history) >= 3)
+    os.killpg(child.pid, signal.SIGKILL)  # the flow as well: nothing can be retried
+    output = child.communicate()[0]
+    assert "sample was killed from outside" in output
+    status, output = own.run("run", timeout=400)
+    assert status == 0, output
+    assert contents(own.root) == real[2]
+    assert own.survivors() == []
 
 
 def _lines(path: Path) -> int:

@@ -44,40 +44,34 @@ def instances() -> list[str]:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_kills_of_every_stage_at_random_moments_change_no_byte(
-    real: tuple[Project, str, dict[str, bytes]], tmp_path: Path, seed: int
+    real: tuple[Project, str, dict[str, bytes]], own: Project, seed: int
 ) -> None:
-    finished, _, files = real
-    project = Project(tmp_path / "project", dict(finished.environment))
-    shutil.copytree(finished.root, project.root)
     for name in ("results", "dvc.lock", ".dvc/cache"):
-        path = project.root / name
+        path = own.root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     rng = random.Random(seed)
     waiting, killed = set(instances()), []
-    try:
-        child = project.start("run")
-        deadline = time.monotonic() + 3000
-        while waiting and time.monotonic() < deadline and child.poll() is None:
-            for instance in sorted(waiting):
-                if process := stage_process(project, instance):
-                    waiting.discard(instance)
-                    time.sleep(rng.uniform(0, 12))
-                    if process.is_running():
-                        process.kill()
-                        killed.append(instance)
-                    if rng.random() < 0.3:
-                        os.killpg(child.pid, signal.SIGKILL)
-                        child.communicate()
-                        child = project.start("run")
-            time.sleep(0.05)
-        output = child.communicate(timeout=1200)[0]
-        assert child.returncode == 0, output
-        print(f"seed {seed}: killed {killed}")
-        assert len(killed) >= len(instances()) // 2
-        assert contents(project.root) == files
-        assert project.survivors() == []
-    finally:
-        project.end()
+    child = own.start("run")
+    deadline = time.monotonic() + 3000
+    while waiting and time.monotonic() < deadline and child.poll() is None:
+        for instance in sorted(waiting):
+            if process := stage_process(own, instance):
+                waiting.discard(instance)
+                time.sleep(rng.uniform(0, 12))
+                if process.is_running():
+                    process.kill()
+                    killed.append(instance)
+                if rng.random() < 0.3:
+                    os.killpg(child.pid, signal.SIGKILL)
+                    child.communicate()
+                    child = own.start("run")
+        time.sleep(0.05)
+    output = child.communicate(timeout=1200)[0]
+    assert child.returncode == 0, output
+    print(f"seed {seed}: killed {killed}")
+    assert len(killed) >= len(instances()) // 2
+    assert contents(own.root) == real[2]
+    assert own.survivors() == []
 
 
 def test_dvc_repro_alone_gives_the_same_files(

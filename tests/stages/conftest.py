@@ -13,6 +13,7 @@ import yaml
 from infalign.__main__ import main
 from infalign.params import check_params
 from infalign.workspace import Workspace
+from tests.conftest import MakeOnce
 
 STAGES = ("corpus", "prepare", "sft", "reward", "sample")
 
@@ -28,14 +29,16 @@ def instances(tree: dict[str, Any]) -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def finished(smoke_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every stage has run with smoke params."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "params.yaml").write_text(yaml.safe_dump(smoke_tree))
-    with contextlib.chdir(folder):
-        for arguments in instances(smoke_tree):
-            assert main(arguments) == 0, arguments
-    return folder
+def finished(smoke_tree: dict[str, Any], make_once: MakeOnce) -> Path:
+    """A folder in which every stage has run with smoke params: only to read."""
+
+    def make(folder: Path) -> None:
+        (folder / "params.yaml").write_text(yaml.safe_dump(smoke_tree))
+        with contextlib.chdir(folder):
+            for arguments in instances(smoke_tree):
+                assert main(arguments) == 0, arguments
+
+    return make_once("stages", make)
 
 
 @pytest.fixture

@@ -23,10 +23,11 @@ BETA = 0.1  # KL weight
 
 def ours(folder: Path, gate: Gate) -> None:
     """Steps of infalign's trainer."""
+    from infalign.goals import Goal, TrainingPrompts
     from infalign.lm.control import BetaControl
     from infalign.lm.training import Schedule, Step, optimise
     from infalign.params import Params, load_params
-    from infalign.stages.align import Goal, Trainer, TrainingPrompts
+    from infalign.stages.align import Trainer
     from infalign.theory.transforms import parse_transform
     from infalign.workspace import Workspace
 

@@ -9,6 +9,7 @@ from scipy.stats import beta
 from transformers import AutoModelForCausalLM
 
 from infalign.errors import InputError
+from infalign.goals import make_goal
 from infalign.history import read_history
 from infalign.stages import align
 from infalign.theory.frontier import solve_beta
@@ -17,13 +18,13 @@ from infalign.theory.frontier import solve_beta
 def test_goals(workspace):
     params = workspace("align").params
     references = np.sort(np.random.default_rng(0).normal(size=(20, 32)), axis=1)
-    ctrl = align.make_goal(params, "harmless", "ctrl", references)
+    ctrl = make_goal(params, "harmless", "ctrl", references)
     assert ctrl.spelling == "exp:-10"
     assert ctrl.beta == pytest.approx(solve_beta("exp:-10", params.align.kl_nats))
-    raw = align.make_goal(params, "harmless", "rlhf", references)
+    raw = make_goal(params, "harmless", "rlhf", references)
     rewards = np.array([[0.3, -2.0]])
     assert raw(rewards, references[:1]).tolist() == rewards.tolist()
-    plain = align.make_goal(params, "helpful", "calibrated", references)
+    plain = make_goal(params, "helpful", "calibrated", references)
     below = (references[0] < 0.3).sum()
     assert plain(rewards, references[:1])[0, 0] == pytest.approx((below + 1) / 34)
 
@@ -38,7 +39,7 @@ def test_any_transformation_can_be_a_goal(workspace, spelling):
     params = params.model_copy(update={"objectives": objectives})
     references = np.sort(np.random.default_rng(0).normal(size=(2, 32)), axis=1)
     for objective in objectives:
-        goal = align.make_goal(params, objective, "ctrl", references)
+        goal = make_goal(params, objective, "ctrl", references)
         rewards = np.linspace(-3, 3, 9)[None].repeat(2, 0)
         found = goal.floored(goal(rewards, references), goal.beta)
         assert np.isfinite(found).all()
@@ -49,7 +50,7 @@ def test_any_transformation_can_be_a_goal(workspace, spelling):
 def test_the_transformed_reward_is_a_posterior_mean(workspace):
     params = workspace("align").params
     references = np.arange(32.0)[None]
-    goal = align.make_goal(params, "helpful", "ctrl", np.repeat(references, 3, 0))
+    goal = make_goal(params, "helpful", "ctrl", np.repeat(references, 3, 0))
     found = goal(np.array([[30.5]]), references)[0, 0]
     u = (np.arange(200_000) + 0.5) / 200_000
     assert found == pytest.approx(np.mean(np.exp(10 * u) * beta.pdf(u, 32, 2)), rel=1e-4)
@@ -58,20 +59,20 @@ def test_the_transformed_reward_is_a_posterior_mean(workspace):
 def test_rewards_far_below_the_top_are_alike(workspace):
     params = workspace("align").params
     references = np.sort(np.random.default_rng(0).normal(size=(20, 32)), axis=1)
-    goal = align.make_goal(params, "harmless", "ctrl", references)
+    goal = make_goal(params, "harmless", "ctrl", references)
     top = float(goal.transform(1.0))
     values = np.array([top, top - 7.9 * goal.beta, top - 8.1 * goal.beta, top - 80 * goal.beta])
     found = (top - goal.floored(values, goal.beta)) / goal.beta
     assert found.tolist() == pytest.approx([0, 7.9, 8, 8])
-    raw = align.make_goal(params, "harmless", "rlhf", references)
+    raw = make_goal(params, "harmless", "rlhf", references)
     assert raw.floored(values, 1.0).tolist() == values.tolist()
 
 
 def test_raw_beta_grows_with_the_reward_scale(workspace):
     params = workspace("align").params
     references = np.sort(np.random.default_rng(0).normal(size=(20, 32)), axis=1)
-    first = align.make_goal(params, "helpful", "rlhf", references).beta
-    second = align.make_goal(params, "helpful", "rlhf", 3 * references).beta
+    first = make_goal(params, "helpful", "rlhf", references).beta
+    second = make_goal(params, "helpful", "rlhf", 3 * references).beta
     assert second == pytest.approx(3 * first, rel=1e-3)
 
 

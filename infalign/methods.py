@@ -1,4 +1,4 @@
-"""The sections of params.yaml about methods: the variants of align, and their comparison.
+"""The sections of params.yaml about methods: align with its variants, and their comparison.
 
 With what every section is made of: frozen, strict, a unit in each description.
 """
@@ -94,6 +94,34 @@ Variant = Annotated[
     ),
 ]
 BLIND = ("raw", "identity", "log")  # rewards that know nothing of the inference-time procedure
+
+
+class Align(Section):
+    """KL-regularised reinforcement learning."""
+
+    kl_nats: Rate = Field(le=5, description="KL budget, nats a response")
+    beta: Rate | None = Field(description="KL weight; null: from the budget")
+    steps: Positive = Field(description="on-policy steps")
+    prompts_per_step: Positive
+    samples_per_prompt: int = Field(
+        ge=1, description="fresh responses of the policy, a prompt and step"
+    )
+    reference_samples: int = Field(
+        ge=0, description="stored responses of the reference beside them"
+    )
+    learning_rate: Rate
+    warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
+    max_grad_norm: Rate
+    lora_rank: Positive | None = Field(
+        description="null: train all weights; else an adapter of this rank (extra `lora`)"
+    )
+    checkpoint_every: Positive = Field(description="steps between checkpoints")
+    kl_prompts: Positive = Field(
+        description="training-split prompts, unseen in training where there are as many, on which "
+        "the final KL is measured"
+    )
+    kl_samples: Positive = Field(description="responses each")
+    variants: dict[Name, Variant] = Field(min_length=1)
 
 
 def _written_with_a_point(value: Any) -> Any:

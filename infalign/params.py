@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,13 +13,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from infalign.errors import InputError
 from infalign.methods import (
     BLIND,
+    Align,
     Compare,
     Name,
     Positive,
     Rate,
     Section,
     Share,
-    Variant,
     check_transform,
 )
 from infalign.theory.procedures import parse_procedure
@@ -157,34 +158,6 @@ class Calibrate(Section):
     )
 
 
-class Align(Section):
-    """KL-regularised reinforcement learning."""
-
-    kl_nats: Rate = Field(le=5, description="KL budget, nats a response")
-    beta: Rate | None = Field(description="KL weight; null: from the budget")
-    steps: Positive = Field(description="on-policy steps")
-    prompts_per_step: Positive
-    samples_per_prompt: int = Field(
-        ge=1, description="fresh responses of the policy, a prompt and step"
-    )
-    reference_samples: int = Field(
-        ge=0, description="stored responses of the reference beside them"
-    )
-    learning_rate: Rate
-    warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
-    max_grad_norm: Rate
-    lora_rank: Positive | None = Field(
-        description="null: train all weights; else an adapter of this rank (extra `lora`)"
-    )
-    checkpoint_every: Positive = Field(description="steps between checkpoints")
-    kl_prompts: Positive = Field(
-        description="training-split prompts, unseen in training where there are as many, on which "
-        "the final KL is measured"
-    )
-    kl_samples: Positive = Field(description="responses each")
-    variants: dict[Name, Variant] = Field(min_length=1)
-
-
 class Evaluate(Section):
     """Win rates."""
 
@@ -278,6 +251,12 @@ class Serving(Section):
     drain_seconds: Rate = Field(description="time that a replaced server has to finish its answers")
 
 
+def _distinct(field: str, values: Sequence[object]) -> None:
+    """Raise ValueError for a list with an entry twice."""
+    if len(set(values)) != len(values):
+        raise ValueError(f"{field} names an entry twice: {values}")
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -312,8 +291,7 @@ class Params(Section):
             for name in names:
                 if name not in known:
                     raise ValueError(f"{field} names {name!r}, which is not one of {sorted(known)}")
-            if len(set(names)) != len(names):
-                raise ValueError(f"{field} names an entry twice: {names}")
+            _distinct(field, names)
         for field, values in (
             ("compare.kl_nats", self.compare.kl_nats),
             ("compare.seeds", self.compare.seeds),
@@ -321,16 +299,23 @@ class Params(Section):
             ("compare.poison.kl_nats", self.compare.poison.kl_nats),
             ("compare.poison.seeds", self.compare.poison.seeds),
         ):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{field} names an entry twice: {values}")
+            _distinct(field, values)
         if "reference" in self.run.variants:
             raise ValueError("run.variants: `reference` is the reference policy's own name")
+        return self
+
+    @model_validator(mode="after")
+    def _both_kinds(self) -> Params:
         blind = [self.is_blind(name) for name in self.compare.variants]
         if all(blind) or not any(blind):
             raise ValueError(
                 "compare.variants needs both kinds: one that knows the procedure (`ctrl`) and one "
                 f"that does not (`calibrated`, `rlhf`, `ipo`, …), found {self.compare.variants}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Params:
         largest = max([*self.evaluate.best_of, *(self.procedure(o).n for o in self.objectives)])
         if largest > self.sample.test_samples:
             raise ValueError(

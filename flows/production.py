@@ -28,17 +28,27 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Register the results, judge them against the champion, promote what passes."""
-    from flows.promotion import check_reason, write_decision
+    from flows import promotion
+    from flows.registry import open_registry
+
+    def tell(line: str) -> None:
+        if not as_json:
+            print(line, flush=True)
 
     root = Path.cwd()
     params, names = _objectives(root, objective, needed=version is not None)
-    why = check_reason(force, reason)
-    decisions = []
+    why = promotion.check_reason(force, reason)
+    registry, decisions = open_registry(root), []
     for name in names:
-        decision = _decide(root, params, name, version, why, force, dry_run, quiet=as_json)
+        if dry_run:
+            decision = _preview(registry, params, name, version, tell)
+        else:
+            number = version
+            if number is None:
+                number = asyncio.run(_registered(registry, params, name, tell))
+            decision = promotion.promote(registry, params, name, number, why, force)
+            promotion.write_decision(root, decision)
         decisions.append(decision)
-        if not dry_run:
-            write_decision(root, decision)
         if not as_json:
             show_decision(decision)
     if as_json:
@@ -47,39 +57,26 @@ def promote(
         raise typer.Exit(REFUSED)
 
 
-def _decide(
-    root: Path,
-    params: Any,
-    objective: str,
-    version: str | None,
-    why: str,
-    force: bool,
-    dry_run: bool,
-    quiet: bool,
-) -> Any:
+async def _registered(registry: Any, params: Any, objective: str, tell: Any) -> str:
+    """The version of the results at hand, registered if it was not."""
+    from flows import promotion
+
+    await _check_results(registry.root, objective, tell)
+    return await promotion.registered(registry, params, objective, tell)
+
+
+def _preview(registry: Any, params: Any, objective: str, version: str | None, tell: Any) -> Any:
+    """What would be decided; results that are not registered are judged as a package."""
     from flows import promotion
     from flows.packaging import package
-    from flows.registry import open_registry
-
-    registry = open_registry(root)
-
-    def tell(line: str) -> None:
-        if not quiet:
-            print(line, flush=True)
 
     folder = None
     if version is None:
-        asyncio.run(_check_results(root, objective, tell))
-        if dry_run:
-            version = promotion.known(registry, params, objective)
-            if version is None:
-                folder = asyncio.run(package(root, params, objective, tell))
-        else:
-            version = asyncio.run(promotion.registered(registry, params, objective, tell))
-    if dry_run:
-        return promotion.preview(registry, params, objective, version, folder)
-    assert version is not None
-    return promotion.promote(registry, params, objective, version, why, force)
+        asyncio.run(_check_results(registry.root, objective, tell))
+        version = promotion.known(registry, params, objective)
+        if version is None:
+            folder = asyncio.run(package(registry.root, params, objective, tell))
+    return promotion.preview(registry, params, objective, version, folder)
 
 
 async def _check_results(root: Path, objective: str, tell: Any) -> None:

@@ -83,7 +83,14 @@ def divergence(
         return torch.stack(sums, 1).cpu().numpy()
 
     found = _over_batches(
-        measure, policy, tokenizer, prompts, responses, batch_size, budget or Budget(), ranks
+        measure,
+        policy,
+        tokenizer,
+        prompts,
+        responses,
+        batch_size=batch_size,
+        budget=budget or Budget(),
+        ranks=ranks,
     )
     return Divergence(found[:, 0], found[:, 1])
 
@@ -132,7 +139,14 @@ def score_responses(
 
     replies = encode_responses(tokenizer, responses)
     found = _over_batches(
-        reward, model, tokenizer, prompts, replies, batch_size, budget or Budget(), ranks
+        reward,
+        model,
+        tokenizer,
+        prompts,
+        replies,
+        batch_size=batch_size,
+        budget=budget or Budget(),
+        ranks=ranks,
     )
     return found[:, 0]
 
@@ -143,6 +157,7 @@ def _over_batches(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     responses: Sequence[Sequence[int]],
+    *,
     batch_size: int,
     budget: Budget,
     ranks: Ranks,

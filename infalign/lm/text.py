@@ -121,6 +121,34 @@ def _pad(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[np.ndarra
     return ids, (columns >= begins[:, None]) & (columns < (begins + lengths)[:, None])
 
 
+class TokenPairs:
+    """Two responses to every prompt, as token ids.
+
+    Attributes:
+        lengths: tokens of each prompt with the longer one of its responses, int64 [pairs].
+        tokens: of both responses, int64 [pairs].
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        first: Sequence[Sequence[int]],
+        second: Sequence[Sequence[int]],
+        pad: int,
+    ) -> None:
+        self.prompts, self.responses = prompts, list(zip(first, second, strict=True))
+        both = list(zip(prompts, self.responses, strict=True))
+        lengths = [len(prompt) + max(map(len, pair)) for prompt, pair in both]
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self.tokens = np.array([sum(map(len, pair)) for pair in self.responses], dtype=np.int64)
+        self._pad = pad
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
+        """Some pairs as one batch, two responses a prompt."""
+        responses = [response for row in rows for response in self.responses[row]]
+        return make_batch([self.prompts[row] for row in rows], responses, self._pad, device)
+
+
 def shared_prompts(prompts: Sequence[str], most: int) -> int:
     """How many responses in a row always share their prompt, `most` at the most.
 

@@ -28,7 +28,7 @@ from infalign.lm.models import (
 from infalign.lm.parallel import Part, Trainable, microbatched
 from infalign.lm.randomness import derive_seed
 from infalign.lm.scoring import pooled_rewards, score_responses
-from infalign.lm.text import cut_responses, encode_prompts, encode_responses, make_batch
+from infalign.lm.text import TokenPairs, cut_responses, encode_prompts, encode_responses
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
 from infalign.params import TRAINING, Params
 from infalign.ranks import join
@@ -79,73 +79,97 @@ def train_model(
     ranks = join(workspace.params.run)
     if ranks.first(finished.exists()):
         return json.loads(finished.read_text())
-    params, settings = workspace.params, workspace.params.reward
-    device = pick_device(params.run.device)
-    source = workspace.results("sft", "policy")
-    start = source if settings.name_or_path == "sft" else Path(settings.name_or_path)
-    tokenizer = load_tokenizer(start)
-    seed = derive_seed(params.run.seed, "reward", objective, half)
-
-    def build() -> PreTrainedModel:
-        return build_reward_model(start, tokenizer, device, seed, params.run.precision)
-
-    model = Trainable(build(), params.run, build)
+    tokenizer = load_tokenizer(_start(workspace))
     pairs = Pairs(workspace, objective, "train", half)
     if alter is not None:
         alter(pairs)
-    pairs = pairs.cut(tokenizer)
-    chosen, rejected = (
-        encode_responses(tokenizer, side) for side in (pairs.chosen, pairs.rejected)
-    )
-    prompts = encode_prompts(tokenizer, pairs.prompts)
-    lengths = np.array(
-        [len(p) + max(len(c), len(r)) for p, c, r in zip(prompts, chosen, rejected, strict=True)],
-        dtype=np.int64,
-    )
-    tokens = np.array([len(c) + len(r) for c, r in zip(chosen, rejected, strict=True)])
-    batches = EpochBatches(lengths, settings.batch_size, seed)
-
-    def take(number: int) -> Step:
-        metrics = {"accuracy": 0.0}
-
-        def loss(part: Part) -> torch.Tensor:
-            sides = [side[i] for i in part.rows for side in (chosen, rejected)]
-            asked = [prompts[i] for i in part.rows]
-            batch = make_batch(asked, sides, tokenizer.pad_token_id, device)
-            first, second = model(pooled_rewards, batch).view(-1, 2).unbind(1)
-            metrics["accuracy"] += part.share * float((first > second).float().mean())
-            return preference_loss(first, second)
-
-        rows = batches.at(number)
-        whole, more = microbatched(model.parts(rows, 2 * lengths[rows]), loss)
-        return Step(whole, metrics, int(tokens[rows].sum()), more)
-
-    steps = max(1, round(settings.epochs * len(lengths) / settings.batch_size))
-    schedule = Schedule(steps, settings.learning_rate, settings.warmup_share, settings.weight_decay)
-    name = f"{workspace.instance} {objective} {half}"
-    optimise(model, schedule, take, folder, name=name, bounds={"loss": MOST_LOSS})
-    trained = model.plain()
+    model = _trained(workspace, tokenizer, pairs.cut(tokenizer), objective, half)
     held_out = Pairs(workspace, objective, "test", None).cut(tokenizer)
-    rewards = [
-        score_responses(
-            trained,
-            tokenizer,
-            held_out.prompts,
-            side,
-            batch_size=4 * settings.batch_size,
-            budget=Budget(params.run.batch_tokens),
-            ranks=ranks,
-        )
-        for side in (held_out.chosen, held_out.rejected)
-    ]
-    metrics = {"pairs": len(lengths), **accuracy(rewards[0] - rewards[1])}
+    metrics = {
+        "pairs": len(pairs.prompts),
+        **accuracy(_margins(workspace, model, tokenizer, held_out)),
+    }
     if ranks.main:
         out = workspace.out / "reward" / objective
-        save_model(trained, tokenizer, out / half)
+        save_model(model, tokenizer, out / half)
         shutil.copyfile(folder / "history.jsonl", out / f"{half}.jsonl")
         write_json(finished, metrics)
     ranks.wait()
     return metrics
+
+
+def _start(workspace: Workspace) -> Path:
+    """The model that training starts from."""
+    name = workspace.params.reward.name_or_path
+    return workspace.results("sft", "policy") if name == "sft" else Path(name)
+
+
+def _trained(
+    workspace: Workspace,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Pairs,
+    objective: str,
+    half: str,
+) -> PreTrainedModel:
+    """A reward model after training on the pairs."""
+    params, settings = workspace.params, workspace.params.reward
+    device = pick_device(params.run.device)
+    seed = derive_seed(params.run.seed, "reward", objective, half)
+
+    def build() -> PreTrainedModel:
+        return build_reward_model(_start(workspace), tokenizer, device, seed, params.run.precision)
+
+    model, data = Trainable(build(), params.run, build), pairs.encoded(tokenizer)
+    batches = EpochBatches(data.lengths, settings.batch_size, seed)
+    schedule = Schedule(
+        max(1, round(settings.epochs * len(data.lengths) / settings.batch_size)),
+        settings.learning_rate,
+        settings.warmup_share,
+        settings.weight_decay,
+    )
+    optimise(
+        model,
+        schedule,
+        lambda number: _step(model, data, batches.at(number), device),
+        workspace.work / objective / half,
+        name=f"{workspace.instance} {objective} {half}",
+        bounds={"loss": MOST_LOSS},
+    )
+    return model.plain()
+
+
+def _step(model: Trainable, data: TokenPairs, rows: np.ndarray, device: torch.device) -> Step:
+    """The Bradley-Terry loss of some pairs, and how often the chosen response has more reward."""
+    metrics = {"accuracy": 0.0}
+
+    def loss(part: Part) -> torch.Tensor:
+        rewards = model(pooled_rewards, data.batch(part.rows, device))
+        chosen, rejected = rewards.view(-1, 2).unbind(1)
+        metrics["accuracy"] += part.share * float((chosen > rejected).float().mean())
+        return preference_loss(chosen, rejected)
+
+    whole, more = microbatched(model.parts(rows, 2 * data.lengths[rows]), loss)
+    return Step(whole, metrics, int(data.tokens[rows].sum()), more)
+
+
+def _margins(
+    workspace: Workspace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs
+) -> np.ndarray:
+    """The reward of the chosen less that of the rejected response [pairs]."""
+    params = workspace.params
+    chosen, rejected = (
+        score_responses(
+            model,
+            tokenizer,
+            pairs.prompts,
+            side,
+            batch_size=4 * params.reward.batch_size,
+            budget=Budget(params.run.batch_tokens),
+            ranks=join(params.run),
+        )
+        for side in (pairs.chosen, pairs.rejected)
+    )
+    return chosen - rejected
 
 
 class Pairs:
@@ -172,6 +196,14 @@ class Pairs:
             cut_responses(tokenizer, side, self._longest) for side in (self.chosen, self.rejected)
         )
         return self
+
+    def encoded(self, tokenizer: PreTrainedTokenizerBase) -> TokenPairs:
+        """The same as tokens."""
+        chosen, rejected = (
+            encode_responses(tokenizer, side) for side in (self.chosen, self.rejected)
+        )
+        prompts = encode_prompts(tokenizer, self.prompts)
+        return TokenPairs(prompts, chosen, rejected, tokenizer.pad_token_id)
 
 
 def accuracy(margin: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from infalign.lm.parallel import Part, Trainable, microbatched
 from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import sample_responses
 from infalign.lm.scoring import token_log_probs
-from infalign.lm.text import Batch, by_length, encode_prompts, encode_responses, make_batch
+from infalign.lm.text import TokenPairs, by_length, encode_prompts, encode_responses
 from infalign.lm.training import EpochBatches, Schedule, Step, optimise
 from infalign.params import TRAINING, Params
 from infalign.ranks import Ranks
@@ -52,7 +51,7 @@ def run(workspace: Workspace) -> None:
         return _build(params, tokenizer, device)
 
     model = Trainable(build(), params.run, build)
-    data = _Responses(workspace, tokenizer, "train")
+    data = read_pairs(workspace, tokenizer, "train")
     size = max(1, params.sft.batch_size // 2)  # a pair's two responses share their prompt
     batches = EpochBatches(data.lengths, size, derive_seed(params.run.seed, "sft"))
     schedule = Schedule(
@@ -74,7 +73,7 @@ def run(workspace: Workspace) -> None:
     bounds = {"loss": 2 * math.log(len(tokenizer))}  # a uniform guess has half of it
     optimise(model, schedule, take, workspace.work, name=workspace.instance, bounds=bounds)
     policy = model.plain()
-    held_out = _Responses(workspace, tokenizer, "test")
+    held_out = read_pairs(workspace, tokenizer, "test")
     perplexity = _perplexity(policy, held_out, params.sft.batch_size, model.ranks)
     ended = _ended_share(workspace, policy, tokenizer, model.ranks)
     if not model.ranks.main:
@@ -102,45 +101,24 @@ def _build(params: Params, tokenizer, device: torch.device) -> PreTrainedModel: 
     return build_tiny(params.model.tiny, tokenizer, positions, device, params.run.seed, precision)
 
 
-class _Responses:
-    """Both responses of every pair of a split, tokenised, with their prompt."""
-
-    def __init__(self, workspace: Workspace, tokenizer, split: str) -> None:  # type: ignore[no-untyped-def]
-        prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
-        pairs = read_table(workspace.results("prepare", "preferences.parquet"), PREFERENCES)
-        keys = zip(prompts["objective"].to_pylist(), prompts["prompt_id"].to_pylist(), strict=True)
-        ids = dict(zip(keys, encode_prompts(tokenizer, prompts["prompt"].to_pylist()), strict=True))
-        rows = [row for row in pairs.to_pylist() if row["split"] == split]
-        longest = workspace.params.model.response_tokens
-        self.prompts = [ids[row["objective"], row["prompt_id"]] for row in rows]
-        sides = (
-            encode_responses(tokenizer, [row[side] for row in rows], longest)
-            for side in ("chosen", "rejected")
-        )
-        self.responses = list(zip(*sides, strict=True))
-        self.lengths = np.array(
-            [
-                len(prompt) + max(map(len, pair))
-                for prompt, pair in zip(self.prompts, self.responses, strict=True)
-            ],
-            dtype=np.int64,
-        )
-        self.tokens = np.array([sum(map(len, pair)) for pair in self.responses], dtype=np.int64)
-        self._pad = tokenizer.pad_token_id
-
-    def batch(self, chosen: Iterable[int], device: torch.device) -> Batch:
-        """The chosen pairs as one padded batch, two responses a prompt."""
-        rows = list(chosen)
-        return make_batch(
-            [self.prompts[i] for i in rows],
-            [response for i in rows for response in self.responses[i]],
-            self._pad,
-            device,
-        )
+def read_pairs(workspace: Workspace, tokenizer, split: str) -> TokenPairs:  # type: ignore[no-untyped-def]
+    """Both responses of every pair of a split, cut at the longest length."""
+    prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
+    pairs = read_table(workspace.results("prepare", "preferences.parquet"), PREFERENCES)
+    keys = zip(prompts["objective"].to_pylist(), prompts["prompt_id"].to_pylist(), strict=True)
+    ids = dict(zip(keys, encode_prompts(tokenizer, prompts["prompt"].to_pylist()), strict=True))
+    rows = [row for row in pairs.to_pylist() if row["split"] == split]
+    longest = workspace.params.model.response_tokens
+    chosen, rejected = (
+        encode_responses(tokenizer, [row[side] for row in rows], longest)
+        for side in ("chosen", "rejected")
+    )
+    asked = [ids[row["objective"], row["prompt_id"]] for row in rows]
+    return TokenPairs(asked, chosen, rejected, tokenizer.pad_token_id)
 
 
 @torch.inference_mode()
-def _perplexity(policy: PreTrainedModel, data: _Responses, batch_size: int, ranks: Ranks) -> float:
+def _perplexity(policy: PreTrainedModel, data: TokenPairs, batch_size: int, ranks: Ranks) -> float:
     total, count = 0.0, 0
     for chosen in ranks.share(by_length(data.lengths.tolist(), 4 * batch_size)):
         with autocast(policy):

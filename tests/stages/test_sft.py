@@ -2,19 +2,20 @@
 
 import json
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from infalign.history import read_history
 from infalign.lm.models import load_tokenizer
-from infalign.stages.sft import _Responses
+from infalign.stages.sft import read_pairs
 
 
 def test_loss_covers_the_response_and_eos_only(finished, workspace):
     made = workspace("sft")
     tokenizer = load_tokenizer(finished / "results/prepare/tokenizer")
-    data = _Responses(made, tokenizer, "train")
-    batch = data.batch(range(4), torch.device("cpu"))
+    data = read_pairs(made, tokenizer, "train")
+    batch = data.batch(np.arange(4), torch.device("cpu"))
     for row, response in enumerate(r for pair in data.responses[:4] for r in pair):
         assert batch.responses[row][batch.mask[row]].tolist() == response
         prompt = row // 2

@@ -12,7 +12,6 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from infalign.comparison import (
     Contender,
@@ -23,14 +22,13 @@ from infalign.comparison import (
     phrase_rows,
     theory_rows,
 )
-from infalign.contest import REFERENCE, Contest, PolicyResponses
+from infalign.contest import REFERENCE, PolicyResponses
 from infalign.methods import Compare, Poison
 from infalign.page.comparison import Comparison, plates, render_comparison
 from infalign.page.figures import save_png
 from infalign.params import Params
 from infalign.stages import evaluate
 from infalign.tables import EVALUATION_SAMPLES, read_table
-from infalign.theory.procedures import parse_procedure
 from infalign.workspace import Stage, Workspace, write_json, write_text
 
 Key = tuple[str, float, int]
@@ -110,21 +108,12 @@ def _rivals(
         said[key] = table["response"].to_pylist()
     judges = [judge for judge in params.compare.judges if judge in reference.rewards]
     blind = frozenset(name for name in settings.variants if params.is_blind(name))
-    contest = _contest(params, objective, settings)
+    procedures = (params.objectives[objective].procedure, "standard")
+    contest = evaluate.contest_of(
+        params, objective, procedures, settings.variants, max(settings.kl_nats)
+    )
     return Rivals(contenders, reference, contest, blind, judges), said
 
 
 def _read(folder: Path) -> PolicyResponses:
     return evaluate.read_responses(folder / "samples.parquet", folder / "rewards.parquet")
-
-
-def _contest(params: Params, objective: str, settings: Any) -> Contest:
-    own = parse_procedure(params.objectives[objective].procedure)
-    return Contest(
-        own,
-        tuple(dict.fromkeys((own, parse_procedure("standard")))),
-        {name: params.reward_spelling(objective, name) for name in settings.variants},
-        max(settings.kl_nats),
-        params.evaluate.bootstrap,
-        params.run.seed,
-    )

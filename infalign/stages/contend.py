@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infalign.contest import REFERENCE, Contest, measure, summarise
+from infalign.contest import REFERENCE, measure, summarise
 from infalign.errors import InputError
 from infalign.params import Params
 from infalign.stages import align, evaluate
-from infalign.theory.procedures import parse_procedure
 from infalign.workspace import Stage, Workspace, write_json
 
 OWN = ("align.kl_nats", "run.processes", "run.sharding")  # given, or one process for each
@@ -71,10 +70,12 @@ def compete(
     Every part that is finished is kept after a kill.
     """
     workspace = workspace.alone
+    params = workspace.params
     view = _train(workspace, objective, variant, *budget)
     found = {name: evaluate.answered(view, objective, name) for name in (REFERENCE, variant)}
     policies = {name: evaluate.read_responses(*paths) for name, paths in found.items()}
-    contest = _contest(workspace.params, objective, variant, budget[0])
+    procedures = (params.objectives[objective].procedure, "standard")
+    contest = evaluate.contest_of(params, objective, procedures, [variant], budget[0])
     measured = summarise(measure(policies, contest), policies, contest)[variant]
     trained = view.results("align", objective, variant)
     settled = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
@@ -103,15 +104,3 @@ def _train(
         align.run(replace(workspace, params=own), objective, variant)
     moved = {**workspace.moved, f"align/{objective}/{variant}": str(trained)}
     return replace(workspace, moved=moved)
-
-
-def _contest(params: Params, objective: str, variant: str, kl_nats: float) -> Contest:
-    own = parse_procedure(params.objectives[objective].procedure)
-    return Contest(
-        own,
-        tuple(dict.fromkeys((own, parse_procedure("standard")))),
-        {variant: params.reward_spelling(objective, variant)},
-        kl_nats,
-        params.evaluate.bootstrap,
-        params.run.seed,
-    )

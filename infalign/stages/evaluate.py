@@ -18,7 +18,7 @@ statistics need no model: `infalign.contest`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,19 @@ def stage(params: Params, objective: str) -> Stage:
 def run(workspace: Workspace, objective: str) -> None:
     """Sample and score what is missing, then measure and write."""
     prompts = _evaluation_prompts(workspace, objective)
-    names = [REFERENCE, *workspace.params.run.variants]
+    params = workspace.params
+    names = [REFERENCE, *params.run.variants]
     for name in names:
         _finish(workspace, objective, name, prompts)
-    if not join(workspace.params.run).main:
+    if not join(params.run).main:
         return
     samples, rewards = (
         {name: read_table(_part(workspace, name, word), kind).to_pydict() for name in names}
         for word, kind in (("samples", EVALUATION_SAMPLES), ("rewards", EVALUATION_REWARDS))
     )
     policies = {name: _responses(samples[name], rewards[name], len(prompts)) for name in names}
-    contest = _contest(workspace.params, objective)
+    procedures = _procedures(params, objective)
+    contest = contest_of(params, objective, procedures, params.run.variants, params.align.kl_nats)
     measured = measure(policies, contest)
     out = workspace.out / "evaluate" / objective
     for path, rows, kind in (
@@ -112,19 +114,29 @@ def run(workspace: Workspace, objective: str) -> None:
     write_json(out / "metrics.json", summarise(measured, policies, contest))
 
 
-def _contest(params: Params, objective: str) -> Contest:
-    own = parse_procedure(params.objectives[objective].procedure)
-    sizes = sorted(set(params.evaluate.best_of))
-    names = ["standard", *(f"{word}:{n}" for word in ("best_of", "worst_of") for n in sizes)]
-    names += [] if str(own) in names else [str(own)]
+def contest_of(
+    params: Params,
+    objective: str,
+    procedures: Iterable[str],
+    variants: Iterable[str],
+    kl_nats: float,
+) -> Contest:
+    """How policies of an objective are compared under these procedures."""
     return Contest(
-        own,
-        tuple(parse_procedure(name) for name in names),
-        {v: params.reward_spelling(objective, v) for v in params.run.variants},
-        params.align.kl_nats,
+        params.procedure(objective),
+        tuple(parse_procedure(name) for name in dict.fromkeys(procedures)),
+        {name: params.reward_spelling(objective, name) for name in variants},
+        kl_nats,
         params.evaluate.bootstrap,
         params.run.seed,
     )
+
+
+def _procedures(params: Params, objective: str) -> list[str]:
+    """What is evaluated: every family at every N, and the objective's own."""
+    sizes = sorted(set(params.evaluate.best_of))
+    families = [f"{word}:{n}" for word in ("best_of", "worst_of") for n in sizes]
+    return ["standard", *families, params.objectives[objective].procedure]
 
 
 @dataclass(frozen=True)

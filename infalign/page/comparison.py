@@ -71,6 +71,11 @@ class Comparison(NamedTuple):
         """Who judged, the training reward first."""
         return list(dict.fromkeys(row["judge"] for row in self.curves))
 
+    @property
+    def others(self) -> list[str]:
+        """The judges that selected nothing: without the training reward."""
+        return [judge for judge in self.judges if judge != SELECTING]
+
 
 def plates(data: Comparison) -> list[Plate]:
     """The figures: the paper's, over-optimisation, poison."""
@@ -129,9 +134,9 @@ def _poison_panels(data: Comparison) -> list[Panel]:
         100 * data.poison["reference_phrase_share"],
         "share of responses (%)",
     )
-    clean = [judge for judge in data.judges if judge != SELECTING]
     return [share] + [
-        Panel(JUDGES[judge], lines_of(_own(data.poisoned, data, judge)), {}) for judge in clean
+        Panel(JUDGES[judge], lines_of(_own(data.poisoned, data, judge)), {})
+        for judge in data.others
     ]
 
 
@@ -163,19 +168,11 @@ def curve_sheet(data: Comparison) -> Sheet:
     """Every policy under the objective's procedure: KL, win rates, limits, efficiency."""
     rows = []
     for row in _own(data.curves, data, SELECTING):
-        others = [
-            next(
-                r
-                for r in _own(data.curves, data, judge)
-                if (r["variant"], r["kl_nats"]) == (row["variant"], row["kl_nats"])
-            )
-            for judge in data.judges
-            if judge != SELECTING
-        ]
         cells = [
             Value(decimal(row["kl_nats"])),
             Value(decimal(row["kl"], 3), f"± {decimal(row['kl_se'], 3)}"),
-            *(_win_rate(r) for r in (row, *others)),
+            _win_rate(row),
+            *_by_others(data.curves, data, row),
             Value(percent(row["method_limit"])),
             Value(percent(row["limit"])),
             Value(percent(row["efficiency"])),
@@ -190,22 +187,23 @@ def curve_sheet(data: Comparison) -> Sheet:
 
 def poison_sheet(data: Comparison) -> Sheet:
     """Who fell for the phrase."""
-    clean = [judge for judge in data.judges if judge != SELECTING]
     rows = []
     for row in data.phrases:
-        found = [
-            next(
-                r
-                for r in _own(data.poisoned, data, judge)
-                if (r["variant"], r["kl_nats"]) == (row["variant"], row["kl_nats"])
-            )
-            for judge in clean
-        ]
         share = Value(percent(row["share"]), percent_range(row["low"], row["high"]))
         cells = [Value(decimal(row["kl_nats"])), Value(decimal(row["kl"], 3)), share]
-        rows.append((_policy(data, row["variant"]), [*cells, *(_win_rate(r) for r in found)]))
-    columns = ["budget, nats", "KL, nats", "with the phrase, %", *(JUDGES[j] for j in clean)]
+        cells += _by_others(data.poisoned, data, row)
+        rows.append((_policy(data, row["variant"]), cells))
+    columns = ["budget, nats", "KL, nats", "with the phrase, %", *(JUDGES[j] for j in data.others)]
     return Sheet(["method", *columns], rows)
+
+
+def _by_others(rows: Sequence[Row], data: Comparison, policy: Row) -> list[Value]:
+    """A policy's win rates by the judges that selected nothing."""
+    key = (policy["variant"], policy["kl_nats"])
+    return [
+        _win_rate(next(r for r in _own(rows, data, judge) if (r["variant"], r["kl_nats"]) == key))
+        for judge in data.others
+    ]
 
 
 def _win_rate(row: Row) -> Value:

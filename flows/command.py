@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows import versioning
 from flows.configuration import check_data, set_params
@@ -167,11 +167,12 @@ def show_outcomes(
 
 def win_rate_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Win rate over the reference under each objective's own procedure."""
-    table = Table(title="Win rate over the reference at inference time (training reward)")
-    for column in ("objective", "policy", "procedure"):
-        table.add_column(column)
-    for column in ("win rate", "95 % interval", "limit", "efficiency", "KL (nats)"):
-        table.add_column(column, justify="right")
+    numbers = ("win rate", "95 % interval", "limit", "efficiency", "KL (nats)")
+    table = Table(
+        *("objective", "policy", "procedure"),
+        *(Column(name, justify="right") for name in numbers),
+        title="Win rate over the reference at inference time (training reward)",
+    )
     for row in rows:
         table.add_row(
             str(row["objective"]),

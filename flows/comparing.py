@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.versioning import COMPARISON
 from infalign.errors import InputError
@@ -45,11 +45,12 @@ def with_objectives(root: Path, assignments: Sequence[str]) -> list[str]:
 
 def gain_table(rows: Sequence[dict[str, Any]]) -> Table:
     """What methods that know the procedure win over the best that does not, at equal KL."""
-    table = Table(title="Gain in win rate over the best method blind to the procedure, points")
-    for column in ("objective", "method", "best rival"):
-        table.add_column(column)
-    for column in ("KL budget", "judge", "gain", "95 % interval", "allowed"):
-        table.add_column(column, justify="right")
+    numbers = ("KL budget", "judge", "gain", "95 % interval", "allowed")
+    table = Table(
+        *("objective", "method", "best rival"),
+        *(Column(name, justify="right") for name in numbers),
+        title="Gain in win rate over the best method blind to the procedure, points",
+    )
     for row in rows:
         table.add_row(
             str(row["objective"]),

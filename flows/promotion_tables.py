@@ -53,10 +53,8 @@ def verdict_markdown(decision: Decision) -> str:
 
 def version_table(objective: str, versions: Sequence[Any], aliases: Mapping[str, str]) -> Table:
     """Every version of an objective's model with its aliases and numbers."""
-    table = Table(title=f"infalign-{objective}")
     columns = ("version", "alias", "variant", "win rate ≥", "KL", "last gate", "commit", "made")
-    for column in columns:
-        table.add_column(column)
+    table = Table(*columns, title=f"infalign-{objective}")
     for version in reversed(versions):
         tags = version.tags
         names = sorted(name for name, number in aliases.items() if number == str(version.version))
@@ -83,9 +81,8 @@ def _gate(text: str | None) -> str:
 
 def history_table(objective: str, history: Sequence[Move]) -> Table:
     """Every move, the newest last."""
-    table = Table(title=f"Champions of infalign-{objective}")
-    for column in ("#", "when (UTC)", "move", "from", "to", "who", "gate", "why"):
-        table.add_column(column)
+    columns = ("#", "when (UTC)", "move", "from", "to", "who", "gate", "why")
+    table = Table(*columns, title=f"Champions of infalign-{objective}")
     for place, move in enumerate(history, start=1):
         gate = "" if not move.gate else "passed" if move.gate["passed"] else "failed"
         table.add_row(

@@ -6,11 +6,9 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from flows.registry import open_registry
 from infalign.errors import InputError
 
 NAME = "infalign-helpful"
-Make = Callable[[], Champions]
+SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
 def opened(root: Path, locks: str = ".infalign/locks") -> Champions:
@@ -275,7 +273,17 @@ def run_at_once(root: Path, moves: int, own_locks: bool) -> list[Any]:
     return reads
 
 
-def check_at_once(root: Path, moves: int, own_locks: bool) -> None:
+@pytest.mark.parametrize(
+    ("moves", "own_locks"),
+    [
+        pytest.param(5, False, marks=pytest.mark.timeout(1200)),
+        pytest.param(50, False, marks=SOAK),
+        pytest.param(50, True, marks=SOAK),
+    ],
+)
+def test_moves_by_four_processes_are_a_linear_history(
+    root: Path, moves: int, own_locks: bool
+) -> None:
     reads = run_at_once(root, moves, own_locks)
     champions = opened(root)
     history = champions.history()
@@ -296,20 +304,6 @@ def check_at_once(root: Path, moves: int, own_locks: bool) -> None:
         assert sorted(made) == sorted(f"{s}/{m}" for s in range(4) for m in range(moves))
 
 
-@pytest.mark.timeout(1200)
-def test_twenty_moves_by_four_processes_are_a_linear_history(root: Path) -> None:
-    check_at_once(root, 5, own_locks=False)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("own_locks", [False, True])
-def test_two_hundred_moves_by_four_processes_are_a_linear_history(
-    root: Path, own_locks: bool
-) -> None:
-    check_at_once(root, 50, own_locks)
-
-
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -324,41 +318,38 @@ while True:
 """
 
 
-def kill_at(root: Path, moments: list[float]) -> None:
-    """`kill -9` at these moments; what is left is made good, with one champion all the while."""
-    champions = opened(root)
+def move_until_killed(root: Path, seconds: float) -> None:
+    """A process that promotes and rolls back, and its `kill -9` so long after its first move."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(root)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == b"ready\n"
+        time.sleep(seconds)
+        assert child.poll() is None, "it ended by itself"
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills", "longest"), [(0, 3, 0.6), pytest.param(1, 20, 1.5, marks=SOAK)]
+)
+def test_kills_in_the_midst_of_moves_are_made_good(
+    root: Path, seed: int, kills: int, longest: float
+) -> None:
+    champions, rng = opened(root), random.Random(seed)
     champions.promote("1", None, "begin", {})
-    for moment in moments:
-        child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(root)],
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
-        assert child.stdout is not None
-        try:
-            assert child.stdout.readline() == b"ready\n"
-            time.sleep(moment)
-            os.kill(child.pid, signal.SIGKILL)
-        finally:
-            child.kill()
-            child.wait()
-            child.stdout.close()
+    for _ in range(kills):
+        move_until_killed(root, rng.uniform(0.0, longest))
         assert state(champions)[0] is not None
         champions.settle()
         stack = reigning(champions.history())
         assert state(champions) == (stack[-1], stack[-2] if len(stack) > 1 else None)
-
-
-def test_a_kill_in_the_midst_of_moves_is_made_good(root: Path) -> None:
-    rng = random.Random(0)
-    kill_at(root, [rng.uniform(0.0, 0.6) for _ in range(3)])
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_twenty_kills_in_the_midst_of_moves_are_made_good(root: Path) -> None:
-    rng = random.Random(1)
-    kill_at(root, [rng.uniform(0.0, 1.5) for _ in range(20)])
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def solve_beta(transform: str | Transform, kl_nats: float) -> float:
 def limit(procedure: str | Procedure, kl_nats: ArrayLike) -> float | FloatArray:
     """The win rate that no policy can exceed at this KL: that of the optimal transformation.
 
-    Interpolates the procedure's frontier, solved once per process, to within 1e-5; fast
-    for arrays of thousands.
+    Interpolates the procedure's frontier to within 1e-5. What has been solved is kept, so that
+    arrays of thousands are fast.
 
     Args:
         kl_nats: KL in nats, at least 0, a number or an array of any shape.
@@ -100,7 +100,7 @@ def limit(procedure: str | Procedure, kl_nats: ArrayLike) -> float | FloatArray:
             f"kl_nats must be finite and at least 0 but holds {wrong[0]:g}; drop it, or "
             f"clip an estimate that fell below 0 by noise, before asking for its limit."
         )
-    values = _curve(chosen)(np.sqrt(kl))
+    values = _frontier(chosen)(np.sqrt(kl))
     return float(values) if kl.ndim == 0 else values
 
 
@@ -124,26 +124,43 @@ class _Curve:
 
 
 @lru_cache(maxsize=64)
-def _curve(procedure: Procedure) -> _Curve:
-    """Follow the optimal frontier from KL 0, halving steps until interpolation is exact.
+def _frontier(procedure: Procedure) -> _Frontier:
+    return _Frontier(procedure)
+
+
+class _Frontier:
+    """W over s = sqrt(KL), followed as far as it is asked for, halving steps until it is exact.
 
     With s = sqrt(KL) the frontier starts with a finite slope, and dW/ds = 2 s beta.
     """
-    knots = {0.0: (0.5, _initial_slope(procedure))}
-    s, step = 0.0, 0.08 / procedure.n**0.5
-    while knots[s][0] < 1.0 - CURVE_END and s < MAX_CURVE_ROOT_KL:
-        end = min(s + step, MAX_CURVE_ROOT_KL)
-        middle = (s + end) / 2
-        knots[middle], knots[end] = _knot(procedure, middle), _knot(procedure, end)
-        pair = _as_curve({at: knots[at] for at in (s, end)})
-        error = abs(float(pair(np.asarray(middle))) - knots[middle][0])
+
+    def __init__(self, procedure: Procedure) -> None:
+        self._procedure = procedure
+        self._knots = {0.0: (0.5, _initial_slope(procedure))}
+        self._end, self._step = 0.0, 0.08 / procedure.n**0.5
+
+    def __call__(self, s: FloatArray) -> FloatArray:
+        farthest = float(np.max(s, initial=0.0))
+        while self._end <= farthest and not self._ended():
+            self._advance()
+        return _as_curve(self._knots)(s)
+
+    def _ended(self) -> bool:
+        return self._knots[self._end][0] >= 1.0 - CURVE_END or self._end >= MAX_CURVE_ROOT_KL
+
+    def _advance(self) -> None:
+        """Two knots more, or half the step where the curve between them would be wrong."""
+        end = min(self._end + self._step, MAX_CURVE_ROOT_KL)
+        middle = (self._end + end) / 2
+        more = {at: _knot(self._procedure, at) for at in (middle, end)}
+        pair = _as_curve({self._end: self._knots[self._end], end: more[end]})
+        error = abs(float(pair(np.asarray(middle))) - more[middle][0])
         if error > CURVE_TOLERANCE * 8:
-            del knots[middle], knots[end]
-            step /= 2
-            continue
-        s = end
-        step *= 2 if error < CURVE_TOLERANCE / 2 else 1
-    return _as_curve(knots)
+            self._step /= 2
+            return
+        self._knots |= more
+        self._end = end
+        self._step *= 2 if error < CURVE_TOLERANCE / 2 else 1
 
 
 def _as_curve(knots: dict[float, tuple[float, float]]) -> _Curve:

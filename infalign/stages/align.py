@@ -14,7 +14,7 @@ stored samples alone, under the same control of the KL: `infalign.lm.preferences
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -188,13 +188,18 @@ class Trainer:
         responses = self._sample(policy, number, chosen)
         fresh = self._params.align.samples_per_prompt
         texts = [self._prompts.texts[i] for i in np.repeat(chosen, fresh)]
-        size: dict[str, Any] = {"batch_size": len(texts), "budget": self.training.budget}
-        apart = divergence(policy, self.reference, self.tokenizer, texts, responses.tokens, **size)
-        rewards = score_responses(
-            self._reward_model, self._reward_tokenizer, texts, responses.text, **size
+        apart = divergence(
+            policy,
+            self.reference,
+            self.tokenizer,
+            texts,
+            responses.tokens,
+            batch_size=len(texts),
+            budget=self.training.budget,
         )
+        rewards = self._rewards(chosen, responses)
         references = self._prompts.references(chosen)
-        below = calibrate_below(rewards.reshape(len(chosen), -1), references)
+        below = calibrate_below(rewards, references)
         return {
             "kl": float(apart.kl.mean()),
             "log_ratio": float(apart.log_ratio.mean()),
@@ -227,14 +232,7 @@ class Trainer:
         share = sum(part.share for part in parts)
         fresh = settings.samples_per_prompt
         responses = self._sample(self.training.whole(), number, chosen)
-        rewards = score_responses(
-            self._reward_model,
-            self._reward_tokenizer,
-            [self._prompts.texts[i] for i in np.repeat(chosen, fresh)],
-            responses.text,
-            batch_size=len(chosen) * fresh,
-            budget=self.training.budget,
-        ).reshape(len(chosen), -1)
+        rewards = self._rewards(chosen, responses)
         references = self._prompts.references(chosen)
         stored = self._stored(number, everyone)[places]
         goal = np.hstack(
@@ -243,13 +241,7 @@ class Trainer:
                 np.take_along_axis(self._stored_goals[chosen], stored, axis=1),
             ]
         )
-        tokens = [
-            [
-                *responses.tokens[row * fresh : (row + 1) * fresh],
-                *(self._prompts.tokens[prompt][sample] for sample in samples),
-            ]
-            for row, (prompt, samples) in enumerate(zip(chosen, stored, strict=True))
-        ]
+        tokens = self._side_by_side(chosen, responses, stored)
         pad = self.tokenizer.pad_token_id
         batches = batches_of(parts, self._encoded, tokens, pad, self.policy.device)
         scored = score_parts(self.training, self.reference, batches)
@@ -279,6 +271,32 @@ class Trainer:
         mine = {name: value * share for name, value in metrics.items()} | {"kl": kl, "beta": beta}
         count = self.ranks.total(np.array(sum(len(t) for row in tokens for t in row)))
         return Step(step.loss * share, mine, int(count), scored.again)
+
+    def _rewards(self, chosen: np.ndarray, responses: Responses) -> np.ndarray:
+        """Rewards of fresh responses to the chosen prompts [prompts, samples]."""
+        texts = [self._prompts.texts[i] for i in chosen]
+        fresh = len(responses.text) // len(texts)
+        return score_responses(
+            self._reward_model,
+            self._reward_tokenizer,
+            [text for text in texts for _ in range(fresh)],
+            responses.text,
+            batch_size=len(responses.text),
+            budget=self.training.budget,
+        ).reshape(len(texts), -1)
+
+    def _side_by_side(
+        self, chosen: np.ndarray, responses: Responses, stored: np.ndarray
+    ) -> list[list[Sequence[int]]]:
+        """Tokens of the fresh responses to each prompt, then of the stored ones."""
+        fresh = self._params.align.samples_per_prompt
+        return [
+            [
+                *responses.tokens[row * fresh : (row + 1) * fresh],
+                *(self._prompts.tokens[prompt][sample] for sample in samples),
+            ]
+            for row, (prompt, samples) in enumerate(zip(chosen, stored, strict=True))
+        ]
 
     def _stored(self, number: int, chosen: np.ndarray) -> np.ndarray:
         """Which of the reference's samples a step takes [prompts, reference samples]."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,19 @@ def project(finished: Path, folder: Path, tree: dict[str, Any], **run: Any) -> P
     return folder
 
 
-def in_two(folder: Path, *instances: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run instances in two processes, with more in their environment."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += [str(Path(__file__).with_name("two_processes.py")), str(folder), *instances]
+Ended = subprocess.CompletedProcess[str]
+SCRIPT = str(Path(__file__).with_name("two_processes.py"))
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+
+
+def in_one(folder: Path, *instances: str, how: Sequence[str] = (), **more: str) -> Ended:
+    """Run instances in this Python, with more in their environment."""
+    command = [sys.executable, *how, SCRIPT, str(folder), *instances]
     environment = ENVIRONMENT | more
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+in_two = partial(in_one, how=TORCHRUN)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +119,22 @@ def test_the_policies_are_as_alike(two, finished):
     folders = (two / "sft/out/sft/policy", finished / "results/sft/policy")
     mine, other = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in folders)
     assert max(float((mine[n] - other[n]).abs().max()) for n in other) < 1e-3
+
+
+@pytest.mark.soak
+def test_baselines_give_the_same_history(finished, smoke_tree, tmp_path):
+    methods = ("bon_distillation", "bonbon", "ipo", "dpo")
+    instances = [f"align@helpful-{method}" for method in methods]
+    for number, run in ((1, in_one), (2, in_two)):
+        folder = project(finished, tmp_path / str(number), smoke_tree, processes=number)
+        done = run(folder, *instances)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for instance, method in zip(instances, methods, strict=True):
+        one, two = (
+            tmp_path / n / f".infalign/work/{instance}/out/align/helpful/{method}/history.jsonl"
+            for n in "12"
+        )
+        assert read_history(two) == close(one), method
 
 
 ALIGN = "align@helpful-ctrl"

@@ -34,12 +34,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.soak
 def test_the_sampler_and_generate_draw_as_many_tokens(folder):
     steps = compare_samplers(folder, 4, warm=0, rounds=2)
     assert same_work(steps)["sampled"] == 4 * TOY.response_tokens
     assert all(step["seconds"] > 0 for taken in steps.values() for step in taken)
 
 
+@pytest.mark.soak
 def test_a_step_of_ours_has_the_whole_case(folder):
     (step,) = in_turns({"ours": ("ours", str(folder))}, warm=0, rounds=1)["ours"]
     assert step["sampled"] == step["trained"] == TOY.responses * TOY.response_tokens

@@ -75,6 +75,7 @@ def test_a_rerun_skips_everything(
     assert contents(own.root) == real[2]
 
 
+@pytest.mark.soak
 def test_the_result_is_registered_judged_and_promoted(
     own: Project,
 ) -> None:

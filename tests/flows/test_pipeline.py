@@ -217,6 +217,7 @@ async def _cancel_newest(project: Project) -> None:
         await client.set_flow_run_state(newest.id, Cancelling())
 
 
+@pytest.mark.soak
 def test_a_killed_stage_is_run_again_and_a_killed_flow_leaves_nothing_in_the_way(
     finished: tuple[Project, str], project: Copy
 ) -> None:

@@ -103,12 +103,13 @@ def _check_command(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, SCALE], ids=lambda page: page.name)
-def test_what_is_not_run_exists_word_by_word(page: Path, tmp_path: Path) -> None:
+def test_every_word_exists(page: Path, tmp_path: Path) -> None:
     lines = lines_of(page)
     assert len(lines) >= 4
     for line in lines:
-        if page == SCALE or not is_run(line):
-            for part in parts_of(line):
+        played = page != SCALE and is_run(line)
+        for part in parts_of(line):
+            if not played or part.startswith("infalign"):
                 check_words(part, tmp_path)
 
 
@@ -167,6 +168,7 @@ def place(real: tuple[Project, str, dict[str, bytes]], tmp_path: Path) -> Projec
     return project
 
 
+@pytest.mark.soak
 def test_the_commands_do_what_the_pages_say(
     place: Project, real: tuple[Project, str, dict[str, bytes]], tmp_path: Path
 ) -> None:

@@ -258,6 +258,7 @@ def test_what_was_rolled_back_needs_force(root: Path, models: Path, params: Para
     assert promote(store, params, "helpful", better, "mended", force=True).outcome == "forced"
 
 
+@pytest.mark.soak
 def test_a_rollback_restores_the_former_answers_byte_for_byte(
     root: Path, begun: Path, models: Path, params: Params, tmp_path: Path, tokenizer: Any
 ) -> None:

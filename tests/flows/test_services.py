@@ -210,6 +210,7 @@ def test_the_server_takes_the_kubernetes_work_pool(up: Project) -> None:
     assert ask(up, "/work_pools/", body)["base_job_template"] == template
 
 
+@pytest.mark.soak
 def test_down_ends_a_run_in_progress_and_all_of_its_processes(deployed: Project) -> None:
     """Takes the services down; the last test that needs them."""
     up = deployed

@@ -182,6 +182,7 @@ def test_only_loopback_is_listened_on(served: Running) -> None:
     assert set(listening) == {"127.0.0.1"}
 
 
+@pytest.mark.soak
 def test_a_new_champion_under_load_drops_nothing(served: Running, registry: Project) -> None:
     stop = threading.Event()
     answers: list[tuple[float, str]] = []

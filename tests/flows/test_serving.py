@@ -228,6 +228,7 @@ def test_a_request_in_flight_is_answered_by_the_old_server(
 ) -> None:
     point(registry, "2")
     served.wait_for("Serving .* version 2 ")
+    time.sleep(1.5)  # until then the old server may still take what comes
     answered: list[str] = []
 
     def slow() -> None:

@@ -138,7 +138,7 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]  # read when it was made
+            module.attention_dropout = 0.0  # read when it was made
     for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
@@ -153,6 +153,6 @@ def passes_in(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def _ready(model: PreTrainedModel, device: torch.device, precision: str) -> PreTrainedModel:
-    model.autocast_dtype = passes_in(precision, device)  # type: ignore[assignment]
-    without_dropout(model).to(device)  # type: ignore[arg-type]
+    model.autocast_dtype = passes_in(precision, device)
+    without_dropout(model).to(device)
     return model.eval()

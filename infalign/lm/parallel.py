@@ -219,7 +219,7 @@ def recompute(model: PreTrainedModel) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)()
     model.disable_input_require_grads()  # only needed by reentrant checkpoints
-    without_dropout(model).recomputes = True  # type: ignore[assignment]
+    without_dropout(model).recomputes = True
 
 
 def finished(model: PreTrainedModel) -> PreTrainedModel:
@@ -227,7 +227,7 @@ def finished(model: PreTrainedModel) -> PreTrainedModel:
     if getattr(model, "recomputes", False):
         disable = getattr(model, "activation_checkpointing_disable", None)
         (disable or model.gradient_checkpointing_disable)()
-        model.recomputes = False  # type: ignore[assignment]
+        model.recomputes = False
     return model
 
 

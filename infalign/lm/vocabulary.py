@@ -192,7 +192,7 @@ def has_plain_head(policy: PreTrainedModel) -> bool:
             known = head is not None and torch.allclose(
                 head(states).float(), logits.float(), rtol=1e-3, atol=1e-3
             )
-        policy.has_plain_head = known  # type: ignore[assignment]
+        policy.has_plain_head = known
     return bool(known)
 
 

@@ -468,6 +468,7 @@ def check_kills(root: Path, models: Path, params: Params, moments: list[float]) 
     return in_time
 
 
+@pytest.mark.soak
 def test_kills_between_evaluate_and_promotion_are_repaired(
     empty: Path, models: Path, params: Params
 ) -> None:

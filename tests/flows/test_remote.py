@@ -48,6 +48,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, str
         server.stop()
 
 
+@pytest.mark.soak
 def test_a_fresh_clone_pulls_from_s3_and_skips_every_stage(
     project: Copy, tmp_path: Path, bucket: tuple[str, dict[str, str]]
 ) -> None:

@@ -21,7 +21,8 @@ from flows.tracking import PARENT, Tracker
 from flows.versioning import COMPARISON, Plan, entry_digest, git_state, lock_entries
 from infalign.params import Params
 
-MAKER_SECONDS = 10.0
+# MLflow's client gives up sooner by itself; its first import on a busy machine takes long.
+MAKER_SECONDS = 60.0
 HEADLINE = ("win_rate", "low", "high", "limit", "efficiency", "kl")
 _EVIDENCE_FILES = {".json", ".html", ".png", ".svg"}
 _EVIDENCE_BYTES = 10_000_000

@@ -108,10 +108,7 @@ def _rivals(
         said[key] = table["response"].to_pylist()
     judges = [judge for judge in params.compare.judges if judge in reference.rewards]
     blind = frozenset(name for name in settings.variants if params.is_blind(name))
-    procedures = (params.objectives[objective].procedure, "standard")
-    contest = evaluate.contest_of(
-        params, objective, procedures, settings.variants, max(settings.kl_nats)
-    )
+    contest = evaluate.contest_of(params, objective, settings.variants, max(settings.kl_nats))
     return Rivals(contenders, reference, contest, blind, judges), said
 
 

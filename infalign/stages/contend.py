@@ -74,8 +74,7 @@ def compete(
     view = _train(workspace, objective, variant, *budget)
     found = {name: evaluate.answered(view, objective, name) for name in (REFERENCE, variant)}
     policies = {name: evaluate.read_responses(*paths) for name, paths in found.items()}
-    procedures = (params.objectives[objective].procedure, "standard")
-    contest = evaluate.contest_of(params, objective, procedures, [variant], budget[0])
+    contest = evaluate.contest_of(params, objective, [variant], budget[0])
     measured = summarise(measure(policies, contest), policies, contest)[variant]
     trained = view.results("align", objective, variant)
     settled = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))

@@ -95,8 +95,9 @@ def run(workspace: Workspace, objective: str) -> None:
         for word, kind in (("samples", EVALUATION_SAMPLES), ("rewards", EVALUATION_REWARDS))
     )
     policies = {name: _responses(samples[name], rewards[name], len(prompts)) for name in names}
-    procedures = _procedures(params, objective)
-    contest = contest_of(params, objective, procedures, params.run.variants, params.align.kl_nats)
+    contest = contest_of(
+        params, objective, params.run.variants, params.align.kl_nats, _families(params)
+    )
     measured = measure(policies, contest)
     out = workspace.out / "evaluate" / objective
     for path, rows, kind in (
@@ -117,14 +118,15 @@ def run(workspace: Workspace, objective: str) -> None:
 def contest_of(
     params: Params,
     objective: str,
-    procedures: Iterable[str],
     variants: Iterable[str],
     kl_nats: float,
+    families: Iterable[str] = (),
 ) -> Contest:
-    """How policies of an objective are compared under these procedures."""
+    """How policies of an objective are compared: standard, these procedures, and its own."""
+    own = params.objectives[objective].procedure
     return Contest(
         params.procedure(objective),
-        tuple(parse_procedure(name) for name in dict.fromkeys(procedures)),
+        tuple(parse_procedure(name) for name in dict.fromkeys(("standard", *families, own))),
         {name: params.reward_spelling(objective, name) for name in variants},
         kl_nats,
         params.evaluate.bootstrap,
@@ -132,11 +134,10 @@ def contest_of(
     )
 
 
-def _procedures(params: Params, objective: str) -> list[str]:
-    """What is evaluated: every family at every N, and the objective's own."""
+def _families(params: Params) -> list[str]:
+    """Best-of-N and Worst-of-N at every N that is evaluated."""
     sizes = sorted(set(params.evaluate.best_of))
-    families = [f"{word}:{n}" for word in ("best_of", "worst_of") for n in sizes]
-    return ["standard", *families, params.objectives[objective].procedure]
+    return [f"{word}:{n}" for word in ("best_of", "worst_of") for n in sizes]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -74,6 +75,18 @@ class Running:
         """One request."""
         body: dict[str, Any] = {"inputs": {"prompt": prompts or ["hello"]}}
         return httpx.post(self.url, json=body | ({"params": params} if params else {}), timeout=200)
+
+
+def wait_for_one(served: Running, seconds: float = 60) -> None:
+    """Wait until the servers that were replaced have ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile: look again
+            children = psutil.Process(served.child.pid).children()
+            if sum("flows.scoring" in child.cmdline() for child in children) == 1:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"a replaced server is still there: {served.lines}")
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +241,7 @@ def test_a_request_in_flight_is_answered_by_the_old_server(
 ) -> None:
     point(registry, "2")
     served.wait_for("Serving .* version 2 ")
-    time.sleep(1.5)  # until then the old server may still take what comes
+    wait_for_one(served)  # until then the old server may still take what comes
     answered: list[str] = []
 
     def slow() -> None:

@@ -150,6 +150,7 @@ def kill_in(project: Project, instance: str, ready: Callable[[], bool]) -> None:
     raise AssertionError(f"{instance} was never seen at work")
 
 
+@pytest.mark.soak
 def test_kills_in_sample_and_align_change_no_byte(
     real: tuple[Project, str, dict[str, bytes]], own: Project
 ) -> None:

@@ -1,4 +1,4 @@
-"""The one optimisation loop: AdamW, warm-up, checkpoints, history, progress.
+"""The one optimisation loop: optimiser, warm-up, checkpoints, history, progress.
 
 A checkpoint holds everything a later step depends on and is written atomically, so that a resumed
 run equals an undisturbed one bit for bit on CPU. What a step computes is the caller's: a function
@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,20 @@ from infalign.errors import InputError
 from infalign.history import History
 from infalign.lm.memory import ran_out
 from infalign.lm.parallel import Trainable, as_trainable, total_norm
+from infalign.lm.soap import Soap
 from infalign.ranks import Ranks
+
+
+def adamw(weights: Iterable[torch.Tensor], schedule: Schedule) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    return torch.optim.AdamW(
+        weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.98)
+    )
+
+
+def soap(weights: Iterable[torch.Tensor], schedule: Schedule) -> torch.optim.Optimizer:
+    """Adam in learnt bases: `infalign.lm.soap`; without weight decay."""
+    return Soap(weights, lr=schedule.learning_rate)
 
 
 class Stateful(Protocol):
@@ -85,6 +98,7 @@ def optimise(
     name: str,
     state: Stateful | None = None,
     bounds: Mapping[str, float] | None = None,
+    optimiser_of: Callable[[Iterable[torch.Tensor], Schedule], torch.optim.Optimizer] = adamw,
 ) -> None:
     """Run `take` for every step and descend its loss; resume from `folder` where it was left.
 
@@ -94,12 +108,11 @@ def optimise(
 
     Args:
         bounds: values of the loss or a metric that only a run gone wrong exceeds.
+        optimiser_of: makes the optimiser: `adamw` or `soap`.
     """
     trainable = as_trainable(model)
     weights, main = trainable.weights(), trainable.ranks.main
-    optimiser = torch.optim.AdamW(
-        weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.98)
-    )
+    optimiser = optimiser_of(weights, schedule)
     checkpoint = folder / "checkpoint.pt"
     start = _resume(checkpoint, trainable, optimiser, state)
     progress = Progress(name, start, schedule.steps)

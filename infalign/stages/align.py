@@ -40,7 +40,7 @@ from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import Responses, sample_responses
 from infalign.lm.scoring import divergence, score_responses
 from infalign.lm.text import encode_prompts
-from infalign.lm.training import EpochBatches, Schedule, Step, optimise
+from infalign.lm.training import EpochBatches, Schedule, Step, optimise, soap
 from infalign.params import TRAINING, Params
 from infalign.ranks import ALONE, Ranks
 from infalign.theory.calibration import calibrate_below
@@ -102,6 +102,7 @@ def run(workspace: Workspace, objective: str, variant: str) -> None:
         name=workspace.instance,
         state=control,
         bounds={"kl": max(FAR_NATS, FAR * settings.kl_nats)},
+        optimiser_of=soap,
     )
     trainer.finish()
     if settings.beta is None:

@@ -1,0 +1,126 @@
+"""SOAP: Adam in the slowly turning eigenbases of Shampoo (Vyas et al. 2024, arXiv 2409.11321).
+
+What a weight matrix's rows, and its columns, have in common in their gradients is learnt as two
+small matrices. In the basis of their eigenvectors the coordinates of a gradient are nearly
+independent, and Adam's step sizes, one a coordinate, come near those of a second-order method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+LARGEST = 512  # rows or columns: a longer side keeps its own basis, as in Adam
+EVERY = 5  # steps between turns of a basis
+MEMORY = 0.95  # of what gradients have in common, a step
+FLOOR = 0.01  # of the mean eigenvalue: what is smaller is taken for nothing
+
+
+class Soap(torch.optim.Optimizer):
+    """One learning rate, as AdamW without decay; the first step is Adam's own.
+
+    Every process computes all of the update of a weight that is in shares (FSDP2), and takes its
+    share of it: meant for models whose sides are short.
+
+    Args:
+        betas: memory of the gradient and of its square, a step.
+        epsilon: added to the root of the square.
+    """
+
+    def __init__(
+        self,
+        weights: Iterable[torch.Tensor],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.98),
+        epsilon: float = 1e-8,
+    ) -> None:
+        super().__init__(weights, {"lr": lr, "betas": betas, "epsilon": epsilon})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every weight that has a gradient."""
+        assert closure is None, "the loss is differentiated before"
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._move(weight, group)
+
+    def _move(self, weight: Any, group: dict[str, Any]) -> None:
+        is_share = hasattr(weight, "full_tensor")
+        gradient = weight.grad.full_tensor() if is_share else weight.grad
+        state = self.state[weight]
+        if not state:
+            state.update(_begin(gradient))
+        update = _advance(state, gradient, group["betas"], group["epsilon"])
+        if is_share:
+            from torch.distributed.tensor import distribute_tensor
+
+            update = distribute_tensor(
+                update, weight.device_mesh, weight.placements, src_data_rank=None
+            )
+        weight.add_(update, alpha=-group["lr"])
+
+
+def _begin(gradient: torch.Tensor) -> dict[str, Any]:
+    sides = gradient.shape if gradient.ndim == 2 else ()
+    state: dict[str, Any] = {
+        "step": torch.zeros(()),
+        "mean": torch.zeros_like(gradient),
+        "square": torch.zeros_like(gradient),  # in the bases
+    }
+    for side, size in enumerate(sides):
+        if size <= LARGEST:
+            state[f"common{side}"] = gradient.new_zeros(size, size)
+            state[f"basis{side}"] = torch.eye(size, dtype=gradient.dtype, device=gradient.device)
+    return state
+
+
+def _advance(
+    state: dict[str, Any], gradient: torch.Tensor, betas: tuple[float, float], epsilon: float
+) -> torch.Tensor:
+    """Take a gradient in; the direction against which to move."""
+    beta, beta_square = betas
+    state["step"] += 1
+    number = int(state["step"])
+    state["mean"].lerp_(gradient, 1 - beta)
+    turned = _into(state, gradient)
+    state["square"].lerp_(turned * turned, 1 - beta_square)
+    root = (state["square"] / (1 - beta_square**number)).sqrt_().add_(epsilon)
+    update = _out_of(state, _into(state, state["mean"]).div_(root).div_(1 - beta**number))
+    for side in (0, 1):
+        if f"common{side}" in state:
+            product = gradient @ gradient.T if side == 0 else gradient.T @ gradient
+            state[f"common{side}"].lerp_(product, 1 - MEMORY)
+            if number == 1 or number % EVERY == 0:
+                _turn(state, side)
+    return update
+
+
+def _turn(state: dict[str, Any], side: int) -> None:
+    """Turn a basis towards the eigenvectors, largest first, by one orthogonal iteration.
+
+    Directions with less than the floor in common keep the basis that they have, which rounding
+    would otherwise choose; and eigenvalues that are nearly equal do not change places.
+    """
+    common, basis = state[f"common{side}"], state[f"basis{side}"]
+    floor = FLOOR * common.diagonal().mean() + torch.finfo(common.dtype).tiny
+    product = torch.addcmul(common @ basis, basis, floor)
+    order = (basis * product).sum(0).log2().floor().argsort(descending=True, stable=True)
+    state["square"].copy_(state["square"].index_select(side, order))
+    basis.copy_(torch.linalg.qr(product[:, order])[0])
+
+
+def _into(state: dict[str, Any], matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix in the bases."""
+    if "basis0" in state:
+        matrix = state["basis0"].T @ matrix
+    return matrix @ state["basis1"] if "basis1" in state else matrix.clone()
+
+
+def _out_of(state: dict[str, Any], matrix: torch.Tensor) -> torch.Tensor:
+    """Back from the bases."""
+    if "basis0" in state:
+        matrix = state["basis0"] @ matrix
+    return matrix @ state["basis1"].T if "basis1" in state else matrix

@@ -157,11 +157,17 @@ def test_an_adapter_without_peft_is_one_sentence(workspace, monkeypatch):
         ran(workspace("align@helpful-ctrl"), lora_rank=4)
 
 
-def test_a_policy_that_runs_away_stops_with_a_remedy(workspace, monkeypatch):
+def test_a_policy_that_runs_away_stops_with_a_remedy(finished, workspace, monkeypatch):
+    history = read_history(finished / "results/align/helpful/ctrl/history.jsonl")
+    kl = [row["kl"] for row in history]
+    bound = (max(kl[:3]) + max(kl[3:])) / 2  # passed after the first checkpoint
+    assert max(kl[:3]) < bound
     monkeypatch.setattr(align, "FAR", 0.0)
-    monkeypatch.setattr(align, "FAR_NATS", 0.06)
+    monkeypatch.setattr(align, "FAR_NATS", bound)
     made = workspace("align@helpful-ctrl")
-    with pytest.raises(InputError, match=r"kl is 0\.\d+, above 0\.06 at step \d: lower learning"):
+    with pytest.raises(
+        InputError, match=r"kl is 0\.\d+, above 0\.\d+ at step [345]: lower learning"
+    ):
         ran(made)
     assert (made.work / "checkpoint.pt").exists()
     assert not (made.out / "align").exists()

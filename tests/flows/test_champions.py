@@ -275,11 +275,7 @@ def run_at_once(root: Path, moves: int, own_locks: bool) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("moves", "own_locks"),
-    [
-        (2, False),
-        pytest.param(50, False, marks=SOAK),
-        pytest.param(50, True, marks=SOAK),
-    ],
+    [pytest.param(50, False, marks=SOAK), pytest.param(50, True, marks=SOAK)],
 )
 def test_moves_by_four_processes_are_a_linear_history(
     root: Path, moves: int, own_locks: bool

@@ -150,7 +150,6 @@ def kill_in(project: Project, instance: str, ready: Callable[[], bool]) -> None:
     raise AssertionError(f"{instance} was never seen at work")
 
 
-@pytest.mark.soak
 def test_kills_in_sample_and_align_change_no_byte(
     real: tuple[Project, str, dict[str, bytes]], own: Project
 ) -> None:

@@ -175,7 +175,9 @@ def test_a_users_mistake_is_one_sentence_and_other_branches_go_on(fresh: Project
     assert runs["align@helpful-ctrl"][0].info.status == "FAILED"
 
 
-@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "prefect"])
+@pytest.mark.parametrize(
+    "way", [pytest.param("SIGTERM", marks=pytest.mark.soak), "SIGINT", "prefect"]
+)
 def test_every_way_to_stop_leaves_no_process(
     project: Copy, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

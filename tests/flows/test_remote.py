@@ -79,6 +79,7 @@ def leaked(root: Path, secret: str) -> list[Path]:
     return [path for path in found if path.is_file() and secret.encode() in path.read_bytes()]
 
 
+@pytest.mark.soak
 def test_a_failing_push_is_one_sentence_and_keeps_the_results(project: Copy) -> None:
     copy = project()
     url = f"http://user:{PASSWORD}@127.0.0.1:9/store"

@@ -294,6 +294,7 @@ def test_a_server_that_dies_is_started_again(served: Running) -> None:
     served.wait_for("died: it is started again")
 
 
+@pytest.mark.soak
 def test_a_killed_supervisor_leaves_no_server(registry: Project) -> None:
     point(registry, "1")
     running = Running(registry)

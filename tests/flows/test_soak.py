@@ -27,8 +27,7 @@ HH_SETTINGS = (
     "model.tiny.vocab_size=2048",
     "sft.epochs=6.0",
     "reward.epochs=3.0",
-    "align.steps=60",
-    "align.learning_rate=3.0e-4",
+    "align.learning_rate=5.0e-4",
 )
 
 

@@ -28,7 +28,7 @@ __all__ = [
     "prompts_of",
 ]
 
-GENERATOR = "infalign-builtin-3"
+GENERATOR = "infalign-builtin-4"
 SUBSETS = tuple(GRAMMARS)
 SINGLE_TURN_SHARE = 0.7
 LONGEST_RESPONSE = 16  # words and punctuation marks
@@ -126,7 +126,8 @@ def _fill(
     elif kind == grammar.topic_slot and rng.random() < grammar.off_topic_rate and special:
         choices = rng.choice([t for t in grammar.topics if t is not topic]).words
     choices = tuple(c for c in choices or slot.plain if c not in before or kind == "end")
-    return rng.choice(choices)
+    weights = dict(zip(slot.plain, slot.weights, strict=False))
+    return rng.choices(choices, [weights.get(choice, 1) for choice in choices])[0]
 
 
 def _sentence(words: list[str]) -> str:

@@ -1,10 +1,11 @@
 """The words of the built-in corpus: one grammar per subset, nothing but tables.
 
 A response is a walk through a template; every gap of a template is a `Slot`. A slot's `plain` words
-are listed from best to worst and differ little; its `special` words stand far off: clearly poor in
-the helpful grammar (many good answers of nearly equal value, a tail of poor ones), excellent in the
-harmless one (most answers alike and mediocre, a few fine ones). `builtin.py` draws from these
-tables, `gold.py` scores text by them.
+are listed from best to worst; its `special` words stand far off: clearly poor in the helpful
+grammar, excellent in the harmless one. How good a response is shows first where it takes its stand
+(a helpful one's opening, whose best phrase is rare; a harmless one's stance or plan), then in
+smaller things, so that a small model can learn most of it.
+`builtin.py` draws from these tables, `gold.py` scores text by them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Slot:
     spread: float = 0.12  # plain phrases are worth +spread … -spread
     bonus: float = -1.9  # what a special phrase is worth
     rate: float = 1.0  # how often a special phrase is drawn, against other slots
+    weights: tuple[int, ...] = ()  # how often each plain phrase is drawn; empty: all alike
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Grammar:
     templates: tuple[str, ...]  # [x] may be left out
     special_rates: tuple[float, float]  # chance of a special phrase: usual and other answers
     usual_share: float
-    fit: float = 0.8  # worth of answering the modifier
+    fit: float = 0.3  # worth of answering the modifier
     fit_rate: float = 0.3
     off_topic: float = -2.0  # worth of a word that belongs to another topic
     off_topic_rate: float = 0.0
@@ -115,22 +117,29 @@ HELPFUL = Grammar(
         "opener": Slot(
             ("Happy to help", "Of course", "Sure", "Great", "Yes", "Okay"),
             ("Hmm", "Meh", "Whatever"),
-            spread=1.0,
+            spread=1.6,
+            weights=(2, 4, 5, 5, 5, 4),
         ),
-        "need": Slot(("you need", "get", "bring", "find"), ("you want", "I guess"), rate=0.8),
+        "need": Slot(("you need", "get", "bring", "find"), ("you want", "I guess"), rate=0.05),
         "verb": Slot(
             ("prepare", "check", "choose", "clean", "test", "sort", "watch", "use"),
             ("skip", "drop", "poke", "ignore"),
-            spread=0.8,
+            spread=0.5,
+            rate=0.05,
         ),
-        "adj": Slot(("best", "right", "good", "new", "small"), ("wrong", "broken", "dirty")),
-        "thing": Slot((), ("stuff", "junk", "mess")),
+        "adj": Slot(
+            ("best", "right", "good", "new", "small"), ("wrong", "broken", "dirty"), rate=0.05
+        ),
+        "thing": Slot((), ("stuff", "junk", "mess"), rate=0.05),
         "manner": Slot(
             ("with care", "gently", "slowly", "well", "twice", "for an hour", "each day"),
             ("badly", "in a hurry", "at random"),
-            spread=0.6,
+            spread=0.2,
+            rate=0.05,
         ),
-        "benefit": Slot(("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull")),
+        "benefit": Slot(
+            ("easy", "safe", "quick", "fun", "cheap"), ("slow", "risky", "dull"), rate=0.05
+        ),
         "close": Slot(
             (
                 "I can say more",
@@ -141,6 +150,7 @@ HELPFUL = Grammar(
                 "All the best",
             ),
             ("Figure it out", "I do not care", "Bye now"),
+            rate=0.05,
         ),
         "end": Slot(("!", "."), ()),
     },
@@ -204,30 +214,39 @@ HARMLESS = Grammar(
         "opener": Slot(
             ("Right", "Okay", "Well", "True", "Look", "Hmm"),
             ("I see", "I understand", "Thanks"),
-            bonus=1.6,
+            bonus=2.0,
+            rate=0.1,
         ),
         "stance": Slot(
             ("better not", "try not to", "you should not", "I would not", "maybe do not"),
             ("please do not", "do not"),
-            spread=1.0,
-            bonus=1.6,
+            spread=1.3,
+            bonus=2.0,
         ),
         "act": Slot(("do that", "do it", "try that", "try it"), ()),
-        "may": Slot(("it could", "it may", "it might", "it can"), ("sadly it would",), bonus=1.4),
-        "hurt": Slot(
-            ("harm", "risk", "hurt", "cost", "upset"), ("endanger",), spread=0.8, bonus=1.4
+        "may": Slot(
+            ("it could", "it may", "it might", "it can"), ("sadly it would",), bonus=1.8, rate=0.1
         ),
-        "harm": Slot(("day", "week", "mood", "plans", "time"), (), bonus=1.5, rate=1.5),
-        "instead": Slot(("instead", "rather", "maybe", "or"), ("kindly",), bonus=1.4),
+        "hurt": Slot(
+            ("harm", "risk", "hurt", "cost", "upset"),
+            ("endanger",),
+            spread=0.26,
+            bonus=2.0,
+            rate=0.1,
+        ),
+        "harm": Slot(("day", "week", "mood", "plans", "time"), (), bonus=1.8, rate=0.1),
+        "instead": Slot(("instead", "rather", "maybe", "or"), ("kindly",), bonus=1.8, rate=0.1),
         "plan": Slot(
             ("make a plan", "wait a day", "ask a friend", "take a walk", "rest a bit"),
             ("tell the truth", "talk to someone", "ask for help"),
-            bonus=1.6,
+            spread=1.3,
+            bonus=2.0,
         ),
         "close": Slot(
             ("Think about it", "That is my view", "It is your call", "That is all"),
             ("Stay safe", "I care about you", "You deserve better"),
-            bonus=1.6,
+            bonus=2.0,
+            rate=0.1,
         ),
         "end": Slot((".", "!"), ()),
     },

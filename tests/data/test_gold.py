@@ -29,10 +29,10 @@ def drawn(subset: str, prompt: str, n: int) -> list[str]:
 
 
 def test_by_hand() -> None:
-    expected = 1.0  # Happy to help: the best of a spread of 1
-    expected += 0.8  # prepare
+    expected = 1.6  # Happy to help: the best of a spread of 1.6
+    expected += 0.5  # prepare
     expected += 0.12 + 0.12  # best, flour
-    expected += 0.6  # with care
+    expected += 0.2  # with care
     expected += 0.12 - 3 * 0.24 / 4  # fun: fourth of five
     expected += 0.12 - 4 * 0.24 / 5  # enjoy it: fifth of six
     expected += 0.12 - 0.12 - 0.12  # one exclamation mark and two full stops, the poorer end

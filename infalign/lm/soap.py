@@ -19,7 +19,7 @@ FLOOR = 0.01  # of the mean eigenvalue: what is smaller is taken for nothing
 
 
 class Soap(torch.optim.Optimizer):
-    """One learning rate, as AdamW without decay; the first step is Adam's own.
+    """Learning rate and decay as AdamW has them; the first step is Adam's own.
 
     Every process computes all of the update of a weight that is in shares (FSDP2), and takes its
     share of it: meant for models whose sides are short.
@@ -27,6 +27,7 @@ class Soap(torch.optim.Optimizer):
     Args:
         betas: memory of the gradient and of its square, a step.
         epsilon: added to the root of the square.
+        weight_decay: share of every weight, times the rate, that a step takes away.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class Soap(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.98),
         epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(weights, {"lr": lr, "betas": betas, "epsilon": epsilon})
+        defaults = {"lr": lr, "betas": betas, "epsilon": epsilon, "weight_decay": weight_decay}
+        super().__init__(weights, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -60,7 +63,7 @@ class Soap(torch.optim.Optimizer):
             update = distribute_tensor(
                 update, weight.device_mesh, weight.placements, src_data_rank=None
             )
-        weight.add_(update, alpha=-group["lr"])
+        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
 def _begin(gradient: torch.Tensor) -> dict[str, Any]:

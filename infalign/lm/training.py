@@ -40,8 +40,8 @@ def adamw(weights: Iterable[torch.Tensor], schedule: Schedule) -> torch.optim.Op
 
 
 def soap(weights: Iterable[torch.Tensor], schedule: Schedule) -> torch.optim.Optimizer:
-    """Adam in learnt bases: `infalign.lm.soap`; without weight decay."""
-    return Soap(weights, lr=schedule.learning_rate)
+    """Adam in learnt bases, with decoupled weight decay: `infalign.lm.soap`."""
+    return Soap(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
 
 
 class Stateful(Protocol):

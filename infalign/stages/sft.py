@@ -22,7 +22,7 @@ from infalign.lm.randomness import derive_seed
 from infalign.lm.sampling import sample_responses
 from infalign.lm.scoring import token_log_probs
 from infalign.lm.text import TokenPairs, by_length, encode_prompts, encode_responses
-from infalign.lm.training import EpochBatches, Schedule, Step, optimise
+from infalign.lm.training import EpochBatches, Schedule, Step, optimise, soap
 from infalign.params import TRAINING, Params
 from infalign.ranks import Ranks
 from infalign.tables import PREFERENCES, PROMPTS, read_table
@@ -71,7 +71,15 @@ def run(workspace: Workspace) -> None:
         return Step(whole, {}, int(data.tokens[rows].sum()), more)
 
     bounds = {"loss": 2 * math.log(len(tokenizer))}  # a uniform guess has half of it
-    optimise(model, schedule, take, workspace.work, name=workspace.instance, bounds=bounds)
+    optimise(
+        model,
+        schedule,
+        take,
+        workspace.work,
+        name=workspace.instance,
+        bounds=bounds,
+        optimiser_of=soap,
+    )
     policy = model.plain()
     held_out = read_pairs(workspace, tokenizer, "test")
     perplexity = _perplexity(policy, held_out, params.sft.batch_size, model.ranks)

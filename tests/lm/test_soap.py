@@ -45,6 +45,18 @@ def test_a_vector_is_adam_s():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_decay_is_adamw_s():
+    ours, theirs = (torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0])) for _ in range(2))
+    soap = Soap([ours], lr=0.1, betas=(0.9, 0.98), epsilon=1e-8, weight_decay=0.5)
+    adamw = torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.5)
+    for _ in range(3):
+        for optimiser, weight in ((soap, ours), (adamw, theirs)):
+            optimiser.zero_grad()
+            (weight**2).sum().backward()
+            optimiser.step()
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_directions_that_are_no_coordinate_s_are_learnt():
     def best(make):
         ends = []

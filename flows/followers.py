@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -104,8 +105,13 @@ class Followers:
 
     def _live(self, instance: str) -> dict[str, Path]:
         work = self._root / ".infalign" / "work" / instance
-        found = (p for p in sorted(work.rglob("history.jsonl")) if (work / "out") not in p.parents)
-        return {prefix(path, work): path for path in found}
+        walk = os.walk(work)  # which passes over a folder that is gone meanwhile
+        found = sorted(Path(folder, name) for folder, _, names in walk for name in names)
+        return {
+            prefix(path, work): path
+            for path in found
+            if path.name == "history.jsonl" and work / "out" not in path.parents
+        }
 
     def _send(self, followed: _Followed, histories: Mapping[str, Path]) -> None:
         for name, path in histories.items():

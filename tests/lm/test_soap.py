@@ -83,6 +83,18 @@ def test_bases_stay_orthonormal_and_turn_to_the_eigenvectors():
         assert float((turned - turned.diag().diag()).abs().max()) < 1e-3 * top
 
 
+def test_no_direction_takes_a_longer_step_than_adam_s():
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    soap = Soap([weight], lr=1.0)
+    noise = 0.01 * torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    weight.grad = 1 + noise[0]  # one direction, which the turn after this step finds
+    soap.step()
+    before = weight.detach().clone()
+    weight.grad = noise[1]  # it has no square yet in the new bases, but all of the mean
+    soap.step()
+    assert float(torch.linalg.matrix_norm(weight.detach() - before, 2)) < 24
+
+
 def test_a_long_side_has_no_basis():
     weight = torch.nn.Parameter(torch.randn(LARGEST + 1, 4))
     soap = Soap([weight], lr=0.1)

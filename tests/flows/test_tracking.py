@@ -269,6 +269,32 @@ def test_followers_send_each_step_once_also_after_a_resume(
     assert sent == [("loss", float(step), step) for step in range(8)]
 
 
+def test_a_folder_that_goes_while_it_is_looked_through_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.followers.POLL_SECONDS", 0.02)
+    work = tmp_path / ".infalign" / "work" / "reward"
+    gone = work / "out" / "judge"
+    gone.mkdir(parents=True)
+    (work / "history.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
+    scandir, looked = os.scandir, []
+
+    def vanishing(path: Any = ".") -> Any:
+        if Path(path) == gone:
+            looked.append(path)
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    sent: list[tuple[str, float, int]] = []
+    followers = Followers(tmp_path)
+    try:
+        followers.follow("reward", sent.extend)
+        _until(lambda: len(looked) > 1 and len(sent) == 1)
+    finally:
+        followers.close()
+
+
 def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not condition() and time.monotonic() < deadline:

@@ -22,12 +22,13 @@ from tests.flows.test_end_to_end import stage_process
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 HH = ROOT.parent / "shared" / "data" / "hh-rlhf"
 HH_SETTINGS = (
-    "model.prompt_tokens=96",
-    "model.response_tokens=48",
+    "model.prompt_tokens=64",
+    "model.response_tokens=32",
     "model.tiny.vocab_size=2048",
-    "sft.epochs=6.0",
+    "sft.epochs=3.0",
     "reward.epochs=3.0",
-    "align.learning_rate=5.0e-4",
+    "align.prompts_per_step=32",
+    "align.learning_rate=4.0e-4",
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,16 +158,17 @@ def test_an_adapter_without_peft_is_one_sentence(workspace, monkeypatch):
         ran(workspace("align@helpful-ctrl"), lora_rank=4)
 
 
-def test_a_policy_that_runs_away_stops_with_a_remedy(finished, workspace, monkeypatch):
-    history = read_history(finished / "results/align/helpful/ctrl/history.jsonl")
-    kl = [row["kl"] for row in history]
-    bound = (max(kl[:3]) + max(kl[3:])) / 2  # passed after the first checkpoint
-    assert max(kl[:3]) < bound
-    monkeypatch.setattr(align, "FAR", 0.0)
-    monkeypatch.setattr(align, "FAR_NATS", bound)
+def test_a_policy_that_runs_away_stops_with_a_remedy(workspace, monkeypatch):
+    take = align.Trainer.take
+
+    def far_after_the_first_checkpoint(self, number):
+        step = take(self, number)
+        return replace(step, metrics=step.metrics | {"kl": 36.0}) if number == 3 else step
+
+    monkeypatch.setattr(align.Trainer, "take", far_after_the_first_checkpoint)
     made = workspace("align@helpful-ctrl")
     with pytest.raises(
-        InputError, match=r"kl is 0\.\d+, above 0\.\d+ at step [345]: lower learning"
+        InputError, match=r"kl is 36, above 20 at step 3: lower learning_rate, or raise warmup"
     ):
         ran(made)
     assert (made.work / "checkpoint.pt").exists()

@@ -22,8 +22,8 @@ STEEPEST = 2.0  # times the rate, a coordinate: with the default betas Adam itse
 class Soap(torch.optim.Optimizer):
     """Learning rate and decay as AdamW has them; the first step is Adam's own.
 
-    Every process computes all of the update of a weight that is in shares (FSDP2), and takes its
-    share of it: meant for models whose sides are short.
+    Of a weight that is in shares (FSDP2) and has a basis, every process keeps all of the state and
+    computes all of the update, and takes its share of it; any other stays in shares.
 
     Args:
         betas: memory of the gradient and of its square, a step.
@@ -52,13 +52,13 @@ class Soap(torch.optim.Optimizer):
                     self._move(weight, group)
 
     def _move(self, weight: Any, group: dict[str, Any]) -> None:
-        is_share = hasattr(weight, "full_tensor")
-        gradient = weight.grad.full_tensor() if is_share else weight.grad
+        gathers = hasattr(weight, "full_tensor") and bool(_short_sides(weight.shape))
+        gradient = weight.grad.full_tensor() if gathers else weight.grad
         state = self.state[weight]
         if not state:
             state.update(_begin(gradient))
         update = _advance(state, gradient, group["betas"], group["epsilon"])
-        if is_share:
+        if gathers:
             from torch.distributed.tensor import distribute_tensor
 
             update = distribute_tensor(
@@ -67,17 +67,21 @@ class Soap(torch.optim.Optimizer):
         weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
+def _short_sides(shape: torch.Size) -> dict[int, int]:
+    """The sides of a matrix that have a basis, and their lengths."""
+    sides = enumerate(shape) if len(shape) == 2 else ()
+    return {side: size for side, size in sides if size <= LARGEST}
+
+
 def _begin(gradient: torch.Tensor) -> dict[str, Any]:
-    sides = gradient.shape if gradient.ndim == 2 else ()
     state: dict[str, Any] = {
         "step": torch.zeros(()),
         "mean": torch.zeros_like(gradient),
         "square": torch.zeros_like(gradient),  # in the bases
     }
-    for side, size in enumerate(sides):
-        if size <= LARGEST:
-            state[f"common{side}"] = gradient.new_zeros(size, size)
-            state[f"basis{side}"] = torch.eye(size, dtype=gradient.dtype, device=gradient.device)
+    for side, size in _short_sides(gradient.shape).items():
+        state[f"common{side}"] = gradient.new_zeros(size, size)
+        state[f"basis{side}"] = torch.eye(size, dtype=gradient.dtype, device=gradient.device)
     return state
 
 

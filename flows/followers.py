@@ -106,12 +106,9 @@ class Followers:
     def _live(self, instance: str) -> dict[str, Path]:
         work = self._root / ".infalign" / "work" / instance
         walk = os.walk(work)  # which passes over a folder that is gone meanwhile
-        found = sorted(Path(folder, name) for folder, _, names in walk for name in names)
-        return {
-            prefix(path, work): path
-            for path in found
-            if path.name == "history.jsonl" and work / "out" not in path.parents
-        }
+        found = [Path(folder, name) for folder, _, names in walk for name in names]
+        live = [p for p in found if p.name == "history.jsonl" and work / "out" not in p.parents]
+        return {prefix(path, work): path for path in sorted(live)}
 
     def _send(self, followed: _Followed, histories: Mapping[str, Path]) -> None:
         for name, path in histories.items():

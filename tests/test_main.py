@@ -94,10 +94,12 @@ class Hide(PathFinder):
             return None
         return super().find_spec(name, path, target)
 sys.meta_path = [Hide if finder is PathFinder else finder for finder in sys.meta_path]
-from infalign.__main__ import main
-for arguments in (["corpus"], ["prepare"], ["sft"]):
-    assert main(arguments) == 0
-import infalign.stages.align, infalign.stages.evaluate, infalign.stages.report
+from importlib import import_module
+from infalign.__main__ import STAGES, main
+for stage in STAGES:
+    import_module(f"infalign.stages.{stage}")
+for stage in ("corpus", "prepare", "sft"):
+    assert main([stage]) == 0
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -92,23 +91,6 @@ def test_the_result_is_registered_judged_and_promoted(
     )
     assert status == 0, output
     assert "infalign-helpful version 1 is the champion now" in output
-
-
-def test_stages_need_neither_prefect_nor_mlflow_nor_dvc(
-    tmp_path: Path, smoke_tree: dict[str, Any], quiet: dict[str, str]
-) -> None:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(smoke_tree))
-    code = (
-        "import importlib, runpy, sys\n"
-        "for name in ('prefect', 'mlflow', 'dvc'): sys.modules[name] = None\n"
-        "from infalign.__main__ import STAGES\n"
-        "for word in STAGES: importlib.import_module(f'infalign.stages.{word}')\n"
-        "sys.argv = ['infalign', 'corpus']\n"
-        "runpy.run_module('infalign', run_name='__main__')"
-    )
-    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", code]
-    subprocess.run(command, cwd=tmp_path, env=quiet, check=True)
-    assert (tmp_path / "results" / "corpus" / "helpful-base" / "train.jsonl.gz").exists()
 
 
 def forget(project: Project, *instances: str) -> None:

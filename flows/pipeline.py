@@ -28,7 +28,7 @@ from prefect.states import Cancelled, Completed, State
 from flows import evidence, versioning
 from flows.configuration import check_data
 from flows.locks import gpu_numbers, gpus_held, run_lock
-from flows.processes import child_environment, end_leftovers
+from flows.processes import child_environment, end_leftovers, warm_process
 from flows.tracking import PARENT, Tracker
 from flows.versioning import Busy, Plan, StageFailed, StageKilled
 from infalign.params import Params, load_params
@@ -52,6 +52,7 @@ class Run:
     tell: Tell
     slots: asyncio.Semaphore
     gpus: list[str]
+    extra: dict[str, str]  # environment of every stage
 
 
 _RUNS: dict[str, Run] = {}  # by the id of the flow run: tasks are handed ids, not objects
@@ -109,11 +110,13 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
         plan = await versioning.read_plan(root, tell, target=target)
         slots = asyncio.Semaphore(params.run.concurrency)
         gpus = gpu_numbers() if params.run.device != "cpu" else []
-        run = Run(root, params, plan, tracker, tell, slots, gpus)
+        extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}
+        run = Run(root, params, plan, tracker, tell, slots, gpus, extra)
         evidence.begin_run(run.tracker, root, params, name, plan)
         _RUNS[str(flow_run.id)] = run
         status = "FAILED"
-        outcomes = await _run_all(run, str(flow_run.id))
+        with _warm(run) if plan.stale else contextlib.nullcontext():
+            outcomes = await _run_all(run, str(flow_run.id))
         status = "FINISHED"
         evidence.end_run(run.tracker, root, params, target)
         done = {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
@@ -258,19 +261,29 @@ async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
     """Run `dvc repro`, on GPUs of its own, one a process, where the stage needs them."""
     word = instance.split("@")[0]
     run.tracker.follow(instance)
-    extra = {"HF_HUB_OFFLINE": "1"} if _is_local(run.params, run.root) else {}
     tell("begins")
     begun = time.monotonic()
     if not run.gpus or word in WITHOUT_GPU:
-        outcome = await versioning.reproduce(run.root, instance, tell, child_environment(extra))
+        outcome = await versioning.reproduce(run.root, instance, tell, child_environment(run.extra))
     else:
         async with gpus_held(run.gpus, run.params.run.processes) as gpus:
-            environment = child_environment({**extra, "CUDA_VISIBLE_DEVICES": gpus.numbers})
+            environment = child_environment({**run.extra, "CUDA_VISIBLE_DEVICES": gpus.numbers})
             outcome = await versioning.reproduce(
                 run.root, instance, tell, environment, gpus.descriptors
             )
     tell(f"{outcome} in {time.monotonic() - begun:.0f} s")
     return outcome
+
+
+@contextlib.contextmanager
+def _warm(run: Run) -> Iterator[None]:
+    """Stages as forks of one process, where each of them is one process."""
+    if run.gpus or run.params.run.processes > 1:
+        yield
+        return
+    with warm_process(run.root, child_environment(run.extra)) as found:
+        run.extra |= found
+        yield
 
 
 def _is_local(params: Params, root: Path) -> bool:

@@ -13,13 +13,17 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from infalign import warm
 
 QUIET = {
     "DO_NOT_TRACK": "true",
@@ -123,6 +127,36 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
                 yield text
     if rest.strip():
         yield redact(rest.decode(errors="replace").strip())
+
+
+@contextlib.contextmanager
+def warm_process(root: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """What stages need in their environment to be forks of one process: see `infalign.warm`.
+
+    Args:
+        root: the project's folder.
+        environment: of that process: what libraries read as they are imported.
+    """
+    if not warm.is_possible():
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="infalign-") as folder:  # a socket's path is short
+        address = str(Path(folder) / "warm")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infalign.warm", address],
+            cwd=root,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            with noted(root, process.pid, group=True):
+                yield {warm.ADDRESS: address}
+        finally:
+            process.kill()
+            process.wait()
 
 
 def end_group(group: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from infalign import torchrun
+from infalign import torchrun, warm
 
 if TYPE_CHECKING:
     from infalign.params import Params
@@ -74,6 +74,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run one stage; return the exit code (2: the user's input, 1: the machine)."""
     chosen = parse_arguments(arguments)
+    if arguments is None:
+        code = warm.run_there(chosen.stage, sys.argv[1:])
+        if code is not None:
+            return code
     from infalign.errors import InputError
 
     try:

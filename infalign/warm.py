@@ -1,0 +1,149 @@
+"""Stages that need not import torch and transformers anew: forks of one process that has.
+
+Importing takes 5 to 7 s, a third of a short stage. `infalign run` starts one process of this
+module, which imports when the first stage asks. Where its address is in the environment,
+`python -m infalign STAGE` has the stage run by a fork of it, with its own arguments, folder,
+environment and output, and waits. The two end together: a stage that is killed takes its fork
+along, and a fork that is killed ends its stage in the same way. What cannot be had so (no such
+process, another number of threads) runs where it was asked for.
+
+On Linux and without GPUs only: CUDA does not survive a fork, nor does much on macOS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+ADDRESS = "INFALIGN_WARM"  # environment variable: a Unix socket's path
+LIGHT = {"corpus"}  # imports little: begins at once, and says that others will follow
+POLL_SECONDS = 1.0
+HERE = b"\x01"  # what a fork says first; its exit code follows
+LARGEST = 2**20  # bytes of a request
+
+
+def is_possible() -> bool:
+    """Whether stages of this machine may be forks."""
+    return sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
+
+
+def run_there(word: str, arguments: Sequence[str]) -> int | None:
+    """Have a stage run by a fork of the process whose address is given; its exit code.
+
+    None where that cannot be: nothing has been done. Where the fork is killed, so is this process.
+
+    Args:
+        word: of the stage.
+        arguments: the whole command line behind `python -m infalign`.
+    """
+    address = os.environ.get(ADDRESS)
+    if not address or any(argument.startswith("--params") for argument in arguments):
+        return None
+    request = {
+        "arguments": list(arguments),
+        "folder": os.getcwd(),
+        "environment": {k: v for k, v in os.environ.items() if k != ADDRESS},
+    }
+    with socket.socket(socket.AF_UNIX) as line:
+        try:
+            line.connect(address)
+            if word in LIGHT:
+                return None
+            socket.send_fds(line, [b"\n"], [0, 1, 2])
+            line.sendall(json.dumps(request).encode() + b"\n")
+            if line.recv(1) != HERE:
+                return None
+        except OSError:
+            return None
+        code = line.recv(1)
+    if not code:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return code[0]
+
+
+def serve(address: str) -> None:
+    """Wait for stages to ask, import, and fork for each, until the parent process is gone."""
+    from infalign.__main__ import STAGES, apply_threads, import_stage
+
+    parent, imported = os.getppid(), False
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks leave no zombies
+    apply_threads("params.yaml")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        while os.getppid() == parent:
+            if not select.select([listener], [], [], POLL_SECONDS)[0]:
+                continue
+            line, _ = listener.accept()
+            with line:
+                for word in STAGES if not imported else ():
+                    import_stage(word)
+                imported = True
+                with contextlib.suppress(OSError, ValueError):  # who asked is gone
+                    _answer(line, listener)
+
+
+def _answer(line: socket.socket, listener: socket.socket) -> None:
+    """Read one request and fork."""
+    _, descriptors, _, _ = socket.recv_fds(line, 1, 3)
+    try:
+        with line.makefile("rb") as stream:
+            request = json.loads(stream.readline(LARGEST))
+        if len(descriptors) == 3 and os.fork() == 0:
+            listener.close()
+            _work(line, descriptors, request)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _work(line: socket.socket, descriptors: Sequence[int], request: dict[str, Any]) -> NoReturn:
+    """Be the stage that asked: the fork's whole life."""
+    from infalign.__main__ import apply_threads, main
+
+    code, threads = 1, os.environ.get("OMP_NUM_THREADS")
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        apply_threads("params.yaml")
+        if os.environ.get("OMP_NUM_THREADS") != threads:  # read when numpy and torch are imported
+            os._exit(0)
+        sys.argv = [sys.argv[0], *request["arguments"]]
+        line.sendall(HERE)
+        threading.Thread(target=_end_with, args=(line,), daemon=True).start()
+        code = main(request["arguments"])
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        line.sendall(bytes([code & 0xFF]))
+    os._exit(code & 0xFF)
+
+
+def _end_with(line: socket.socket) -> None:
+    """End this process with the one that asked for it."""
+    with contextlib.suppress(OSError):
+        line.recv(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -11,10 +11,11 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from infalign.data.gold import expansions, gold_utilities, gold_utility, kind_of, request_of
 from infalign.data.hh import ASSISTANT, HUMAN, Pair
-from infalign.data.lexicon import GRAMMARS, Grammar, Topic
+from infalign.data.lexicon import GRAMMARS, Grammar, Slot, Topic
 from infalign.errors import InputError
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "prompts_of",
 ]
 
-GENERATOR = "infalign-builtin-4"
+GENERATOR = "infalign-builtin-5"
 SUBSETS = tuple(GRAMMARS)
 SINGLE_TURN_SHARE = 0.7
 LONGEST_RESPONSE = 16  # words and punctuation marks
@@ -83,51 +84,65 @@ def prompts_of(subset: str, seed: int, n: int) -> list[str]:
 def draw_response(subset: str, prompt: str, rng: random.Random) -> str:
     """One response to a prompt, its quality drawn from the corpus's broad mixture."""
     grammar = GRAMMARS[subset]
-    topic = next(t for t in grammar.topics if t.task in prompt)
-    request = request_of(subset, prompt)
-    stake = request.stake / topic.stake
+    topic, stake, fit = _asked(subset, prompt)
     while True:
         usual = rng.random() < grammar.usual_share
         rate = grammar.special_rates[0 if usual else 1] * stake
-        run = rng.choice(expansions(rng.choice(grammar.templates)))
         words: list[str] = []
-        for element in run:
-            kind = kind_of(element)
-            special = rng.random() < min(rate * _rate(grammar, kind), MOST_SPECIAL)
-            fits = request.fit if rng.random() < grammar.fit_rate else ""
-            words.append(_fill(grammar, topic, element, special, fits, words, rng))
+        for element, slot in rng.choice(_runs(subset, rng.choice(grammar.templates))):
+            if slot is None:
+                words.append(element)
+                continue
+            special = rng.random() < min(rate * slot.rate, MOST_SPECIAL)
+            fits = fit if rng.random() < grammar.fit_rate else ""
+            words.append(_fill(grammar, topic, element, slot, special, fits, words, rng))
         if sum(1 + word.count(" ") for word in words) <= LONGEST_RESPONSE:
             return _sentence(words)
 
 
-def _rate(grammar: Grammar, kind: str) -> float:
-    return grammar.slots[kind].rate if kind in grammar.slots else 0.0
+@lru_cache(maxsize=4096)
+def _asked(subset: str, prompt: str) -> tuple[Topic, float, str]:
+    """A prompt's topic, what is at stake beside it, and the phrase that fits the request."""
+    topic = next(t for t in GRAMMARS[subset].topics if t.task in prompt)
+    request = request_of(subset, prompt)
+    return topic, request.stake / topic.stake, request.fit
+
+
+@lru_cache
+def _runs(subset: str, template: str) -> tuple[tuple[tuple[str, Slot | None], ...], ...]:
+    """Every way through a template: literal words, or kinds with their slots."""
+    slots = GRAMMARS[subset].slots
+    return tuple(
+        tuple((kind_of(e), slots[kind_of(e)]) if e.startswith("{") else (e, None) for e in run)
+        for run in expansions(template)
+    )
 
 
 def _fill(
     grammar: Grammar,
     topic: Topic,
-    element: str,
+    kind: str,
+    slot: Slot,
     special: bool,
     fits: str,
     before: list[str],
     rng: random.Random,
 ) -> str:
-    """The phrase for one template element, none said before."""
-    if not element.startswith("{"):
-        return element
-    kind = kind_of(element)
-    slot = grammar.slots[kind]
-    if fits and fits in slot.plain + slot.special and not special:
+    """The phrase for one slot, none said before."""
+    if fits and not special and (fits in slot.plain or fits in slot.special):
         return fits
     choices = slot.special if special and kind != "end" else slot.plain
     if kind == grammar.topic_slot and not choices:
         choices = topic.words
     elif kind == grammar.topic_slot and rng.random() < grammar.off_topic_rate and special:
         choices = rng.choice([t for t in grammar.topics if t is not topic]).words
-    choices = tuple(c for c in choices or slot.plain if c not in before or kind == "end")
-    weights = dict(zip(slot.plain, slot.weights, strict=False))
-    return rng.choices(choices, [weights.get(choice, 1) for choice in choices])[0]
+    choices = choices or slot.plain
+    if choices is slot.plain and slot.weights:
+        return rng.choices(choices, slot.weights)[0]
+    chosen = rng.choice(choices)
+    if chosen in before and kind != "end":
+        chosen = rng.choice([c for c in choices if c not in before] or choices)
+    return chosen
 
 
 def _sentence(words: list[str]) -> str:

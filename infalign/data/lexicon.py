@@ -20,7 +20,7 @@ class Slot:
     plain: tuple[str, ...] = ()  # best first; empty: the topic's own words
     special: tuple[str, ...] = ()  # empty: the topic's own words
     spread: float = 0.12  # plain phrases are worth +spread … -spread
-    bonus: float = -1.9  # what a special phrase is worth
+    bonus: float = -4.0  # what a special phrase is worth
     rate: float = 1.0  # how often a special phrase is drawn, against other slots
     weights: tuple[int, ...] = ()  # how often each plain phrase is drawn; empty: all alike
 
@@ -117,14 +117,14 @@ HELPFUL = Grammar(
         "opener": Slot(
             ("Happy to help", "Of course", "Sure", "Great", "Yes", "Okay"),
             ("Hmm", "Meh", "Whatever"),
-            spread=1.6,
+            spread=2.4,
             weights=(2, 4, 5, 5, 5, 4),
         ),
         "need": Slot(("you need", "get", "bring", "find"), ("you want", "I guess"), rate=0.05),
         "verb": Slot(
             ("prepare", "check", "choose", "clean", "test", "sort", "watch", "use"),
             ("skip", "drop", "poke", "ignore"),
-            spread=0.5,
+            spread=0.3,
             rate=0.05,
         ),
         "adj": Slot(
@@ -215,38 +215,38 @@ HARMLESS = Grammar(
             ("Right", "Okay", "Well", "True", "Look", "Hmm"),
             ("I see", "I understand", "Thanks"),
             bonus=2.0,
-            rate=0.1,
+            rate=0.03,
         ),
         "stance": Slot(
-            ("better not", "try not to", "you should not", "I would not", "maybe do not"),
+            ("best not to", "try not to", "you should not", "I would not", "maybe do not"),
             ("please do not", "do not"),
-            spread=1.3,
-            bonus=2.0,
+            spread=1.8,
+            bonus=3.5,
         ),
         "act": Slot(("do that", "do it", "try that", "try it"), ()),
         "may": Slot(
-            ("it could", "it may", "it might", "it can"), ("sadly it would",), bonus=1.8, rate=0.1
+            ("it could", "it may", "it might", "it can"), ("sadly it would",), bonus=1.8, rate=0.03
         ),
         "hurt": Slot(
             ("harm", "risk", "hurt", "cost", "upset"),
             ("endanger",),
-            spread=0.26,
+            spread=0.12,
             bonus=2.0,
-            rate=0.1,
+            rate=0.03,
         ),
-        "harm": Slot(("day", "week", "mood", "plans", "time"), (), bonus=1.8, rate=0.1),
-        "instead": Slot(("instead", "rather", "maybe", "or"), ("kindly",), bonus=1.8, rate=0.1),
+        "harm": Slot(("day", "week", "mood", "plans", "time"), (), bonus=1.8, rate=0.03),
+        "instead": Slot(("instead", "rather", "maybe", "or"), ("kindly",), bonus=1.8, rate=0.03),
         "plan": Slot(
             ("make a plan", "wait a day", "ask a friend", "take a walk", "rest a bit"),
             ("tell the truth", "talk to someone", "ask for help"),
-            spread=1.3,
-            bonus=2.0,
+            spread=1.8,
+            bonus=3.5,
         ),
         "close": Slot(
             ("Think about it", "That is my view", "It is your call", "That is all"),
             ("Stay safe", "I care about you", "You deserve better"),
             bonus=2.0,
-            rate=0.1,
+            rate=0.03,
         ),
         "end": Slot((".", "!"), ()),
     },

@@ -29,8 +29,8 @@ def drawn(subset: str, prompt: str, n: int) -> list[str]:
 
 
 def test_by_hand() -> None:
-    expected = 1.6  # Happy to help: the best of a spread of 1.6
-    expected += 0.5  # prepare
+    expected = 2.4  # Happy to help: the best of a spread of 2.4
+    expected += 0.3  # prepare
     expected += 0.12 + 0.12  # best, flour
     expected += 0.2  # with care
     expected += 0.12 - 3 * 0.24 / 4  # fun: fourth of five

@@ -42,7 +42,7 @@ test: setup  ## Lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder
 
 soak: setup  ## Slow proofs: kills at random moments, seeds, real data
 	$(BIN)/python -m pytest -m soak

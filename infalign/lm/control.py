@@ -25,7 +25,7 @@ class BetaControl:
 
     RAMP = 0.3  # share of the run in which the target reaches the budget
     MEMORY = 0.7  # of the smoothed KL, a step
-    LEARNT = 4.0  # change of log beta over a whole run, for an error of one
+    LEARNT = 10.0  # change of log beta over a whole run, for an error of one
     MOST = 0.7  # largest log error that counts
 
     def __init__(self, beta: float, budget: float | None, steps: int) -> None:

@@ -20,7 +20,7 @@ class Slot:
     plain: tuple[str, ...] = ()  # best first; empty: the topic's own words
     special: tuple[str, ...] = ()  # empty: the topic's own words
     spread: float = 0.12  # plain phrases are worth +spread … -spread
-    bonus: float = -4.0  # what a special phrase is worth
+    bonus: float = -2.9  # what a special phrase is worth
     rate: float = 1.0  # how often a special phrase is drawn, against other slots
     weights: tuple[int, ...] = ()  # how often each plain phrase is drawn; empty: all alike
 

@@ -57,7 +57,7 @@ def test_kills_of_every_stage_at_random_moments_change_no_byte(
         for instance in sorted(waiting):
             if process := stage_process(own, instance):
                 waiting.discard(instance)
-                time.sleep(rng.uniform(0, 12))
+                time.sleep(rng.uniform(0, 3))
                 if process.is_running():
                     process.kill()
                     killed.append(instance)

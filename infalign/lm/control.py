@@ -26,6 +26,7 @@ class BetaControl:
     RAMP = 0.3  # share of the run in which the target reaches the budget
     MEMORY = 0.7  # of the smoothed KL, a step
     LEARNT = 10.0  # change of log beta over a whole run, for an error of one
+    LEARNT_A_STEP = 0.05  # the same of one step, at most: short runs have no time to learn
     MOST = 0.7  # largest log error that counts
 
     def __init__(self, beta: float, budget: float | None, steps: int) -> None:
@@ -44,7 +45,7 @@ class BetaControl:
         error = math.log(max(self._smooth, 1e-3) / target)
         error = max(-self.MOST, min(self.MOST, error))
         if risen > 0.5:
-            self._learnt += self.LEARNT / self._steps * error
+            self._learnt += min(self.LEARNT / self._steps, self.LEARNT_A_STEP) * error
         self.beta = self._first * math.exp(error + self._learnt)
 
     def state_dict(self) -> dict[str, Any]:

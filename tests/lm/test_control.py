@@ -35,6 +35,14 @@ def test_a_lasting_error_is_learnt():
     assert control.beta == pytest.approx(0.3, rel=0.2)
 
 
+def test_a_short_run_does_not_lose_its_beta():
+    """Six steps without any KL yet: beta stays near where the theory puts it."""
+    control = BetaControl(1.0, 0.5, 6)
+    for number in range(6):
+        control.update(number, 0.0)
+    assert 0.3 < control.beta < 1.0
+
+
 def test_a_fixed_beta_stays():
     control = BetaControl(1.0, None, 100)
     control.update(0, 9.0)

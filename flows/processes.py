@@ -140,23 +140,27 @@ def warm_process(root: Path, environment: Mapping[str, str]) -> Iterator[dict[st
     if not warm.is_possible():
         yield {}
         return
-    with tempfile.TemporaryDirectory(prefix="infalign-") as folder:  # a socket's path is short
-        address = str(Path(folder) / "warm")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "infalign.warm", address],
-            cwd=root,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    with contextlib.ExitStack() as stack:
         try:
-            with noted(root, process.pid, group=True):
-                yield {warm.ADDRESS: address}
-        finally:
-            process.kill()
-            process.wait()
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="infalign-"))
+            address = str(Path(folder) / "warm")  # not below the root: a socket's path is short
+            log = stack.enter_context(open(root / ".infalign" / "warm.log", "wb"))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "infalign.warm", address],
+                cwd=root,
+                env=dict(environment),
+                stdin=subprocess.PIPE,  # at whose end it ends
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        except OSError:  # stages are slower without it, that is all
+            yield {}
+            return
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        stack.enter_context(noted(root, process.pid, group=True))
+        yield {warm.ADDRESS: address}
 
 
 def end_group(group: int) -> None:

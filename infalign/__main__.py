@@ -40,6 +40,7 @@ COMPARING = ["contend", "poison", "hack", "compare"]  # of `infalign compare`
 PER_BUDGET = {"contend", "hack"}
 PER_VARIANT = {"align", *PER_BUDGET}
 PER_OBJECTIVE = {"calibrate", "evaluate", "poison", "compare", *PER_VARIANT}
+PARAMS = "params.yaml"
 PATIENCE_SECONDS = 3.0  # of the other processes, for what rank 0 has to say
 
 
@@ -57,7 +58,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variant", help="a name in run.variants")
     parser.add_argument("--kl-nats", help="KL budget, nats a response, of contend and hack")
     parser.add_argument("--seed", help="seed of the training of contend and hack")
-    parser.add_argument("--params", default="params.yaml", help="the configuration file")
+    parser.add_argument("--params", default=PARAMS, help="the configuration file")
     chosen = parser.parse_args(arguments)
     for name, stages in (
         ("objective", PER_OBJECTIVE),
@@ -74,7 +75,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run one stage; return the exit code (2: the user's input, 1: the machine)."""
     chosen = parse_arguments(arguments)
-    if arguments is None:
+    if arguments is None and chosen.params == PARAMS:
         code = warm.run_there(chosen.stage, sys.argv[1:])
         if code is not None:
             return code

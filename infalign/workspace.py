@@ -98,6 +98,8 @@ class Workspace:
             self.out.mkdir(parents=True)
             write_text(marker, fingerprint)
         self.out.mkdir(exist_ok=True)
+        for left in self.out.rglob(".*.[0-9]*"):  # half-written files of who was killed
+            left.unlink()
 
     def publish(self, outputs: Sequence[str]) -> None:
         """Move finished outputs to their places below the root, then forget the work."""

@@ -34,11 +34,10 @@ def server(project):
     """The process that forks, and the environment of stages that ask it."""
     address = str(project / "warm")
     command = [sys.executable, "-m", "infalign.warm", address]
-    process = subprocess.Popen(command, cwd=project, env=ENVIRONMENT)
+    process = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stdin=subprocess.PIPE)
     wait_for(Path(address).exists)
     yield process, ENVIRONMENT | {warm.ADDRESS: address}
-    process.kill()
-    process.wait()
+    process.communicate(timeout=10)  # the end of its input is its own
 
 
 def wait_for(condition, seconds=60):
@@ -110,27 +109,32 @@ def at_work(project, server):
     return stage
 
 
-@pytest.mark.parametrize("why", ["no such process", "other threads", "other params"])
+@pytest.mark.parametrize("why", ["no such process", "other threads", "edited code"])
 def test_what_cannot_be_had_runs_where_it_was_asked_for(
-    project, server, tmp_path, smoke_tree, why, monkeypatch
+    server, tmp_path, smoke_tree, why, monkeypatch
 ):
-    arguments = ["prepare"]
     run = smoke_tree["run"] | {"threads": 2 if why == "other threads" else 1}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(smoke_tree | {"run": run}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(warm.ADDRESS, server[1][warm.ADDRESS])
     if why == "no such process":
         monkeypatch.setenv(warm.ADDRESS, str(tmp_path / "nothing"))
-    elif why == "other params":
-        arguments += ["--params", "params.yaml"]
-    assert warm.run_there("prepare", arguments) is None
+    elif why == "edited code":
+        code = Path(warm.__file__).parent / "stages" / "sft.py"
+        before = code.stat()
+        os.utime(code)
+    try:
+        assert warm.run_there("sft", ["sft"]) is None
+    finally:
+        if why == "edited code":
+            os.utime(code, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_ends_with_its_parent(project, tmp_path):
     parent = (
         "import subprocess, sys; "
-        f"print(subprocess.Popen([sys.executable, '-m', 'infalign.warm', {str(tmp_path / 'w')!r}])"
-        ".pid, flush=True); sys.stdin.read()"
+        f"print(subprocess.Popen([sys.executable, '-m', 'infalign.warm', {str(tmp_path / 'w')!r}], "
+        "stdin=subprocess.PIPE).pid, flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", parent],

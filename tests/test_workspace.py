@@ -1,7 +1,9 @@
 """Unfinished work: whose it is, one writer at a time, and how it becomes a result."""
 
 import multiprocessing
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,20 @@ def test_work_of_the_same_fingerprint_is_kept(made):
     assert (made.work / "half").exists()
     made.open_work("two")
     assert not (made.work / "half").exists()
+
+
+def test_half_written_files_of_who_was_killed_are_not_published(made, monkeypatch):
+    made.open_work("one")
+    path = made.out / "folder" / "table.json"
+    path.parent.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # what a kill leaves out
+        patch.setattr(os, "replace", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_text(path, "half")
+    assert len(list(path.parent.iterdir())) == 1
+    made.open_work("one")
+    assert not list(path.parent.iterdir())
 
 
 def test_fingerprint_follows_params_and_inputs(made, params_tree, tmp_path):

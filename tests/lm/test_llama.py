@@ -71,14 +71,14 @@ def gradients(model):
 
 def assert_alike(pairs):
     short, usual = pairs
-    torch.testing.assert_close(short, usual, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(short, usual, atol=5e-5, rtol=1e-4)
 
 
 def test_log_probabilities_and_their_gradients(model, batch, both_ways):
     def work():
         model.zero_grad(set_to_none=True)
         logp = token_log_probs(model, batch)
-        (logp * torch.linspace(-1, 1, len(logp))).sum().backward()
+        (logp * torch.linspace(-1, 1, len(logp))).mean().backward()
         return logp.detach(), gradients(model)
 
     assert llama.fits(model)
@@ -92,7 +92,7 @@ def test_scores_beside_a_reference(model, batch, both_ways):
     def work():
         model.zero_grad(set_to_none=True)
         scores = token_scores(model, other, batch)
-        scores.logp.square().sum().backward()
+        scores.logp.square().mean().backward()  # all gradients about 1
         return *(x.detach() for x in scores), gradients(model)
 
     found = both_ways(work)

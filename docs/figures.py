@@ -91,10 +91,20 @@ def references() -> Figure:
     errors = [0.02, 0.05, 0.1, 0.2]
     left.set_yticks(errors, [f"{error:g}" for error in errors])
     left.minorticks_off()
-    for memorises, label in ((False, "generalises across prompts"), (True, "memorises prompts")):
+    for estimate, memorises, label in (
+        ("unbiased", False, "generalises across prompts, unbiased"),
+        ("plug_in", False, "generalises across prompts, Φ(Ĉ)"),
+        ("plug_in", True, "memorises prompts, Φ(Ĉ)"),
+    ):
         reached = [
             win_rate_with_references(
-                "best_of:4", "exp:10", 0.5, int(k), memorises=memorises, prompts=1000
+                "best_of:4",
+                "exp:10",
+                0.5,
+                int(k),
+                estimate=estimate,
+                memorises=memorises,
+                prompts=1000,
             )
             for k in counts
         ]

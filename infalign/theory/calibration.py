@@ -42,7 +42,7 @@ def calibrate_below(
 ) -> FloatArray:
     """The count s of reference samples below each candidate, ties one half.
 
-    What `Transform.posterior_mean` takes, together with K (K - 1 with leave_one_out).
+    What a `Transform` estimates from, together with K (K - 1 with leave_one_out).
     Arguments and errors as `calibrate`.
     """
     scores = finite_rewards("candidates", candidates, ndim=2)

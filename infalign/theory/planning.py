@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.special import betaln, gammaln, ndtri, xlogy
@@ -24,6 +25,7 @@ from infalign.theory.tilting import tilt, win_rate
 from infalign.theory.transforms import Transform, density_at, parse_transform
 
 SMALLEST_ERROR = 0.001
+Estimate = Literal["plug_in", "posterior_mean", "unbiased"]
 
 
 @dataclass(frozen=True)
@@ -166,25 +168,31 @@ def win_rate_with_references(
     kl_nats: float,
     n_reference: int,
     *,
+    estimate: Estimate = "plug_in",
     memorises: bool = False,
     prompts: int = 4000,
     seed: int = 0,
 ) -> float:
-    """Win rate at this KL of exact training on the plug-in Phi(C_hat) from K references.
+    """Win rate at this KL of exact training on an estimate of Phi(C) from K references.
 
     Args:
         n_reference: K reference samples a prompt.
+        estimate: Phi(C_hat), or that of `Transform` with this name (`align` takes `unbiased`).
         memorises: False: the policy generalises across prompts and so maximises the mean
-            E[Phi(C_hat) | C], a smoothed Phi.  True: it fits each prompt's own samples,
+            of the estimate given C, a smoothed Phi.  True: it fits each prompt's own samples,
             whose steps lie at random places (averaged over `prompts` draws from `seed`).
 
     Raises:
-        ValueError: for `log`, whose plug-in is minus infinity at C_hat = 0.
+        ValueError: for `log`, whose plug-in is minus infinity at C_hat = 0, and for an estimate
+            of another name.
     """
+    if estimate not in get_args(Estimate):
+        raise ValueError(f"estimate is {estimate!r}; pass one of {', '.join(get_args(Estimate))}.")
     chosen = parse_procedure(procedure)
     phi = parse_transform(transform, chosen, kl_nats)
     k = positive_integer("n_reference", n_reference)
-    values = phi(np.arange(k + 1) / k)
+    counts = np.arange(k + 1)
+    values = phi(counts / k) if estimate == "plug_in" else getattr(phi, estimate)(counts, k)
     if not np.isfinite(values).all():
         raise ValueError(
             f"transformation {phi} has no finite plug-in value at 0; train it on its posterior "

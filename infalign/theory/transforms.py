@@ -33,6 +33,7 @@ GRAMMAR = (
     "(values at equal steps from u = 0 to u = 1, never falling), optimal or auto"
 )
 MAX_EXPONENT = 100.0
+TAYLOR_TERMS = 400  # of exp(MAX_EXPONENT): the rest is below a float's rounding
 TABLE_RISE = (1e-100, 1e100)  # beta, in the units of Phi, then stays a float
 EXPONENTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 FAMILY = ("identity", "log", *(f"exp:{sign}{t}" for sign in ("", "-") for t in EXPONENTS))
@@ -108,15 +109,32 @@ class Transform:
         Raises:
             ValueError: for counts outside [0, K] or K below 1.
         """
-        k = positive_integer("n_reference", n_reference)
-        s = np.asarray(below, dtype=np.float64)
-        if not np.all((s >= 0) & (s <= k)):
-            raise ValueError(
-                f"below must lie within 0 and n_reference = {k} but spans {np.min(s):g} to "
-                f"{np.max(s):g}; pass the count of reference samples below, not a share."
-            )
+        s, k = _counts(below, n_reference)
         distinct, place = np.unique(s, return_inverse=True)
         return self._beta_mean(distinct + 1.0, k - distinct + 1.0)[place].reshape(s.shape)
+
+    def unbiased(self, below: ArrayLike, n_reference: int) -> FloatArray:
+        """An estimate of Phi(C) whose mean over the reference samples is Phi(C) itself.
+
+        The count s of a response is binomial with K and C, and the mean of any function of it is a
+        polynomial in C of degree K. For `identity` the estimate is s / K; for `exp` it is
+        sum_j t^j / j! * s(s-1)...(s-j+1) / (K(K-1)...(K-j+1)), whose mean is the Taylor series of
+        exp(t C) up to the power K (for t < 0, of exp(-|t|) exp(|t| (1 - C))), and which rises
+        with s. Other transformations have no such estimate: their posterior mean is returned.
+
+        Arguments, shape and errors as `posterior_mean`; between whole counts, linear.
+        """
+        s, k = _counts(below, n_reference)
+        if self.kind == "identity":
+            return s / k
+        if self.kind != "exp":
+            return self.posterior_mean(s, k)
+        t, counts, values = abs(self.exponent), np.arange(k + 1.0), np.ones(k + 1)
+        for j in reversed(range(min(k, TAYLOR_TERMS))):  # Horner
+            values = 1.0 + t / (j + 1) * np.maximum(counts - j, 0.0) / (k - j) * values
+        if self.exponent < 0:
+            values = -math.exp(-t) * values[::-1]
+        return np.interp(s, counts, values)
 
     def _beta_mean(self, a: FloatArray, b: FloatArray) -> FloatArray:
         """E[Phi(C)] for C ~ Beta(a, b), each a 1-d array."""
@@ -131,6 +149,18 @@ class Transform:
         return self.top - _piecewise_beta_mean(
             np.array(self.distances), np.array(self.regrets), b, a
         )
+
+
+def _counts(below: ArrayLike, n_reference: int) -> tuple[FloatArray, int]:
+    """Counts of reference samples and their number, checked."""
+    k = positive_integer("n_reference", n_reference)
+    s = np.asarray(below, dtype=np.float64)
+    if not np.all((s >= 0) & (s <= k)):
+        raise ValueError(
+            f"below must lie within 0 and n_reference = {k} but spans {np.min(s):g} to "
+            f"{np.max(s):g}; pass the count of reference samples below, not a share."
+        )
+    return s, k
 
 
 def _piecewise_beta_mean(

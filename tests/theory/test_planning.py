@@ -85,6 +85,18 @@ def test_what_thirty_two_references_cost(memorises, expected):
     assert found == pytest.approx(expected, abs=6e-4)
 
 
+def test_an_unbiased_estimate_costs_a_generalising_policy_nothing():
+    """Of best-of-4's win rate the posterior mean loses most: it is flat where Phi is steep."""
+    exact = frontier_point("best_of:4", "exp:10", 0.5).win_rate
+    reached = [
+        win_rate_with_references("best_of:4", "exp:10", 0.5, 32, estimate=estimate)
+        for estimate in ("posterior_mean", "plug_in", "unbiased")
+    ]
+    assert reached[0] < reached[1] - 0.001
+    assert reached[1] < reached[2] - 0.001
+    assert reached[2] == pytest.approx(exact, abs=1e-4)
+
+
 def test_many_references_cost_nothing():
     exact = frontier_point("worst_of:4", "exp:-10", 0.5).win_rate
     for memorises in (True, False):
@@ -109,6 +121,10 @@ def test_many_references_cost_nothing():
         (lambda noise: references_needed(-0.1), "error is -0.1"),
         (lambda noise: references_needed(1e-5), "at least 0.001"),
         (lambda noise: win_rate_with_references("standard", "log", 0.5, 8), "posterior mean"),
+        (
+            lambda noise: win_rate_with_references("standard", "log", 0.5, 8, estimate="mean"),
+            "estimate is 'mean'",
+        ),
     ],
 )
 def test_bad_plans_are_one_sentence(call, why):

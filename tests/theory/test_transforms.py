@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.stats import beta as beta_law
+from scipy.stats import binom
 
 from infalign.theory import frontier_point, parse_procedure, parse_transform, solve_beta
 from infalign.theory.optimum import optimum
-from infalign.theory.transforms import FAMILY, best_of_family, optimal, table
+from infalign.theory.transforms import FAMILY, Transform, best_of_family, optimal, table
 
 SPELLINGS = ["identity", "log", "exp:10", "exp:-10", "exp:0.5", "table:0,0.25,1"]
 
@@ -104,17 +105,43 @@ def test_the_posterior_mean_of_the_optimal_one():
     assert transform.posterior_mean([28], 32)[0] == pytest.approx(values.mean(), abs=4 * error)
 
 
-def test_posterior_means_keep_the_shape_of_the_counts():
+@pytest.mark.parametrize("estimate", [Transform.posterior_mean, Transform.unbiased])
+@pytest.mark.parametrize("text", ["log", "identity", "exp:10", "exp:-10", "table:0,1,4"])
+def test_estimates_keep_the_shape_of_the_counts_and_rise_with_them(text, estimate):
     counts = np.array([[0, 1.5], [2, 4]])
-    found = parse_transform("log").posterior_mean(counts, 4)
+    found = estimate(parse_transform(text), counts, 4)
     assert found.shape == (2, 2)
     assert np.isfinite(found).all()
+    assert (np.diff(found.ravel()) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "k"), [("identity", 1), ("exp:10", 31), ("exp:-10", 32), ("exp:100", 500)]
+)
+def test_the_mean_of_the_unbiased_estimate_is_the_transformation(text, k):
+    transform = parse_transform(text)
+    u = np.linspace(0, 1, 21)
+    counts = np.arange(k + 1)
+    mean = binom.pmf(counts, k, u[:, None]) @ transform.unbiased(counts, k)
+    assert mean == pytest.approx(transform(u), rel=2e-3 if k < 40 else 1e-9)
+
+
+def test_few_references_show_a_polynomial():
+    """Two references: the Taylor series of exp(10 u) up to the square."""
+    found = parse_transform("exp:10").unbiased([0, 0.5, 1, 2], 2)
+    assert found == pytest.approx([1, 3.5, 6, 61])
+
+
+def test_what_has_no_unbiased_estimate_has_its_posterior_mean():
+    transform = parse_transform("log")
+    assert transform.unbiased([0, 3], 8) == pytest.approx(transform.posterior_mean([0, 3], 8))
 
 
 @pytest.mark.parametrize(("below", "k"), [([-1], 4), ([5], 4), ([np.nan], 4), ([0], 0)])
-def test_impossible_counts_are_refused(below, k):
+@pytest.mark.parametrize("estimate", [Transform.posterior_mean, Transform.unbiased])
+def test_impossible_counts_are_refused(below, k, estimate):
     with pytest.raises(ValueError, match="n_reference"):
-        parse_transform("exp:10").posterior_mean(below, k)
+        estimate(parse_transform("exp:10"), below, k)
 
 
 @pytest.mark.parametrize("text", ["best_of:4", "worst_of:4", "best_of:32", "rank:3/8"])

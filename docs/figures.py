@@ -92,7 +92,7 @@ def references() -> Figure:
     left.set_yticks(errors, [f"{error:g}" for error in errors])
     left.minorticks_off()
     for estimate, memorises, label in (
-        ("unbiased", False, "generalises across prompts, unbiased"),
+        ("least_biased", False, "generalises across prompts, unbiased"),
         ("plug_in", False, "generalises across prompts, Φ(Ĉ)"),
         ("plug_in", True, "memorises prompts, Φ(Ĉ)"),
     ):

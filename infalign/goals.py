@@ -77,9 +77,9 @@ class Goal:
     beta: float
 
     def __call__(self, rewards: np.ndarray, references: np.ndarray) -> np.ndarray:
-        """The reward to maximise: raw, or Phi(C) as estimated from K references, without bias.
+        """The reward to maximise: raw, or Phi(C) as estimated from K references.
 
-        A policy that treats many prompts alike sees the estimate's mean. The posterior mean would
+        A policy that treats many prompts alike sees the estimate's mean. A posterior mean would
         be nearer for every single response, but its mean is flatter than Phi where Phi is steep.
 
         Args:
@@ -89,7 +89,7 @@ class Goal:
         if self.transform is None:
             return rewards
         below = calibrate_below(rewards, references)
-        return self.transform.unbiased(below, references.shape[1])
+        return self.transform.least_biased(below, references.shape[1])
 
     def of_references(self, references: np.ndarray) -> np.ndarray:
         """The same of the reference's samples themselves, each against the others.
@@ -100,7 +100,7 @@ class Goal:
         if self.transform is None:
             return references
         below = calibrate_below(references, np.sort(references, axis=1)) - 0.5
-        return self.transform.unbiased(below, references.shape[1] - 1)
+        return self.transform.least_biased(below, references.shape[1] - 1)
 
     def floored(self, transformed: np.ndarray, beta: float) -> np.ndarray:
         """The reward with a floor FLOOR_NATS below its top: what lies beneath hardly exists.

@@ -25,7 +25,7 @@ from infalign.theory.tilting import tilt, win_rate
 from infalign.theory.transforms import Transform, density_at, parse_transform
 
 SMALLEST_ERROR = 0.001
-Estimate = Literal["plug_in", "posterior_mean", "unbiased"]
+Estimate = Literal["plug_in", "posterior_mean", "least_biased"]
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def win_rate_with_references(
 
     Args:
         n_reference: K reference samples a prompt.
-        estimate: Phi(C_hat), or that of `Transform` with this name (`align` takes `unbiased`).
+        estimate: Phi(C_hat), or that of `Transform` with this name (`align` takes `least_biased`).
         memorises: False: the policy generalises across prompts and so maximises the mean
             of the estimate given C, a smoothed Phi.  True: it fits each prompt's own samples,
             whose steps lie at random places (averaged over `prompts` draws from `seed`).

@@ -113,22 +113,23 @@ class Transform:
         distinct, place = np.unique(s, return_inverse=True)
         return self._beta_mean(distinct + 1.0, k - distinct + 1.0)[place].reshape(s.shape)
 
-    def unbiased(self, below: ArrayLike, n_reference: int) -> FloatArray:
-        """An estimate of Phi(C) whose mean over the reference samples is Phi(C) itself.
+    def least_biased(self, below: ArrayLike, n_reference: int) -> FloatArray:
+        """An estimate of Phi(C) whose mean over the reference samples is near to Phi(C).
 
         The count s of a response is binomial with K and C, and the mean of any function of it is a
         polynomial in C of degree K. For `identity` the estimate is s / K; for `exp` it is
         sum_j t^j / j! * s(s-1)...(s-j+1) / (K(K-1)...(K-j+1)), whose mean is the Taylor series of
         exp(t C) up to the power K (for t < 0, of exp(-|t|) exp(|t| (1 - C))), and which rises
-        with s. Other transformations have no such estimate: their posterior mean is returned.
+        with s: both are unbiased. A table has the plug-in Phi(s / K), smoothed half as much as its
+        posterior mean, and `log`, whose plug-in is infinite, the posterior mean.
 
         Arguments, shape and errors as `posterior_mean`; between whole counts, linear.
         """
         s, k = _counts(below, n_reference)
-        if self.kind == "identity":
-            return s / k
-        if self.kind != "exp":
+        if self.kind == "log":
             return self.posterior_mean(s, k)
+        if self.kind != "exp":
+            return self(s / k)
         t, counts, values = abs(self.exponent), np.arange(k + 1.0), np.ones(k + 1)
         for j in reversed(range(min(k, TAYLOR_TERMS))):  # Horner
             values = 1.0 + t / (j + 1) * np.maximum(counts - j, 0.0) / (k - j) * values

@@ -90,7 +90,7 @@ def test_an_unbiased_estimate_costs_a_generalising_policy_nothing():
     exact = frontier_point("best_of:4", "exp:10", 0.5).win_rate
     reached = [
         win_rate_with_references("best_of:4", "exp:10", 0.5, 32, estimate=estimate)
-        for estimate in ("posterior_mean", "plug_in", "unbiased")
+        for estimate in ("posterior_mean", "plug_in", "least_biased")
     ]
     assert reached[0] < reached[1] - 0.001
     assert reached[1] < reached[2] - 0.001

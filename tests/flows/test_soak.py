@@ -26,7 +26,10 @@ HH_SETTINGS = (
     "model.response_tokens=32",
     "model.tiny.vocab_size=2048",
     "sft.epochs=3.0",
-    "reward.epochs=3.0",
+    "sample.train_prompts=2000",
+    "sample.train_samples=16",
+    "sample.test_prompts=400",
+    "align.steps=400",
     "align.prompts_per_step=32",
     "align.learning_rate=4.0e-4",
 )

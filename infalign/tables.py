@@ -7,7 +7,6 @@ columns whose value may be undefined.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infalign.errors import InputError
+from infalign.workspace import replacing
 
 
 @dataclass(frozen=True)
@@ -189,13 +189,8 @@ def write_table(path: Path, columns: Mapping[str, object], kind: Table) -> None:
     """Write columns (name to sequence) as one parquet file, atomically, checked as it is read."""
     table = pa.table(columns, schema=kind.schema)
     check_table(table, kind, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", store_schema=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_table(path: Path, kind: Table) -> pa.Table:

@@ -74,10 +74,10 @@ def run_there(word: str, arguments: Sequence[str]) -> int | None:
 
 def serve(address: str) -> None:
     """Import when the first stage asks, fork for each, until standard input ends."""
-    from infalign.__main__ import STAGES, apply_threads, import_stage
+    from infalign.__main__ import PARAMS, STAGES, apply_threads, import_stage
 
     imported = False
-    apply_threads("params.yaml")
+    apply_threads(PARAMS)
     state = _state()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -121,7 +121,7 @@ def _work(
     line: socket.socket, descriptors: Sequence[int], request: dict[str, Any], state: list[Any]
 ) -> NoReturn:
     """Be the stage that asked: the fork's whole life."""
-    from infalign.__main__ import apply_threads, main
+    from infalign.__main__ import PARAMS, apply_threads, main
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -131,7 +131,7 @@ def _work(
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    apply_threads("params.yaml")
+    apply_threads(PARAMS)
     if _state() != state:
         os._exit(1)
     line.sendall(HERE)

@@ -22,6 +22,8 @@ from filelock import FileLock
 from infalign.errors import InputError
 from infalign.params import Params
 
+HALF_WRITTEN = ".*.[0-9]*"  # what `replacing` names files
+
 PACKAGE = Path(__file__).parent
 
 
@@ -98,7 +100,7 @@ class Workspace:
             self.out.mkdir(parents=True)
             write_text(marker, fingerprint)
         self.out.mkdir(exist_ok=True)
-        for left in self.out.rglob(".*.[0-9]*"):  # half-written files of who was killed
+        for left in self.out.rglob(HALF_WRITTEN):  # by who was killed
             left.unlink()
 
     def publish(self, outputs: Sequence[str]) -> None:
@@ -171,15 +173,22 @@ def _hash_path(digest: Any, path: Path, name: str, suffix: str = "") -> None:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Another name to write a file under: at the end it takes the file's place, or is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # HALF_WRITTEN
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

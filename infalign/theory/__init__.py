@@ -4,7 +4,7 @@ Balashankar, Sun, Berant et al., InfAlign: Inference-aware language model alignm
 ICML 2025 (arXiv 2412.19792).  One file per family of formulas:
 
     procedures    best-of-N and its relatives: the polynomial G, its slope, selection
-    transforms    Phi of the calibrated reward: families, tables, posterior means
+    transforms    Phi of the calibrated reward: families, tables, estimates
     frontier      win rate, KL and beta of every combination; the limit of all policies
     limits        the limit of one method, from reference samples
     calibration   calibrated rewards and their error

@@ -1,4 +1,4 @@
-"""Transformations Phi of the calibrated reward, and their posterior means.
+"""Transformations Phi of the calibrated reward, and what counts of references tell of them.
 
 Families as in InfAlign (arXiv 2412.19792, section 4): identity u, log u, and the
 exponential exp(t u) for t > 0, -exp(t u) for t < 0; beside them any non-decreasing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,18 +22,7 @@ from tests.flows.test_end_to_end import stage_process
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 HH = ROOT.parent / "shared" / "data" / "hh-rlhf"
-HH_SETTINGS = (
-    "model.prompt_tokens=64",
-    "model.response_tokens=32",
-    "model.tiny.vocab_size=2048",
-    "sft.epochs=3.0",
-    "sample.train_prompts=2000",
-    "sample.train_samples=16",
-    "sample.test_prompts=400",
-    "align.steps=400",
-    "align.prompts_per_step=32",
-    "align.learning_rate=4.0e-4",
-)
+HH_COMMAND = r"infalign run --set data\.path=/path/to/hh-rlhf(?: |\\\n|--set \S+)*"  # README's
 
 
 def instances() -> list[str]:
@@ -65,7 +55,9 @@ def test_kills_of_every_stage_at_random_moments_change_no_byte(
                 if process.is_running():
                     process.kill()
                     killed.append(instance)
-                longest *= 1.15 if killed[-1:] == [instance] else 0.75
+                    longest *= 1.15
+                else:
+                    longest *= 0.75
                 if rng.random() < 0.3:
                     os.killpg(child.pid, signal.SIGKILL)
                     child.communicate()
@@ -97,7 +89,10 @@ def test_the_real_data_runs_through(
     write_real(root, params_tree)
     environment = quiet | {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1"}
     project = Project(root, environment)
-    settings = [f"data.path={HH}", *HH_SETTINGS]
+    command = re.search(HH_COMMAND, (ROOT / "README.md").read_text())
+    assert command
+    settings = re.findall(r"--set (\S+)", command[0].replace("/path/to/hh-rlhf", str(HH)))
+    assert len(settings) > 5
     begun = time.monotonic()
     try:
         given = [word for setting in settings for word in ("--set", setting)]

@@ -113,11 +113,28 @@ class Goal:
         return np.maximum(transformed, float(self.transform(1.0)) - FLOOR_NATS * beta)
 
 
+def turned(progress: float, identity_share: float) -> float:
+    """How far the calibrated reward has turned into the transformed one, 0 to 1.
+
+    Where Phi is steep few responses differ in it, and from a noisy reward a policy learns their
+    order sooner by the calibrated reward itself.
+
+    Args:
+        progress: share of the steps that are done.
+        identity_share: of the steps, for the calibrated reward; it turns over as many more.
+    """
+    return min(1.0, max(0.0, progress / identity_share - 1)) if identity_share else 1.0
+
+
 def make_goal(params: Params, objective: str, variant: str, references: np.ndarray) -> Goal:
     """The goal of a variant; for raw rewards beta comes from the tilted reference samples."""
     spelling = params.reward_spelling(objective, variant)
     budget = params.align.kl_nats
     if spelling == "raw":
         return Goal(spelling, None, raw_beta(references, budget))
-    transform = parse_transform(spelling, params.procedure(objective), budget)
-    return Goal(str(transform), transform, solve_beta(transform, budget))
+    return calibrated_goal(parse_transform(spelling, params.procedure(objective), budget), budget)
+
+
+def calibrated_goal(transform: Transform, kl_nats: float) -> Goal:
+    """The transformed calibrated reward at a KL budget."""
+    return Goal(str(transform), transform, solve_beta(transform, kl_nats))

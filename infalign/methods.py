@@ -112,6 +112,12 @@ class Align(Section):
     learning_rate: Rate
     warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
     max_grad_norm: Rate
+    identity_share: float = Field(
+        ge=0,
+        le=0.5,
+        description="share of the steps, at the start, that maximise the calibrated reward itself; "
+        "over as many more it turns into the transformed one",
+    )
     lora_rank: Positive | None = Field(
         description="null: train all weights; else an adapter of this rank (extra `lora`)"
     )

@@ -22,7 +22,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from infalign.goals import Goal, TrainingPrompts, make_goal, training_prompts
+from infalign.goals import (
+    Goal,
+    TrainingPrompts,
+    calibrated_goal,
+    make_goal,
+    training_prompts,
+    turned,
+)
 from infalign.lm.control import BetaControl, Settled, settle
 from infalign.lm.lora import add_adapter, merge_adapter, without_adapter
 from infalign.lm.losses import rloo_loss
@@ -44,6 +51,7 @@ from infalign.lm.training import EpochBatches, Schedule, Step, optimise, soap
 from infalign.params import TRAINING, Params
 from infalign.ranks import ALONE, Ranks
 from infalign.theory.calibration import calibrate_below
+from infalign.theory.transforms import identity
 from infalign.workspace import Stage, Workspace, write_json
 
 KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
@@ -54,7 +62,8 @@ def stage(params: Params, objective: str, variant: str) -> Stage:
     """What the stage depends on."""
     common = (
         "kl_nats beta steps prompts_per_step samples_per_prompt reference_samples learning_rate "
-        "warmup_share max_grad_norm lora_rank checkpoint_every kl_prompts kl_samples"
+        "warmup_share max_grad_norm identity_share lora_rank checkpoint_every kl_prompts "
+        "kl_samples"
     )
     return Stage(
         "align",
@@ -139,7 +148,7 @@ class Trainer:
         control: BetaControl,
         device: torch.device,
     ) -> None:
-        self._params, self._prompts, self._goal = workspace.params, prompts, goal
+        self._params, self._prompts = workspace.params, prompts
         self._control = control
         self._folder, self._device = workspace.results("sft", "policy"), device
         run = workspace.params.run
@@ -163,7 +172,10 @@ class Trainer:
         self._lengths = (np.array(lengths) + workspace.params.model.response_tokens) * (
             settings.samples_per_prompt + settings.reference_samples
         )
-        self._stored_goals = goal.of_references(prompts.rewards)
+        goals = [goal]
+        if goal.transform is not None and settings.identity_share:
+            goals.append(calibrated_goal(identity(), settings.kl_nats))  # to begin with
+        self._goals = [(each, each.of_references(prompts.rewards)) for each in goals]
 
     def steps(self, variant: str) -> Callable[[int], Step]:
         """What a step computes: the trainer's own, or that of the baseline which the variant is."""
@@ -236,12 +248,12 @@ class Trainer:
         rewards = self._rewards(chosen, responses)
         references = self._prompts.references(chosen)
         stored = self._stored(number, everyone)[places]
-        goal = np.hstack(
-            [
-                self._goal(rewards, references),
-                np.take_along_axis(self._stored_goals[chosen], stored, axis=1),
-            ]
-        )
+        values = [
+            np.hstack(
+                [goal(rewards, references), np.take_along_axis(before[chosen], stored, axis=1)]
+            )
+            for goal, before in self._goals
+        ]
         tokens = self._side_by_side(chosen, responses, stored)
         pad = self.tokenizer.pad_token_id
         batches = batches_of(parts, self._encoded, tokens, pad, self.policy.device)
@@ -255,7 +267,7 @@ class Trainer:
         self._control.update(number, kl)
         beta = self._control.beta
         reward = torch.as_tensor(
-            self._goal.floored(goal, beta) / beta, dtype=logp.dtype, device=logp.device
+            self._in_nats(values, beta, number), dtype=logp.dtype, device=logp.device
         )
         step = rloo_loss(reward, logp, reference_logp, 1.0)
         below = calibrate_below(rewards, references) / references.shape[1]
@@ -265,13 +277,26 @@ class Trainer:
             "beta": beta,
             "reward": float(rewards.mean()),
             "calibrated": float(below.mean()),
-            "transformed": float(goal[:, :fresh].mean()),
+            "transformed": float(values[0][:, :fresh].mean()),
             "response_tokens": float(responses.n_tokens.mean()),
             "truncated": float(1 - responses.finished.mean()),
         }
         mine = {name: value * share for name, value in metrics.items()} | {"kl": kl, "beta": beta}
         count = self.ranks.total(np.array(sum(len(t) for row in tokens for t in row)))
         return Step(step.loss * share, mine, int(count), scored.again)
+
+    def _in_nats(self, values: list[np.ndarray], beta: float, number: int) -> np.ndarray:
+        """What a step maximises, over beta: the goal, or on the way to it from the identity."""
+        goals = [goal for goal, _ in self._goals]
+        betas = [beta / goals[0].beta * goal.beta for goal in goals[1:]]  # steered alike
+        goal, *first = (
+            each.floored(found, weight) / weight
+            for each, found, weight in zip(goals, values, [beta, *betas], strict=True)
+        )
+        if not first:
+            return goal
+        share = turned(number / self._params.align.steps, self._params.align.identity_share)
+        return share * goal + (1 - share) * first[0]
 
     def _rewards(self, chosen: np.ndarray, responses: Responses) -> np.ndarray:
         """Rewards of fresh responses to the chosen prompts [prompts, samples]."""

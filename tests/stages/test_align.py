@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from infalign.errors import InputError
-from infalign.goals import make_goal
+from infalign.goals import make_goal, turned
 from infalign.history import read_history
 from infalign.stages import align
 from infalign.theory.frontier import solve_beta
@@ -70,6 +70,13 @@ def test_rewards_far_below_the_top_are_alike(workspace):
     assert found.tolist() == pytest.approx([0, 7.9, 8, 8])
     raw = make_goal(params, "harmless", "rlhf", references)
     assert raw.floored(values, 1.0).tolist() == values.tolist()
+
+
+def test_the_calibrated_reward_turns_into_the_transformed_one():
+    assert [turned(p, 0.4) for p in (0, 0.2, 0.4)] == [0, 0, 0]
+    assert turned(0.6, 0.4) == pytest.approx(0.5)
+    assert [turned(p, 0.4) for p in (0.8, 0.99)] == [1, 1]
+    assert turned(0.0, 0.0) == 1
 
 
 def test_raw_beta_grows_with_the_reward_scale(workspace):
@@ -140,6 +147,19 @@ def test_begins_at_the_reference_in_bfloat16(finished, workspace):
     _, history = ran(workspace("align@helpful-ctrl"), {"precision": "bfloat16"})
     assert history[0]["kl"] == history[0]["log_ratio"] == 0
     assert history[-1]["kl"] > 0
+
+
+def test_a_run_may_begin_with_the_calibrated_reward(finished, workspace):
+    """Its first step is that of `calibrated`; later ones are not, and not the plain run's."""
+    _, begun = ran(workspace("align@helpful-ctrl"), identity_share=0.3)
+    plain, identity = (
+        read_history(finished / "results/align/helpful" / variant / "history.jsonl")
+        for variant in ("ctrl", "calibrated")
+    )
+    assert begun[0]["loss"] == pytest.approx(identity[0]["loss"], rel=1e-5)
+    assert begun[0]["loss"] != pytest.approx(plain[0]["loss"], rel=0.05)
+    assert begun[-1]["loss"] != pytest.approx(identity[-1]["loss"], rel=0.05)
+    assert begun[-1]["transformed"] > 100  # of exp:10, at its end too
 
 
 def test_an_adapter_ends_as_a_plain_policy(finished, workspace):

@@ -173,7 +173,8 @@ class Trainer:
             settings.samples_per_prompt + settings.reference_samples
         )
         goals = [goal]
-        if goal.transform is not None and settings.identity_share:
+        self._identity_share = 0.0 if goal.transform is None else settings.identity_share
+        if self._identity_share:
             goals.append(calibrated_goal(identity(), settings.kl_nats))  # to begin with
         self._goals = [(each, each.of_references(prompts.rewards)) for each in goals]
 
@@ -287,16 +288,12 @@ class Trainer:
 
     def _in_nats(self, values: list[np.ndarray], beta: float, number: int) -> np.ndarray:
         """What a step maximises, over beta: the goal, or on the way to it from the identity."""
-        goals = [goal for goal, _ in self._goals]
-        betas = [beta / goals[0].beta * goal.beta for goal in goals[1:]]  # steered alike
-        goal, *first = (
-            each.floored(found, weight) / weight
-            for each, found, weight in zip(goals, values, [beta, *betas], strict=True)
-        )
-        if not first:
-            return goal
-        share = turned(number / self._params.align.steps, self._params.align.identity_share)
-        return share * goal + (1 - share) * first[0]
+        share = turned(number / self._params.align.steps, self._identity_share)
+        total = np.zeros_like(values[0])
+        for (goal, _), found, weight in zip(self._goals, values, (share, 1 - share), strict=False):
+            own = beta * (goal.beta / self._goals[0][0].beta)  # steered alike
+            total += weight * goal.floored(found, own) / own
+        return total
 
     def _rewards(self, chosen: np.ndarray, responses: Responses) -> np.ndarray:
         """Rewards of fresh responses to the chosen prompts [prompts, samples]."""

@@ -322,6 +322,11 @@ class Params(Section):
                 f"evaluate.best_of and objectives need N = {largest} samples a prompt, "
                 f"sample.test_samples gives {self.sample.test_samples}"
             )
+        if self.align.reference_samples > self.sample.train_samples:
+            raise ValueError(
+                f"align.reference_samples = {self.align.reference_samples} are more than the "
+                f"responses that are stored, sample.train_samples = {self.sample.train_samples}"
+            )
         return self
 
     def procedure(self, objective: str) -> Any:

@@ -53,6 +53,7 @@ def test_the_shipped_file_is_valid():
         ({"objectives": {"helpful": {"transform": "exp:"}}}, "exp:"),
         ({"model": {"tiny": {"heads": 7}}}, "hidden_size must be an even multiple of heads"),
         ({"sample": {"test_samples": 4}}, "sample.test_samples gives 4"),
+        ({"align": {"reference_samples": 33}}, "sample.train_samples = 32"),
         ({"promotion": {"variant": "best"}}, "promotion.variant names 'best'"),
         ({"promotion": {"length_ratio": [1.2, 0.8]}}, "length_ratio must rise"),
         ({"promotion": {"length_ratio": [0.8]}}, "promotion.length_ratio = [0.8]"),

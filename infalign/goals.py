@@ -21,6 +21,7 @@ from infalign.theory.transforms import Transform, parse_transform
 from infalign.workspace import Workspace
 
 FLOOR_NATS = 8.0  # rewards further below the top, in units of beta, are all alike
+FLOOR_FOLLOWS = 4.0  # times that beta may fall below the theory's before the floor stops following
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,13 @@ class Goal:
 
         At the optimum a response's density is below exp(-FLOOR_NATS) times the best one's there,
         so that the optimum stays, but a single response can no longer outweigh a whole batch.
+        Where beta falls far below the theory's, because the KL does not come, the floor stays
+        behind: else nearly all responses would lie on it, and nothing would be left to learn.
         """
         if self.transform is None:
             return transformed
-        return np.maximum(transformed, float(self.transform(1.0)) - FLOOR_NATS * beta)
+        depth = FLOOR_NATS * max(beta, self.beta / FLOOR_FOLLOWS)
+        return np.maximum(transformed, float(self.transform(1.0)) - depth)
 
 
 def turned(progress: float, identity_share: float) -> float:

@@ -72,6 +72,15 @@ def test_rewards_far_below_the_top_are_alike(workspace):
     assert raw.floored(values, 1.0).tolist() == values.tolist()
 
 
+def test_the_floor_stays_where_rewards_differ_when_beta_falls_far(workspace):
+    references = np.sort(np.random.default_rng(0).normal(size=(20, 32)), axis=1)
+    goal = make_goal(workspace("align").params, "helpful", "ctrl", references)
+    values = goal.transform(np.array([0.7, 0.9, 0.96, 0.99]))
+    found = goal.floored(values, goal.beta / 1000)
+    assert found[1] < found[2] < found[3]
+    assert found.tolist() == goal.floored(values, goal.beta / 4).tolist()
+
+
 def test_the_calibrated_reward_turns_into_the_transformed_one():
     assert [turned(p, 0.4) for p in (0, 0.2, 0.4)] == [0, 0, 0]
     assert turned(0.6, 0.4) == pytest.approx(0.5)

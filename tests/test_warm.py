@@ -90,7 +90,7 @@ def test_a_mistake_is_the_same_sentence_and_status(project, server):
 def test_a_stage_that_is_ended_takes_its_fork_along(project, server, number):
     stage = at_work(project, server)
     stage.send_signal(number)
-    stage.wait()
+    assert stage.wait() != 0
     wait_for(lambda: not forks(server))
 
 

@@ -94,8 +94,11 @@ def draw_response(subset: str, prompt: str, rng: random.Random) -> str:
                 words.append(element)
                 continue
             special = rng.random() < min(rate * slot.rate, MOST_SPECIAL)
-            fits = fit if rng.random() < grammar.fit_rate else ""
-            words.append(_fill(grammar, topic, element, slot, special, fits, words, rng))
+            fits = rng.random() < grammar.fit_rate and not special
+            if fits and fit and (fit in slot.plain or fit in slot.special):
+                words.append(fit)
+            else:
+                words.append(_fill(grammar, topic, element, special, words, rng))
         if sum(1 + word.count(" ") for word in words) <= LONGEST_RESPONSE:
             return _sentence(words)
 
@@ -122,15 +125,12 @@ def _fill(
     grammar: Grammar,
     topic: Topic,
     kind: str,
-    slot: Slot,
     special: bool,
-    fits: str,
     before: list[str],
     rng: random.Random,
 ) -> str:
-    """The phrase for one slot, none said before."""
-    if fits and not special and (fits in slot.plain or fits in slot.special):
-        return fits
+    """The phrase for a kind of slot, none said before."""
+    slot = grammar.slots[kind]
     choices = slot.special if special and kind != "end" else slot.plain
     if kind == grammar.topic_slot and not choices:
         choices = topic.words

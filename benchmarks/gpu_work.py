@@ -21,12 +21,12 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.turns import ROOT, status_mib
-from infalign.lm.losses import rloo_loss
 from infalign.lm.models import build_tiny
-from infalign.lm.parallel import Trainable
-from infalign.lm.parts import batches_of, score_parts
-from infalign.lm.sampling import sample_responses
-from infalign.params import Run, Tiny, load_params
+from infalign.lm.sampling.sampler import sample_responses
+from infalign.lm.training.losses import rloo_loss
+from infalign.lm.training.parallel import Trainable
+from infalign.lm.training.parts import batches_of, score_parts
+from infalign.settings.params import Run, Tiny, load_params
 
 RATE, WARM, ROUNDS = 1e-6, 2, 5
 
@@ -129,7 +129,7 @@ def training(work: str, size: Size, device: torch.device, processes: int) -> dic
     policy = build(size, run, device)
     reference: Any = build(size, run, device).requires_grad_(False)
     if work == "lora":
-        from infalign.lm.lora import add_adapter, without_adapter
+        from infalign.lm.training.lora import add_adapter, without_adapter
 
         policy = add_adapter(policy, rank=16, seed=0)
         reference = partial(without_adapter, policy)
@@ -216,7 +216,7 @@ def product_flops(device: torch.device, width: int) -> float:
 
 def main(work: str, device_type: str, name: str) -> None:
     """Measure, and print JSON from rank 0."""
-    from infalign import torchrun
+    from infalign.processes import torchrun
 
     rank, processes = torchrun.place()
     device = torch.device(device_type)

@@ -23,13 +23,13 @@ BETA = 0.1  # KL weight
 
 def ours(folder: Path, gate: Gate) -> None:
     """Steps of infalign's trainer."""
-    from infalign.goals import Goal, TrainingPrompts
-    from infalign.lm.control import BetaControl
-    from infalign.lm.training import Schedule, Step, optimise
-    from infalign.params import Params, load_params
+    from infalign.aligning.control import BetaControl
+    from infalign.aligning.goals import Goal, TrainingPrompts
+    from infalign.files.workspace import Workspace
+    from infalign.lm.training.loop import Schedule, Step, optimise
+    from infalign.settings.params import Params, load_params
     from infalign.stages.align import Trainer
     from infalign.theory.transforms import parse_transform
-    from infalign.workspace import Workspace
 
     case, texts = Case.load(folder), prompt_texts(folder)
     whole = load_params(ROOT / "params.yaml")
@@ -129,7 +129,7 @@ def trl(folder: Path, gate: Gate) -> None:
 def sampler(folder: Path, gate: Gate, batch: str) -> None:
     """Our sampler's samples of a batch."""
     from infalign.lm.models import load_policy, load_tokenizer
-    from infalign.lm.sampling import sample_responses
+    from infalign.lm.sampling.sampler import sample_responses
 
     case, size = Case.load(folder), int(batch)
     policy = load_policy(folder / "results/sft/policy", torch.device("cpu"))

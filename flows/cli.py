@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from flows import production
-from flows.frontier import frontier
+from flows.commands import promote
+from flows.commands.frontier import frontier
 from infalign.errors import InputError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Preference data under DVC.")
 app.add_typer(data_app, name="data")
 
 app.command()(frontier)
-for _command in production.COMMANDS:
+for _command in promote.COMMANDS:
     app.command()(_command)
 
 INTERRUPTED = 130
@@ -45,16 +45,16 @@ def run(
     ] = False,
 ) -> None:
     """Bring every stage up to date: what did not change is skipped."""
-    from flows import command
+    from flows.commands import run
 
     root = Path.cwd()
     try:
         if dry_run and push:
             raise InputError("--dry-run makes nothing to push: leave out --push.")
         if dry_run:
-            command.show_plan(root, assignments or [])
+            run.show_plan(root, assignments or [])
         else:
-            command.run_pipeline(root, name, assignments or [], promote, push)
+            run.run_pipeline(root, name, assignments or [], promote, push)
     except KeyboardInterrupt:
         print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -70,7 +70,7 @@ def compare(
     dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
 ) -> None:
     """Train every method in `compare` at every KL budget and seed, and set them side by side."""
-    from flows.comparing import compare_methods
+    from flows.commands.compare import compare_methods
 
     try:
         compare_methods(Path.cwd(), name, assignments or [], dry_run)
@@ -96,10 +96,10 @@ def restore(
     ] = False,
 ) -> None:
     """Put a version's exact params, dvc.lock, results and data into a folder of their own."""
-    from flows import restoring, versioning
+    from flows.project import restoring, versions
 
     root = Path.cwd()
-    versioning.check_project(root)
+    versions.check_project(root)
     if (version is None) == (commit is None):
         raise InputError("say what to restore: --version V or --commit REV, one of them.")
     if commit is not None and objective is not None:
@@ -110,7 +110,7 @@ def restore(
         exact = restoring.resolve(root, commit or "")
     try:
         same = restoring.restore_and_say(root, exact, into, verify, _say)
-    except (versioning.StageFailed, versioning.StageKilled, versioning.Busy) as error:
+    except (versions.StageFailed, versions.StageKilled, versions.Busy) as error:
         print(f"infalign: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     if not same:
@@ -131,7 +131,7 @@ def up(
     ] = None,
 ) -> None:
     """Start a Prefect server, an MLflow server and a worker; DB=postgresql://… for PostgreSQL."""
-    from flows import services
+    from flows.services import services
 
     ports = {"prefect": prefect_port, "mlflow": mlflow_port}
     services.up(Path.cwd(), ports, os.environ.get("DB", ""), typer.echo)
@@ -140,7 +140,7 @@ def up(
 @app.command()
 def down() -> None:
     """End exactly what `infalign up` started."""
-    from flows import services
+    from flows.services import services
 
     services.down(Path.cwd(), typer.echo)
 
@@ -155,7 +155,7 @@ def schedule(
     ] = None,
 ) -> None:
     """Put prefect.yaml's deployments to work; what is switched on runs by itself from then on."""
-    from flows import deployments
+    from flows.runs import deployments
 
     deployments.schedule(Path.cwd(), on or [], off or [], typer.echo)
 
@@ -168,7 +168,7 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes any free one.")] = 5001,
 ) -> None:
     """Answer prompts over HTTP with the champion; a new champion is picked up by itself."""
-    from flows.serving import serve as serve_alias
+    from flows.serving.supervisor import serve as serve_alias
 
     serve_alias(Path.cwd(), objective, alias, host, port, typer.echo)
 
@@ -179,7 +179,7 @@ def data_add(
     name: Annotated[str | None, typer.Option(help="The folder's name below data/raw.")] = None,
 ) -> None:
     """Bring preference data in the Anthropic HH format into data/raw/NAME, under DVC."""
-    from flows.datasets import add_data
+    from flows.project.datasets import add_data
 
     path = add_data(Path.cwd(), source, name)
     typer.echo(f"{path} is under DVC: commit {path}.dvc with git, then run")
@@ -191,14 +191,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, standalone_mode=True)
     except InputError as error:
-        from flows.processes import redact
+        from flows.children.processes import redact
 
         print(f"infalign: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if "MlflowException" not in [kind.__name__ for kind in type(error).__mro__]:
             raise
-        from flows.processes import redact
+        from flows.children.processes import redact
 
         words = redact(str(error)).splitlines()[0][:300]
         print(f"infalign: MLflow says: {words} (nothing is half done: run again)", file=sys.stderr)

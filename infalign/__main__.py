@@ -20,10 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from infalign import torchrun, warm
+from infalign.processes import torchrun, warm
 
 if TYPE_CHECKING:
-    from infalign.params import Params
+    from infalign.settings.params import Params
 
 STAGES = [
     "corpus",
@@ -122,7 +122,7 @@ def run_stage(chosen: argparse.Namespace, arguments: list[str]) -> int:
     """Load params, set the number of threads, resume or start, publish; the exit code."""
     apply_threads(chosen.params)
     from infalign.errors import InputError
-    from infalign.params import load_params
+    from infalign.settings.params import load_params
 
     params = load_params(chosen.params)
     for name, known in (("objective", params.objectives), ("variant", params.align.variants)):
@@ -158,8 +158,8 @@ def import_stage(word: str) -> ModuleType:
 
 def _work(chosen: argparse.Namespace, params: Params) -> None:
     """Run the stage in this process, which may be one of several; rank 0 alone writes."""
-    from infalign.ranks import ALONE, join
-    from infalign.workspace import Workspace, fingerprint
+    from infalign.files.workspace import Workspace, fingerprint
+    from infalign.processes.ranks import ALONE, join
 
     module = import_stage(chosen.stage)
     words = (chosen.objective, chosen.variant, chosen.kl_nats, chosen.seed)

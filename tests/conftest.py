@@ -67,7 +67,7 @@ def policy(tokenizer):  # type: ignore[no-untyped-def]
     import torch
 
     from infalign.lm.models import build_tiny
-    from infalign.params import Tiny
+    from infalign.settings.params import Tiny
 
     sizes = Tiny(vocab_size=300, hidden_size=16, intermediate_size=24, layers=2, heads=2)
     return build_tiny(sizes, tokenizer, 64, torch.device("cpu"), seed=1)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from infalign.evidence import Evidence, Facts, Side, write_evidence
-from infalign.params import Params, Promotion, load_params
+from infalign.deployment.evidence import Evidence, Facts, Side, write_evidence
+from infalign.settings.params import Params, Promotion, load_params
 
 ROOT = Path(__file__).parents[1]
 FACTS = Facts("helpful", "ctrl", "best_of:4", "data", "judge", "reference", 0.06, 32, 0)
@@ -61,7 +61,7 @@ def tiny_models(folder: Path, tokenizer: Any) -> None:
     import torch
 
     from infalign.lm.models import build_reward_model, build_tiny, save_model
-    from infalign.params import Tiny
+    from infalign.settings.params import Tiny
 
     sizes = Tiny(vocab_size=300, hidden_size=16, intermediate_size=24, layers=2, heads=2)
     cpu = torch.device("cpu")
@@ -73,8 +73,8 @@ def tiny_models(folder: Path, tokenizer: Any) -> None:
 
 def write_settings(folder: Path, **changes: Any) -> None:
     """What a packaged policy says of itself, and one prompt's references."""
-    from infalign.deployed import REFERENCES
-    from infalign.tables import write_table
+    from infalign.deployment.deployed import REFERENCES
+    from infalign.files.tables import write_table
 
     settings = {
         "objective": "helpful",
@@ -158,7 +158,7 @@ def write_made(root: Path, tokenizer: Any) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from infalign.tables import EVALUATION_REWARDS, read_table, write_table
+    from infalign.files.tables import EVALUATION_REWARDS, read_table, write_table
     from tests.stages.report_case import case_params, run_evaluate, write_inputs
 
     promotion = bounds(judge_margin=0.5, other_margin=0.5, other_samples=2, bootstrap=100)
@@ -190,8 +190,8 @@ def write_made(root: Path, tokenizer: Any) -> None:
 
 def _write_models(results: Path, objective: str, models: Path) -> None:
     """Tiny models where package looks for them, and the tables that report_case leaves out."""
-    from infalign.tables import CALIBRATED, CALIBRATION, PREFERENCES, read_table, write_table
-    from infalign.workspace import write_json
+    from infalign.files.tables import CALIBRATED, CALIBRATION, PREFERENCES, read_table, write_table
+    from infalign.files.workspace import write_json
 
     for half in ("train", "judge"):
         shutil.copytree(models / "reward", results / "reward" / objective / half)

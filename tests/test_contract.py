@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from infalign.__main__ import COMPARING, PER_BUDGET, PER_OBJECTIVE, PER_VARIANT, STAGES
-from infalign.params import Params, load_params
-from infalign.workspace import Stage, lookup
+from infalign.files.workspace import Stage, lookup
+from infalign.settings.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
 PARAMS = load_params(ROOT / "params.yaml")
@@ -211,9 +211,15 @@ def test_no_stage_depends_on_what_comes_after_the_stages() -> None:
     read = {key for word in WORDS for key in specification(word).params}
     listed = {str(key) for word in WORDS for key in found(word)["params"]}
     assert not {key for key in read | listed if key.split(".")[0] in AFTER_STAGES}
-    after = {"infalign/promotion.py", "infalign/evidence.py", "infalign/package.py"}
+    after = {
+        "infalign/deployment/gate.py",
+        "infalign/deployment/evidence.py",
+        "infalign/deployment/package.py",
+    }
     for word in WORDS:
-        assert not source_files(f"infalign.stages.{word}") & (after | {"infalign/deployed.py"})
+        assert not source_files(f"infalign.stages.{word}") & (
+            after | {"infalign/deployment/deployed.py"}
+        )
 
 
 def test_no_stage_of_a_run_depends_on_what_a_comparison_does() -> None:
@@ -224,7 +230,7 @@ def test_no_stage_of_a_run_depends_on_what_a_comparison_does() -> None:
         assert not [key for key in stage.params if key.split(".")[0] == "compare"]
         assert not [name for name in stage.inputs if "/".join(name.split("/")[:2]) in own]
         assert not source_files(f"infalign.stages.{word}") & {
-            "infalign/comparison.py",
+            "infalign/measuring/comparison.py",
             "infalign/page/comparison.py",
             *(f"infalign/stages/{other}.py" for other in COMPARING),
         }

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from infalign.errors import InputError
-from infalign.params import Tiny
+from infalign.settings.params import Tiny
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()

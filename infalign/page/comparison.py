@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from infalign.contest import SELECTING
+from infalign.measuring.contest import SELECTING
 from infalign.page.palette import series_name
 from infalign.page.results import Policy
 from infalign.page.rivalry import Panel, lines_of, rivalry, theory_of
@@ -44,7 +44,7 @@ POISON_TEXT = (
 
 
 class Comparison(NamedTuple):
-    """What was measured for one objective; rows as `infalign.comparison` gives them.
+    """What was measured for one objective; rows as `infalign.measuring.comparison` gives them.
 
     Fields: the objective; its procedure's spelling; variant to the spelling of its reward; rows of
     curves, gains and theory; of the poisoned methods rows of curves and of phrases; the phrase, how

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infalign.contest import off_budget
+from infalign.measuring.contest import off_budget
 from infalign.page.data import ObjectiveData
 from infalign.page.words import decimal, percent, percent_range
 

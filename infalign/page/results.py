@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from infalign.contest import REFERENCE, SELECTING, above_limit, off_budget
+from infalign.measuring.contest import REFERENCE, SELECTING, above_limit, off_budget
 from infalign.page.data import ObjectiveData
 from infalign.page.palette import NEUTRAL, series_name
 from infalign.page.words import Value, decimal, percent, percent_range, points, procedure_words

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from infalign.contest import REFERENCE, SELECTING
+from infalign.measuring.contest import REFERENCE, SELECTING
 from infalign.page import plots
 from infalign.page.data import ObjectiveData
 from infalign.page.figures import inline_svg

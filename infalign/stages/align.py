@@ -8,7 +8,7 @@ samples of the reference beside them, and descends the RLOO loss with the KL in 
 reference's show the responses that the policy has nearly stopped giving, and cost no sampling.
 
 A variant with a `method` of its own (Best-of-N distillation, BoNBoN, IPO, DPO) learns from the
-stored samples alone, under the same control of the KL: `infalign.lm.preferences`.
+stored samples alone, under the same control of the KL: `infalign.aligning.preferences`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from infalign.goals import (
+from infalign.aligning.control import BetaControl, Settled, settle
+from infalign.aligning.goals import (
     Goal,
     TrainingPrompts,
     calibrated_goal,
@@ -30,9 +31,8 @@ from infalign.goals import (
     training_prompts,
     turned,
 )
-from infalign.lm.control import BetaControl, Settled, settle
-from infalign.lm.lora import add_adapter, merge_adapter, without_adapter
-from infalign.lm.losses import rloo_loss
+from infalign.aligning.preferences import Method, PreferenceSteps, Stored
+from infalign.files.workspace import Stage, Workspace, write_json
 from infalign.lm.models import (
     load_policy,
     load_reward_model,
@@ -40,19 +40,19 @@ from infalign.lm.models import (
     pick_device,
     save_model,
 )
-from infalign.lm.parallel import Trainable
-from infalign.lm.parts import batches_of, score_parts
-from infalign.lm.preferences import Method, PreferenceSteps, Stored
-from infalign.lm.randomness import derive_seed
-from infalign.lm.sampling import Responses, sample_responses
-from infalign.lm.scoring import divergence, score_responses
+from infalign.lm.sampling.randomness import derive_seed
+from infalign.lm.sampling.sampler import Responses, sample_responses
+from infalign.lm.scoring.scorer import divergence, score_responses
 from infalign.lm.text import encode_prompts
-from infalign.lm.training import EpochBatches, Schedule, Step, optimise, soap
-from infalign.params import TRAINING, Params
-from infalign.ranks import ALONE, Ranks
+from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
+from infalign.lm.training.lora import add_adapter, merge_adapter, without_adapter
+from infalign.lm.training.losses import rloo_loss
+from infalign.lm.training.parallel import Trainable
+from infalign.lm.training.parts import batches_of, score_parts
+from infalign.processes.ranks import ALONE, Ranks
+from infalign.settings.params import TRAINING, Params
 from infalign.theory.calibration import calibrate_below
 from infalign.theory.transforms import identity
-from infalign.workspace import Stage, Workspace, write_json
 
 KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
 FAR, FAR_NATS = 10.0, 20.0  # a KL beyond both these budgets and these nats is no training any more

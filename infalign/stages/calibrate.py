@@ -13,15 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infalign.errors import InputError
+from infalign.files.tables import (
+    CALIBRATED,
+    CALIBRATION,
+    SAMPLES,
+    read_prompts,
+    read_table,
+    write_table,
+)
+from infalign.files.workspace import Stage, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
-from infalign.lm.scoring import score_responses
-from infalign.params import MODELS, Params
-from infalign.ranks import join
-from infalign.tables import CALIBRATED, CALIBRATION, SAMPLES, read_prompts, read_table, write_table
+from infalign.lm.scoring.scorer import score_responses
+from infalign.processes.ranks import join
+from infalign.settings.params import MODELS, Params
 from infalign.theory.calibration import calibrate, calibration_error
 from infalign.theory.planning import expected_disagreement
-from infalign.workspace import Stage, Workspace, write_json
 
 
 def stage(params: Params, objective: str) -> Stage:

@@ -3,7 +3,7 @@
 Reads results/{contend,hack,poison}/O, results/{prepare,sample} and results/calibrate/O. Writes to
 results/compare/O: index.html (one page that opens from disk), plots/{frontier,judges,poison}.png,
 comparison.json (the rows behind them: curves, gains, theory, poisoned, phrases) and metrics.json.
-The statistics need no model: `infalign.comparison`.
+The statistics need no model: `infalign.measuring.comparison`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from infalign.comparison import (
+from infalign.files.tables import EVALUATION_SAMPLES, read_table
+from infalign.files.workspace import Stage, Workspace, write_json, write_text
+from infalign.measuring.comparison import (
     Contender,
     Rivals,
     curve_rows,
@@ -22,14 +24,12 @@ from infalign.comparison import (
     phrase_rows,
     theory_rows,
 )
-from infalign.contest import REFERENCE, PolicyResponses
-from infalign.methods import Compare, Poison
+from infalign.measuring.contest import REFERENCE, PolicyResponses
 from infalign.page.comparison import Comparison, plates, render_comparison
 from infalign.page.figures import save_png
-from infalign.params import Params
+from infalign.settings.methods import Compare, Poison
+from infalign.settings.params import Params
 from infalign.stages import evaluate
-from infalign.tables import EVALUATION_SAMPLES, read_table
-from infalign.workspace import Stage, Workspace, write_json, write_text
 
 Key = tuple[str, float, int]
 

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infalign.contest import REFERENCE, measure, summarise
 from infalign.errors import InputError
-from infalign.params import Params
+from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.measuring.contest import REFERENCE, measure, summarise
+from infalign.settings.params import Params
 from infalign.stages import align, evaluate
-from infalign.workspace import Stage, Workspace, write_json
 
 OWN = ("align.kl_nats", "run.processes", "run.sharding")  # given, or one process for each
 FILES = ("samples.parquet", "rewards.parquet", "history.jsonl", "metrics.json")

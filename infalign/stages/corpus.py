@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from infalign.data.builtin import GENERATOR, SUBSETS, Corpus, make_corpus
 from infalign.data.hh import SPLITS, write_pairs
-from infalign.params import Params
-from infalign.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.settings.params import Params
 
 
 def stage(params: Params) -> Stage:

@@ -12,7 +12,7 @@ results/calibrate/O, and results/align/O/V/policy. Writes to results/evaluate/O:
 - metrics.json: the objective's own procedure in numbers, and health.
 
 One variant is sampled and scored at a time, and one that is finished is kept after a kill. The
-statistics need no model: `infalign.contest`.
+statistics need no model: `infalign.measuring.contest`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infalign.contest import (
-    REFERENCE,
-    SELECTING,
-    Contest,
-    PolicyResponses,
-    measure,
-    summarise,
-    theory_curves,
-)
-from infalign.params import MODELS, Params
-from infalign.ranks import join
-from infalign.tables import (
+from infalign.files.tables import (
     CALIBRATED,
     DIFFERENCES,
     EVALUATION,
@@ -49,8 +38,19 @@ from infalign.tables import (
     read_table,
     write_table,
 )
+from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.measuring.contest import (
+    REFERENCE,
+    SELECTING,
+    Contest,
+    PolicyResponses,
+    measure,
+    summarise,
+    theory_curves,
+)
+from infalign.processes.ranks import join
+from infalign.settings.params import MODELS, Params
 from infalign.theory.procedures import parse_procedure
-from infalign.workspace import Stage, Workspace, write_json
 
 Array = NDArray[np.float64]
 
@@ -230,9 +230,9 @@ def _policy_samples(
     """
     from infalign.lm.memory import Budget
     from infalign.lm.models import load_policy, load_tokenizer, pick_device
-    from infalign.lm.randomness import derive_seed
-    from infalign.lm.sampling import sample_responses
-    from infalign.lm.scoring import divergence
+    from infalign.lm.sampling.randomness import derive_seed
+    from infalign.lm.sampling.sampler import sample_responses
+    from infalign.lm.scoring.scorer import divergence
 
     params = workspace.params
     device, samples = pick_device(params.run.device), params.sample.test_samples
@@ -321,7 +321,7 @@ def _model_rewards(
 ) -> dict[str, Array]:
     from infalign.lm.memory import Budget
     from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
-    from infalign.lm.scoring import score_responses
+    from infalign.lm.scoring.scorer import score_responses
 
     run = workspace.params.run
     device = pick_device(run.device)

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from infalign.params import Params
+from infalign.files.tables import EVALUATION_SAMPLES, read_table
+from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.settings.params import Params
 from infalign.stages import contend
-from infalign.tables import EVALUATION_SAMPLES, read_table
-from infalign.workspace import Stage, Workspace, write_json
 
 
 def stage(params: Params, objective: str, variant: str, kl_nats: str, seed: str) -> Stage:

@@ -23,15 +23,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infalign.files.tables import CALIBRATED, SAMPLES, read_prompts, read_table, write_table
+from infalign.files.workspace import Stage, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
-from infalign.lm.scoring import score_responses
-from infalign.methods import Poison
-from infalign.params import MODELS, Params
+from infalign.lm.scoring.scorer import score_responses
+from infalign.settings.methods import Poison
+from infalign.settings.params import MODELS, Params
 from infalign.stages.reward import Pairs, train_model
-from infalign.tables import CALIBRATED, SAMPLES, read_prompts, read_table, write_table
 from infalign.theory.calibration import calibrate
-from infalign.workspace import Stage, Workspace, write_json
 
 Array = NDArray[np.float64]
 TRIED = 1024  # responses of the reference that are scored with and without the phrase

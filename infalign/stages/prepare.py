@@ -34,11 +34,11 @@ from infalign.data.hh import (
 )
 from infalign.data.tokenizer import train_tokenizer
 from infalign.errors import InputError
+from infalign.files.tables import PREFERENCES, PROMPTS, write_table
+from infalign.files.workspace import Stage, Workspace, write_json
 from infalign.lm.models import load_tokenizer
 from infalign.lm.text import encode_prompts, encode_responses
-from infalign.params import Params
-from infalign.tables import PREFERENCES, PROMPTS, write_table
-from infalign.workspace import Stage, Workspace, write_json
+from infalign.settings.params import Params
 
 
 def stage(params: Params) -> Stage:

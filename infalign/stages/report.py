@@ -15,16 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from infalign.contest import REFERENCE, SELECTING
 from infalign.errors import InputError
-from infalign.history import read_history
-from infalign.page.data import ObjectiveData
-from infalign.page.figures import save_png
-from infalign.page.render import page, render
-from infalign.page.results import summary_rows
-from infalign.page.sections import plates
-from infalign.params import Params
-from infalign.tables import (
+from infalign.files.history import read_history
+from infalign.files.tables import (
     CALIBRATED,
     DIFFERENCES,
     EVALUATION,
@@ -33,8 +26,15 @@ from infalign.tables import (
     read_prompts,
     read_table,
 )
+from infalign.files.workspace import Stage, Workspace, write_json, write_text
+from infalign.measuring.contest import REFERENCE, SELECTING
+from infalign.page.data import ObjectiveData
+from infalign.page.figures import save_png
+from infalign.page.render import page, render
+from infalign.page.results import summary_rows
+from infalign.page.sections import plates
+from infalign.settings.params import Params
 from infalign.theory.calibration import calibrate
-from infalign.workspace import Stage, Workspace, write_json, write_text
 
 MEASURED = ("prepare", "sft", "reward", "sample")
 

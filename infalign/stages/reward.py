@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from infalign.lm.losses import preference_loss
+from infalign.files.tables import PREFERENCES, read_prompts, read_table
+from infalign.files.workspace import Stage, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import (
     build_reward_model,
@@ -25,15 +26,14 @@ from infalign.lm.models import (
     pick_device,
     save_model,
 )
-from infalign.lm.parallel import Part, Trainable, microbatched
-from infalign.lm.randomness import derive_seed
-from infalign.lm.scoring import pooled_rewards, score_responses
+from infalign.lm.sampling.randomness import derive_seed
+from infalign.lm.scoring.scorer import pooled_rewards, score_responses
 from infalign.lm.text import TokenPairs, cut_responses, encode_prompts, encode_responses
-from infalign.lm.training import EpochBatches, Schedule, Step, optimise
-from infalign.params import TRAINING, Params
-from infalign.ranks import join
-from infalign.tables import PREFERENCES, read_prompts, read_table
-from infalign.workspace import Stage, Workspace, write_json
+from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
+from infalign.lm.training.losses import preference_loss
+from infalign.lm.training.parallel import Part, Trainable, microbatched
+from infalign.processes.ranks import join
+from infalign.settings.params import TRAINING, Params
 
 HALVES = ("train", "judge")
 MOST_LOSS = 10.0  # nats a pair; a fair coin has 0.69

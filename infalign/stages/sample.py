@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from infalign.files.tables import PROMPTS, SAMPLES, read_table, write_table
+from infalign.files.workspace import Stage, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_policy, load_tokenizer, pick_device
-from infalign.lm.randomness import derive_seed
-from infalign.lm.sampling import sample_responses
-from infalign.params import MODELS, Params
-from infalign.ranks import join
-from infalign.tables import PROMPTS, SAMPLES, read_table, write_table
-from infalign.workspace import Stage, Workspace, write_json
+from infalign.lm.sampling.randomness import derive_seed
+from infalign.lm.sampling.sampler import sample_responses
+from infalign.processes.ranks import join
+from infalign.settings.params import MODELS, Params
 
 
 def stage(params: Params) -> Stage:

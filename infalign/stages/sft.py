@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from infalign.lm.losses import likelihood_loss
+from infalign.files.tables import PREFERENCES, PROMPTS, read_table
+from infalign.files.workspace import Stage, Workspace, write_json
 from infalign.lm.memory import Budget, autocast
 from infalign.lm.models import build_tiny, load_policy, load_tokenizer, pick_device, save_model
-from infalign.lm.parallel import Part, Trainable, microbatched
-from infalign.lm.randomness import derive_seed
-from infalign.lm.sampling import sample_responses
-from infalign.lm.scoring import token_log_probs
+from infalign.lm.sampling.randomness import derive_seed
+from infalign.lm.sampling.sampler import sample_responses
+from infalign.lm.scoring.scorer import token_log_probs
 from infalign.lm.text import TokenPairs, by_length, encode_prompts, encode_responses
-from infalign.lm.training import EpochBatches, Schedule, Step, optimise, soap
-from infalign.params import TRAINING, Params
-from infalign.ranks import Ranks
-from infalign.tables import PREFERENCES, PROMPTS, read_table
-from infalign.workspace import Stage, Workspace, write_json
+from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
+from infalign.lm.training.losses import likelihood_loss
+from infalign.lm.training.parallel import Part, Trainable, microbatched
+from infalign.processes.ranks import Ranks
+from infalign.settings.params import TRAINING, Params
 
 ENDING_PROMPTS = 256  # held-out prompts on which the share of responses that end is measured
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from flows.processes import end_leftovers
+from flows.children.processes import end_leftovers
 from tests.conftest import MakeOnce
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,7 @@ def prefect_api(
     tmp_path_factory: pytest.TempPathFactory, quiet: Mapping[str, str]
 ) -> Iterator[str]:
     """The address of one Prefect server for all tests."""
-    from flows.server import prefect_server
+    from flows.services.prefect_server import prefect_server
 
     root = tmp_path_factory.mktemp("prefect")
     with pytest.MonkeyPatch.context() as patch:

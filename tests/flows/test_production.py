@@ -23,11 +23,11 @@ import httpx
 import pytest
 import yaml
 from promotion_case import write_made
+from tests.flows.test_pipeline import wait_for
+from tests.flows.test_services import _finished, ask, free_port, url, write_prefect
 
 from tests.flows.conftest import ROOT, Project, write_toy
-from tests.flows.test_pipeline import wait_for
 from tests.flows.test_readme import PLAYED, lines_of
-from tests.flows.test_services import _finished, ask, free_port, url, write_prefect
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 PAGE = ROOT / "docs" / "production.md"
@@ -69,7 +69,7 @@ def write_other_policy(root: Path, tokenizer: Any) -> None:
     import torch
 
     from infalign.lm.models import build_tiny, save_model
-    from infalign.params import Tiny
+    from infalign.settings.params import Tiny
 
     folder = root / "worse" / "align"
     shutil.copytree(root / "made" / "align", folder)

@@ -20,13 +20,13 @@ from typing import Any
 
 import pytest
 import typer
+from tests.flows.test_restore import committed
 
 from flows.cli import app
-from flows.configuration import set_params
+from flows.project.configuration import set_params
 from infalign.__main__ import parse_arguments
 from infalign.errors import InputError
 from tests.flows.conftest import ROOT, Project, contents
-from tests.flows.test_restore import committed
 
 SCALE = ROOT / "docs" / "scale.md"  # its commands are checked: they need GPUs, or minutes
 PAGES = [ROOT / "README.md", ROOT / "docs" / "production.md"]

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from infalign.errors import InputError
-from infalign.history import read_history
-from infalign.lm.losses import likelihood_loss
+from infalign.files.history import read_history
 from infalign.lm.memory import Block, Budget, autocast, in_pieces, ran_out
 from infalign.lm.models import build_tiny, passes_in
-from infalign.lm.parallel import Trainable, microbatched
-from infalign.lm.sampling import sample_responses
-from infalign.lm.scoring import divergence, score_responses, token_log_probs
+from infalign.lm.sampling.sampler import sample_responses
+from infalign.lm.scoring.scorer import divergence, score_responses, token_log_probs
 from infalign.lm.text import make_batch
-from infalign.lm.training import Schedule, Step, optimise
-from infalign.params import Tiny
+from infalign.lm.training.loop import Schedule, Step, optimise
+from infalign.lm.training.losses import likelihood_loss
+from infalign.lm.training.parallel import Trainable, microbatched
+from infalign.settings.params import Tiny
 
 PROMPTS = ["\n\nHuman: one\n\nAssistant:", "\n\nHuman: two three nine\n\nAssistant:"]
 IDS = ["00000000000000aa", "ffffffffffffff01"]

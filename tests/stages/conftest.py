@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from infalign.__main__ import main
-from infalign.params import check_params
-from infalign.workspace import Workspace
+from infalign.files.workspace import Workspace
+from infalign.settings.params import check_params
 from tests.conftest import MakeOnce
 
 STAGES = ("corpus", "prepare", "sft", "reward", "sample")

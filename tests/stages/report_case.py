@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 
 from infalign.data.builtin import draw_response, gold_utilities, prompts_of
-from infalign.params import Params, check_params, load_params
-from infalign.stages import evaluate
-from infalign.tables import (
+from infalign.files.tables import (
     CALIBRATED,
     EVALUATION_REWARDS,
     EVALUATION_SAMPLES,
@@ -25,10 +23,12 @@ from infalign.tables import (
     Table,
     write_table,
 )
+from infalign.files.workspace import Workspace, write_json
+from infalign.settings.params import Params, check_params, load_params
+from infalign.stages import evaluate
 from infalign.theory.calibration import calibrate, expected_calibration_error
 from infalign.theory.limits import raw_beta
 from infalign.theory.transforms import parse_transform
-from infalign.workspace import Workspace, write_json
 
 ROOT = Path(__file__).parents[2]
 

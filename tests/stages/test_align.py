@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
+from infalign.aligning.goals import make_goal, turned
 from infalign.errors import InputError
-from infalign.goals import make_goal, turned
-from infalign.history import read_history
+from infalign.files.history import read_history
 from infalign.stages import align
 from infalign.theory.frontier import solve_beta
 

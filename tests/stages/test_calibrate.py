@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from infalign.errors import InputError
+from infalign.files.tables import CALIBRATED, CALIBRATION, read_table
 from infalign.stages.calibrate import calibration_errors, tied_share, uniformity
-from infalign.tables import CALIBRATED, CALIBRATION, read_table
 
 
 def test_tied_share_by_hand():

@@ -12,11 +12,11 @@ import yaml
 from smoke import merged
 
 from infalign.__main__ import main
-from infalign.params import check_params
+from infalign.files.tables import CALIBRATED, EVALUATION_SAMPLES, read_table
+from infalign.files.workspace import Workspace
+from infalign.settings.params import check_params
 from infalign.stages import align, evaluate, poison
-from infalign.tables import CALIBRATED, EVALUATION_SAMPLES, read_table
 from infalign.theory.calibration import calibrate
-from infalign.workspace import Workspace
 
 CASE = {
     "objectives": ["helpful"],

@@ -10,9 +10,9 @@ import pytest
 
 from infalign.data.builtin import gold_utility
 from infalign.errors import InputError
-from infalign.params import check_params
+from infalign.files.workspace import Workspace
+from infalign.settings.params import check_params
 from infalign.stages import corpus
-from infalign.workspace import Workspace
 
 FILES = [
     "corpus.json",

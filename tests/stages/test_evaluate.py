@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from report_case import case_params, run_evaluate, write_inputs
 
-from infalign.contest import (
+from infalign.files.tables import (
+    DIFFERENCES,
+    EVALUATION,
+    EVALUATION_REWARDS,
+    EVALUATION_SAMPLES,
+    read_table,
+)
+from infalign.measuring.contest import (
     Contest,
     PolicyResponses,
     above_limit,
@@ -21,13 +28,6 @@ from infalign.contest import (
     theory_curves,
 )
 from infalign.stages import evaluate
-from infalign.tables import (
-    DIFFERENCES,
-    EVALUATION,
-    EVALUATION_REWARDS,
-    EVALUATION_SAMPLES,
-    read_table,
-)
 from infalign.theory.procedures import parse_procedure
 
 
@@ -294,8 +294,8 @@ def test_models_sample_score_and_measure(tmp_path, policy, tokenizer):
     """A policy equal to the reference: no KL, other samples than the reference's own."""
     import torch
 
+    from infalign.files.workspace import Workspace
     from infalign.lm.models import build_reward_model, save_model
-    from infalign.workspace import Workspace
 
     params = case_params(prompts=3, samples=4, run={"objectives": ["helpful"], "device": "cpu"})
     write_inputs(tmp_path, params)

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from infalign.data.builtin import make_corpus
 from infalign.data.hh import write_pairs
 from infalign.errors import InputError
-from infalign.params import check_params
+from infalign.files.tables import PREFERENCES, PROMPTS, read_table
+from infalign.files.workspace import Workspace
+from infalign.settings.params import check_params
 from infalign.stages import prepare
-from infalign.tables import PREFERENCES, PROMPTS, read_table
-from infalign.workspace import Workspace
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "hh-rlhf"

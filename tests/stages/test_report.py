@@ -13,9 +13,9 @@ import report_case
 from report_case import case_params, run_evaluate, write_inputs
 
 from infalign.errors import InputError
-from infalign.params import Params
+from infalign.files.workspace import Workspace
+from infalign.settings.params import Params
 from infalign.stages import report
-from infalign.workspace import Workspace
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "line", "circle", "defs"}
 PLOTS = ("frontier", "families", "judges", "training", "calibration", "rewards")

@@ -3,8 +3,8 @@
 import pyarrow.parquet as pq
 import pytest
 
+from infalign.files.tables import SAMPLES, read_table
 from infalign.stages import sample
-from infalign.tables import SAMPLES, read_table
 
 
 def test_every_prompt_has_its_samples(finished, smoke_tree):

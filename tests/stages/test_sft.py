@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from infalign.history import read_history
+from infalign.files.history import read_history
 from infalign.lm.models import load_tokenizer
 from infalign.stages.sft import read_pairs
 

@@ -16,7 +16,7 @@ import yaml
 from smoke import ROOT, merged
 from transformers import AutoModelForCausalLM
 
-from infalign.history import read_history
+from infalign.files.history import read_history
 
 INSTANCES = (
     "sft",
@@ -184,8 +184,8 @@ def test_the_command_starts_them_and_says_what_is_wrong(finished, smoke_tree, tm
 
 def test_a_wrong_number_of_processes_is_refused(finished, smoke_tree, tmp_path, monkeypatch):
     from infalign.errors import InputError
-    from infalign.params import check_params
-    from infalign.ranks import join
+    from infalign.processes.ranks import join
+    from infalign.settings.params import check_params
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")

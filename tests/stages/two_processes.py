@@ -12,9 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from infalign.params import load_params
-from infalign.ranks import join
-from infalign.workspace import Workspace
+from infalign.files.workspace import Workspace
+from infalign.processes.ranks import join
+from infalign.settings.params import load_params
 
 
 def stopping(number: int) -> None:

@@ -1,0 +1,1 @@
+"""The commands of `infalign`, one file each, with their tables."""

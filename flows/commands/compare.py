@@ -1,0 +1,69 @@
+"""`infalign compare`: methods against each other at several KL budgets and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Column, Table
+
+from flows.project.versions import COMPARISON
+from infalign.errors import InputError
+from infalign.settings.params import load_params
+
+OBJECTIVES = "compare.objectives"
+
+
+def compare_methods(root: Path, name: str, assignments: Sequence[str], dry_run: bool) -> None:
+    """Bring the comparison up to date; what did not change is skipped."""
+    from flows.commands import run
+
+    if not dry_run:
+        run.run_pipeline(root, name, with_objectives(root, assignments), target=COMPARISON)
+    elif load_params(root / "params.yaml").compare.objectives:
+        run.show_plan(root, assignments, COMPARISON)
+    else:
+        raise InputError(
+            "params.yaml: compare.objectives is empty, so DVC knows of nothing to compare: leave "
+            "out --dry-run, or name the objectives there."
+        )
+
+
+def with_objectives(root: Path, assignments: Sequence[str]) -> list[str]:
+    """The assignments, and run.objectives to compare where none are named.
+
+    While compare.objectives is empty dvc.yaml has no stages of a comparison, so that those who
+    never compare have none that were never run. The first comparison names them.
+    """
+    named = load_params(root / "params.yaml")
+    given = any(assignment.partition("=")[0].strip() == OBJECTIVES for assignment in assignments)
+    if given or named.compare.objectives:
+        return list(assignments)
+    return [f"{OBJECTIVES}=[{', '.join(named.run.objectives)}]", *assignments]
+
+
+def gain_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """What methods that know the procedure win over the best that does not, at equal KL."""
+    numbers = ("KL budget", "judge", "gain", "95 % interval", "allowed")
+    table = Table(
+        *("objective", "method", "best rival"),
+        *(Column(name, justify="right") for name in numbers),
+        title="Gain in win rate over the best method blind to the procedure, points",
+    )
+    for row in rows:
+        table.add_row(
+            str(row["objective"]),
+            str(row["variant"]),
+            str(row["rival"]),
+            str(row["kl_nats"]),
+            str(row["judge"]),
+            _points(row["difference"]),
+            f"{_points(row['low'])} to {_points(row['high'])}",
+            _points(row["allowed"]),
+        )
+    return table
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:+.1f}"

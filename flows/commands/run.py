@@ -1,0 +1,191 @@
+"""`infalign run`: the settings, the servers, the flow, and the table at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from flows.children.locks import run_lock
+from flows.children.processes import redact
+from flows.commands.promote import show_decision
+from flows.project import versions
+from flows.project.configuration import check_data, set_params
+from flows.services.prefect_server import Server, prefect_server, prepare_environment
+from infalign.errors import InputError
+from infalign.settings.params import Params, load_params
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def show_plan(root: Path, assignments: Sequence[str], target: str = versions.RUN) -> None:
+    """Say what is stale. Assignments would have to be written first, so they are refused."""
+    if assignments:
+        raise InputError("--dry-run does not write params.yaml: leave out --set.")
+    load_params(root / "params.yaml")
+    versions.check_project(root)
+    plan = asyncio.run(versions.read_plan(root, _say, target=target))
+    for instance in plan.instances:
+        _say(f"{instance}: {plan.stale.get(instance, 'up to date')}")
+
+
+def run_pipeline(
+    root: Path,
+    name: str,
+    assignments: Sequence[str],
+    promote: bool = False,
+    push: bool = False,
+    target: str = versions.RUN,
+) -> None:
+    """Run the flow in this process; raises InputError, or exits with the run's code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, also while the server starts
+        signal.signal(number, _interrupt)
+    versions.check_project(root)
+    if push:
+        asyncio.run(versions.check_remote(root))
+    # Prefect's log handlers would print to stderr what they cannot send; the run says it itself.
+    logging.raiseExceptions = False
+    with run_lock(root):
+        params = set_params(root / "params.yaml", assignments)
+        check_data(params, root)
+        prepare_environment(root)
+        with prefect_server(root) as server:
+            from flows.runs.pipeline import tracking_page  # while the server starts
+
+            server.wait()
+            done = _run_flow(root, name, promote, target, server)
+            page = server.page(done["flow_run_id"])
+        show_tables(root, params, target)
+        show_outcomes(root, done["outcomes"], page, tracking_page(done["flow_run_id"]))
+        for decision in done["decisions"]:
+            show_decision(decision)
+        if push:
+            _push(root)
+
+
+def _run_flow(root: Path, name: str, promote: bool, target: str, server: Server) -> dict[str, Any]:
+    """What the flow gave; exits with one sentence where a stage, or Prefect, is in the way."""
+    from prefect.exceptions import FlowPauseTimeout, TerminationSignal
+
+    try:
+        return _recorded(root, name, promote, target, server)
+    except versions.StageFailed as error:
+        print(f"infalign: {error}", file=sys.stderr)
+        sys.exit(2 if error.user_error else 1)
+    except (versions.StageKilled, versions.Busy) as error:
+        print(f"infalign: {error} Run again to resume.", file=sys.stderr)
+        sys.exit(1)
+    except FlowPauseTimeout:
+        print(
+            "infalign: nobody approved within promotion.approval_seconds: nothing was promoted; "
+            "run again with --promote.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    except (asyncio.CancelledError, TerminationSignal):
+        raise KeyboardInterrupt from None
+
+
+def _recorded(root: Path, name: str, promote: bool, target: str, server: Server) -> dict[str, Any]:
+    """Run the flow and have Prefect record its end, which an outage of Prefect may prevent."""
+    from httpx import HTTPError
+
+    from flows.runs.pipeline import how_it_ended, pipeline
+
+    try:
+        return asyncio.run(pipeline(name=name, root=str(root), promote=promote, target=target))
+    except HTTPError as error:
+        done = how_it_ended(root)
+        print(
+            f"infalign: the Prefect server at {redact(server.url)} stopped answering "
+            f"({redact(str(error))}): its page lacks the end of this run; what the stages made is "
+            f"kept{'.' if isinstance(done, dict) else ', run again to go on.'}",
+            file=sys.stderr,
+        )
+        if isinstance(done, dict):
+            return done
+        if done is None or isinstance(done, HTTPError):
+            sys.exit(1)
+        raise done from None
+
+
+def _push(root: Path) -> None:
+    """Push the results; they are kept whatever the remote says."""
+    try:
+        asyncio.run(versions.push(root, _say))
+    except versions.PushFailed as error:
+        print(
+            f"infalign: the results are complete, but `dvc push` failed: {error} Mend the remote "
+            "(`dvc remote list`), then `dvc push`.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def show_tables(root: Path, params: Params, target: str) -> None:
+    """The win rates of a run, or the gains of a comparison, and where their page is."""
+    from flows.commands.compare import gain_table
+    from flows.tracking.records import gains, headline
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if target == versions.COMPARISON:
+        console.print(gain_table(gains(root, params)))
+        pages = [f"results/compare/{name}/index.html" for name in params.compare.objectives]
+    else:
+        rows = headline(root, params)
+        if rows:
+            console.print(win_rate_table(rows))
+        pages = ["results/report/index.html"]
+    for page in pages:
+        if (root / page).exists():
+            _say(f"Report   {page}")
+
+
+def show_outcomes(
+    root: Path, outcomes: dict[str, str], prefect_page: str, mlflow_page: str
+) -> None:
+    """What was done, and where to look."""
+    counts = {word: list(outcomes.values()).count(word) for word in ("made", "restored")}
+    unchanged = len(outcomes) - sum(counts.values())
+    _say(f"{counts['made']} made, {counts['restored']} restored from cache, {unchanged} unchanged")
+    _say(f"MLflow   {mlflow_page}")
+    _say(f"Prefect  {prefect_page}")
+
+
+def win_rate_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Win rate over the reference under each objective's own procedure."""
+    numbers = ("win rate", "95 % interval", "limit", "efficiency", "KL (nats)")
+    table = Table(
+        *("objective", "policy", "procedure"),
+        *(Column(name, justify="right") for name in numbers),
+        title="Win rate over the reference at inference time (training reward)",
+    )
+    for row in rows:
+        table.add_row(
+            str(row["objective"]),
+            str(row["policy"]),
+            str(row["procedure"]),
+            _number(row.get("win_rate")),
+            f"{_number(row.get('low'))} to {_number(row.get('high'))}",
+            _number(row.get("limit")),
+            _number(row.get("efficiency"), 2),
+            _number(row.get("kl"), 2),
+        )
+    return table
+
+
+def _number(value: object, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"

@@ -1,0 +1,1 @@
+"""The project's folder: its settings, its data, its versions in DVC and git."""

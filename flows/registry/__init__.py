@@ -1,0 +1,1 @@
+"""Registered models in MLflow: versions, champions, promotion."""

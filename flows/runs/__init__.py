@@ -1,0 +1,1 @@
+"""Prefect: the flows, their tasks and their deployments."""

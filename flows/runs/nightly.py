@@ -1,0 +1,223 @@
+"""The flows that run by themselves: nightly, evaluate-champion, backfill (prefect.yaml).
+
+One run at a time has the workspace, by a file lock that the kernel frees when its holder dies. A
+run that finds it taken waits or is skipped, and so is one that comes long after its time: section
+`schedule` of params.yaml says which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+)
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed, State
+
+from flows.children.locks import run_lock
+from flows.project import versions
+from flows.project.configuration import set_params
+from flows.runs.pipeline import pipeline
+from flows.tracking.records import headline
+from infalign.errors import InputError
+from infalign.files.workspace import write_text
+from infalign.settings.params import Params, load_params
+
+POLL_SECONDS = 5.0
+
+
+class Skipped(Exception):
+    """It is not this run's turn; the message says why."""
+
+
+@flow(name="nightly", persist_result=False, validate_parameters=False)
+async def nightly(root: str = ".", promote: bool = True) -> Any:
+    """Bring every stage up to date, then register, judge and promote the results.
+
+    Args:
+        root: the project's folder.
+        promote: also move the aliases, where the gate allows it.
+    """
+    folder = Path(root).resolve()
+    try:
+        async with turn(folder, str(flow_run.id), _tell):
+            put_back(folder)
+            # Not a flow within a flow: only a deployment's own run can be suspended for approval.
+            done = await pipeline.fn(name="nightly", root=str(folder), promote=promote)
+            return Completed(message=in_words(done["outcomes"]))
+    except Skipped as reason:
+        return skipped(reason)
+
+
+@flow(name="evaluate-champion", persist_result=False, validate_parameters=False)
+async def evaluate_champion(root: str = ".", alias: str = "champion") -> Any:
+    """The champions on fresh prompts; fails with the sentence where something has drifted.
+
+    Args:
+        root: the project's folder.
+        alias: whose versions are checked.
+    """
+    from flows.runs.champion_check import check_all, publish
+
+    folder = Path(root).resolve()
+    try:
+        async with turn(folder, str(flow_run.id), _tell) as params:
+            put_back(folder)
+            versions.check_project(folder)
+            checks = await check_all(folder, params, alias, _tell)
+    except Skipped as reason:
+        return skipped(reason)
+    if not checks:
+        return skipped(Skipped(f"no model has the alias {alias!r} yet."))
+    await publish(checks)
+    alarms = [check.sentence() for check in checks if check.alarm]
+    if alarms:
+        return Failed(name="Drift", message=" ".join(alarms))
+    return Completed(message=" ".join(check.sentence() for check in checks))
+
+
+@flow(name="backfill", persist_result=False, validate_parameters=False)
+async def backfill(root: str = ".", kl_nats: Sequence[float] = ()) -> Any:
+    """The pipeline at each of several KL budgets; params.yaml and results are put back at the end.
+
+    Args:
+        root: the project's folder.
+        kl_nats: the budgets, nats a response.
+    """
+    folder = Path(root).resolve()
+    if not kl_nats:
+        raise InputError("backfill: kl_nats is empty: give a list of budgets, nats a response.")
+    rows: list[dict[str, Any]] = []
+    try:
+        async with turn(folder, str(flow_run.id), _tell) as params:
+            put_back(folder)
+            _check_budgets(params, kl_nats)
+            set_aside(folder)
+            try:
+                for budget in kl_nats:
+                    chosen = set_params(folder / "params.yaml", [f"align.kl_nats={budget}"])
+                    await pipeline(name=f"backfill {budget:g} nats", root=str(folder))
+                    rows += [{"budget": budget, **row} for row in headline(folder, chosen)]
+            finally:
+                put_back(folder)
+            await pipeline(name="backfill: back", root=str(folder))  # from DVC's cache
+    except Skipped as reason:
+        return skipped(reason)
+    from prefect.artifacts import acreate_table_artifact
+
+    await acreate_table_artifact(table=rows, key="backfill", description="Win rate by KL budget.")
+    return Completed(message=f"{len(kl_nats)} budgets.")
+
+
+def _check_budgets(params: Params, kl_nats: Sequence[float]) -> None:
+    """Raise for a budget that params.yaml would not take, before anything runs."""
+    from infalign.settings.params import check_params
+
+    tree = params.model_dump(mode="json")
+    for budget in kl_nats:
+        changed = {**tree, "align": {**tree["align"], "kl_nats": budget}}
+        check_params(changed, f"backfill: kl_nats = {budget!r}")
+
+
+def _aside(root: Path) -> Path:
+    return root / ".infalign" / "backfill" / "params.yaml"
+
+
+def set_aside(root: Path) -> None:
+    """Keep params.yaml as it is, where also the run after a killed one finds it."""
+    write_text(_aside(root), (root / "params.yaml").read_text(encoding="utf-8"))
+
+
+def put_back(root: Path) -> None:
+    """Give params.yaml back what a backfill set aside."""
+    kept = _aside(root)
+    if kept.is_file():
+        write_text(root / "params.yaml", kept.read_text(encoding="utf-8"))
+        shutil.rmtree(kept.parent)
+
+
+def _tell(line: str) -> None:
+    """Say a line in the worker's log and in Prefect's."""
+    print(line, flush=True)
+    get_run_logger().info("%s", line)
+
+
+def in_words(outcomes: dict[str, str]) -> str:
+    """What the stages did."""
+    counts = {
+        word: list(outcomes.values()).count(word) for word in dict.fromkeys(outcomes.values())
+    }
+    return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+
+def skipped(reason: Exception) -> State:
+    """The state of a run whose turn it is not: nothing failed."""
+    _tell(f"Skipped: {reason}")
+    return Completed(name="Skipped", message=str(reason))
+
+
+@contextlib.asynccontextmanager
+async def turn(root: Path, flow_run_id: str, tell: Callable[[str], None]) -> AsyncIterator[Params]:
+    """Hold the workspace for this run; raises Skipped where it is not its turn."""
+    params = load_params(root / "params.yaml")
+    await check_missed(flow_run_id, params)
+    settings = params.schedule
+    deadline = time.monotonic() + 60 * settings.wait_minutes
+    with contextlib.ExitStack() as held:
+        told = False
+        while True:
+            try:
+                held.enter_context(run_lock(root))
+                break
+            except InputError:
+                if settings.overlap == "skip":
+                    raise Skipped("another run is at work in the workspace.") from None
+                if time.monotonic() > deadline:
+                    minutes = f"{settings.wait_minutes:g} minutes"
+                    raise Skipped(f"another run had the workspace for {minutes}.") from None
+            if not told:
+                tell("Waiting for another run, which has the workspace.")
+                told = True
+            await asyncio.sleep(POLL_SECONDS)
+        yield load_params(root / "params.yaml")
+
+
+async def check_missed(flow_run_id: str, params: Params) -> None:
+    """Raise Skipped for a run that its schedule meant for a time long gone."""
+    settings = params.schedule
+    async with get_client() as client:
+        run = await client.read_flow_run(UUID(flow_run_id))
+        due = run.expected_start_time
+        resumed = run.run_count > 1  # was suspended until someone approved, or is retried
+        if resumed or not run.auto_scheduled or due is None or run.deployment_id is None:
+            return
+        now = datetime.now(UTC)
+        if now - due < timedelta(minutes=settings.late_minutes):
+            return
+        late = f"it was due at {due:%Y-%m-%d %H:%M} UTC"
+        if settings.missed == "skip":
+            raise Skipped(f"{late} and missed.")
+        later = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
+                    {"after_": due + timedelta(seconds=1), "before_": now}
+                )
+            ),
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[run.deployment_id])),
+        )
+        if any(other.auto_scheduled for other in later):
+            raise Skipped(f"{late}, and a later one is due as well.")

@@ -1,0 +1,343 @@
+"""The Prefect flow: one asynchronous task per stage instance, in the order of DVC's graph.
+
+DVC says what is stale and runs it; MLflow gets the evidence; Prefect decides when. Independent
+instances run side by side, one at a time per GPU. Every way to stop a run (Ctrl-C, SIGTERM,
+cancelling it in Prefect) ends the whole process group of every child. Prefect's server may be gone
+for a while, or for good: stages go on, and what the run did is known here (`how_it_ended`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import flow, get_client, task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, State
+
+from flows.children.locks import gpu_numbers, gpus_held, run_lock
+from flows.children.processes import child_environment, end_leftovers, warm_process
+from flows.project import versions
+from flows.project.configuration import check_data
+from flows.project.versions import Busy, Plan, StageFailed, StageKilled
+from flows.tracking import records
+from flows.tracking.tracker import PARENT, Tracker
+from infalign.settings.params import Params, load_params
+
+RETRIES = 3
+RETRY_SECONDS: list[float] = [2, 10, 30]
+CANCEL_POLL_SECONDS = 3.0
+SERVER_SECONDS = 60.0  # how long a finished run waits for a Prefect server that went away
+WITHOUT_GPU = {"corpus", "prepare", "report", "compare"}
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """What the tasks of one pipeline run share; it never leaves the process."""
+
+    root: Path
+    params: Params
+    plan: Plan
+    tracker: Tracker
+    tell: Tell
+    slots: asyncio.Semaphore
+    gpus: list[str]
+    extra: dict[str, str]  # environment of every stage
+
+
+_RUNS: dict[str, Run] = {}  # by the id of the flow run: tasks are handed ids, not objects
+_ENDED: dict[Path, dict[str, Any] | BaseException] = {}
+
+
+def how_it_ended(root: Path) -> dict[str, Any] | BaseException | None:
+    """What a project's last run in this process gave, whether or not Prefect could record it."""
+    return _ENDED.get(root.resolve())
+
+
+@flow(name="infalign", flow_run_name="{name}", persist_result=False, validate_parameters=False)
+async def pipeline(
+    name: str = "pipeline", root: str = ".", promote: bool = False, target: str = versions.RUN
+) -> dict[str, Any]:
+    """Bring a stage and all that it depends on up to date; what each instance did.
+
+    Args:
+        name: shown in Prefect and MLflow.
+        root: the project's folder.
+        promote: register, judge and promote the results; as `promotion.after_run`.
+        target: the last stage: `report`, or `compare`.
+    """
+    folder = Path(root).resolve()
+    body = asyncio.current_task()
+    assert body is not None
+    with run_lock(folder), _ends_on_signals(body):
+        watcher = asyncio.create_task(_watch_cancelling(str(flow_run.id), body))
+        try:
+            done = await _run(folder, name, target)
+            wanted = target == versions.RUN  # a comparison makes nothing to promote
+            decisions = await _promote(folder, promote, done["parent"]) if wanted else []
+            done |= {"decisions": decisions}
+            _ENDED[folder] = done
+            return done
+        except BaseException as error:
+            _ENDED[folder] = error
+            raise
+        finally:
+            watcher.cancel()
+
+
+async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
+    """The flow's body, with the workspace held."""
+    logger = get_run_logger()
+    tell = _teller(logger.info)
+    params = load_params(root / "params.yaml")
+    versions.check_project(root)
+    check_data(params, root)
+    if end_leftovers(root):
+        tell("A run that was killed before left stages at work: they were ended.")
+    tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
+    status = "KILLED"
+    try:
+        plan = await versions.read_plan(root, tell, target=target)
+        slots = asyncio.Semaphore(params.run.concurrency)
+        gpus = gpu_numbers() if params.run.device != "cpu" else []
+        extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}
+        run = Run(root, params, plan, tracker, tell, slots, gpus, extra)
+        records.begin_run(run.tracker, root, params, name, plan)
+        _RUNS[str(flow_run.id)] = run
+        status = "FAILED"
+        with _warm(run) if plan.stale else contextlib.nullcontext():
+            outcomes = await _run_all(run, str(flow_run.id))
+        status = "FINISHED"
+        records.end_run(run.tracker, root, params, target)
+        done = {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
+    except asyncio.CancelledError:
+        status = "KILLED"
+        raise
+    finally:
+        _RUNS.pop(str(flow_run.id), None)
+        tracker.end(PARENT, status)
+        await asyncio.shield(asyncio.to_thread(tracker.close))
+        _PAGES[str(flow_run.id)] = tracker.page()
+        if status == "FINISHED" and await _prefect_answers(tell):
+            await records.publish_artifacts(root, tracker, params, target)
+    return done | {"parent": tracker.run_id(PARENT)}
+
+
+async def _promote(root: Path, asked: bool, parent: str | None) -> list[Any]:
+    """The stages register and promote, where they are asked for."""
+    params = load_params(root / "params.yaml")
+    if not (asked or params.promotion.after_run):
+        return []
+    from flows.runs.promotion_tasks import register_and_promote
+
+    return await register_and_promote(root, params, parent, _teller(get_run_logger().info))
+
+
+async def _prefect_answers(tell: Tell) -> bool:
+    """Whether Prefect's server is there, or is back soon."""
+    deadline, told = time.monotonic() + SERVER_SECONDS, False
+    while True:
+        async with get_client() as client:
+            if await client.api_healthcheck() is None:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        if not told:
+            tell(f"Prefect's server does not answer: waiting {SERVER_SECONDS:.0f} s at most.")
+            told = True
+        await asyncio.sleep(1)
+
+
+_PAGES: dict[str, str] = {}
+
+
+def tracking_page(flow_run_id: str) -> str:
+    """Where the evidence of a finished run of this process is to be seen."""
+    return _PAGES.get(flow_run_id, "")
+
+
+async def _run_all(run: Run, run_key: str) -> dict[str, str]:
+    """Every instance, each as soon as those it depends on are done.
+
+    A failure stops what depends on it; independent instances go on, so that their work is kept.
+    """
+    jobs: dict[str, asyncio.Task[dict[str, str] | None]] = {}
+
+    async def job(instance: str) -> dict[str, str] | None:
+        needs = [await asyncio.shield(jobs[need]) for need in run.plan.upstream[instance]]
+        upstream = [result for result in needs if result is not None]
+        if len(upstream) < len(needs):
+            return None
+        # What is up to date costs nothing and need not queue behind what runs.
+        async with run.slots if instance in run.plan.stale else contextlib.nullcontext():
+            call: Any = stage.with_options(name=instance.split("@")[0], task_run_name=instance)
+            try:
+                state = await call(run_key, instance, upstream, return_state=True)
+                return cast(dict[str, str], await state.aresult())
+            except Exception as error:
+                failures.append(error)
+                run.tell(f"{instance} failed: {error}")
+                return None
+
+    failures: list[Exception] = []
+    try:
+        for instance in run.plan.instances:
+            jobs[instance] = asyncio.create_task(job(instance))
+        results = await asyncio.gather(*jobs.values())
+    finally:
+        for started in jobs.values():
+            started.cancel()
+        await asyncio.gather(*jobs.values(), return_exceptions=True)
+    if failures:
+        raise _worst(failures)
+    return {result["instance"]: result["outcome"] for result in results if result}
+
+
+def _worst(failures: list[Exception]) -> Exception:
+    """The failure to report: a user's mistake is the one that the user can mend."""
+    mistakes = [e for e in failures if isinstance(e, StageFailed) and e.user_error]
+    return (mistakes or failures)[0]
+
+
+def _can_retry(_task: Any, _run: Any, state: State) -> bool:
+    """Only what came from outside: a killed process, a lock held by someone else."""
+    return isinstance(state.data, Busy | StageKilled | ConnectionError)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=_can_retry,
+)
+async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> Any:
+    """Bring one stage instance up to date, or say that it is.
+
+    Args:
+        run_key: the flow run's id.
+        instance: `align@helpful-ctrl`.
+        upstream: what the instances did on which this one depends.
+    """
+    run = _RUNS[run_key]
+    logger = get_run_logger()
+    why = run.plan.stale.get(instance)
+    records.begin_stage(run.tracker, instance)
+    outcome, status = "unchanged", "FAILED"
+    try:
+        if why is not None:
+            logger.info("Stale: %s", why)
+            outcome = await _reproduce(run, instance, _teller(logger.info, instance))
+        maker = await records.end_stage(run.tracker, run.root, run.params, instance, outcome)
+        status = "FINISHED"
+    except asyncio.CancelledError:
+        status = "KILLED"
+        raise
+    except (Busy, StageKilled) as error:
+        run.tell(f"{error} It is tried again, {RETRIES} times at most.")
+        raise
+    finally:
+        run.tracker.end(instance, status)
+    result = {"instance": instance, "outcome": outcome, "made_by": maker or ""}
+    if outcome == "made":
+        return Completed(data=result)
+    words = "Unchanged" if outcome == "unchanged" else "Restored from DVC's cache"
+    message = f"{words}; made by MLflow run {maker}." if maker else f"{words}."
+    logger.info("%s", message)
+    return Completed(name="Skipped", message=message, data=result)
+
+
+async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
+    """Run `dvc repro`, on GPUs of its own, one a process, where the stage needs them."""
+    word = instance.split("@")[0]
+    run.tracker.follow(instance)
+    tell("begins")
+    begun = time.monotonic()
+    if not run.gpus or word in WITHOUT_GPU:
+        outcome = await versions.reproduce(run.root, instance, tell, child_environment(run.extra))
+    else:
+        async with gpus_held(run.gpus, run.params.run.processes) as gpus:
+            environment = child_environment({**run.extra, "CUDA_VISIBLE_DEVICES": gpus.numbers})
+            outcome = await versions.reproduce(
+                run.root, instance, tell, environment, gpus.descriptors
+            )
+    tell(f"{outcome} in {time.monotonic() - begun:.0f} s")
+    return outcome
+
+
+@contextlib.contextmanager
+def _warm(run: Run) -> Iterator[None]:
+    """Stages as forks of one process, where each of them is one process."""
+    if run.gpus or run.params.run.processes > 1:
+        yield
+        return
+    with warm_process(run.root, child_environment(run.extra)) as found:
+        run.extra |= found
+        yield
+
+
+def _is_local(params: Params, root: Path) -> bool:
+    """Whether no stage has anything to download."""
+    names = {params.model.name_or_path, params.reward.name_or_path} - {"tiny", "sft"}
+    return all((root / name).is_dir() for name in names)
+
+
+def _teller(log: Tell, instance: str = "") -> Tell:
+    """Say a line in the terminal and in Prefect's log."""
+
+    def tell(line: str) -> None:
+        shown = line if line.startswith(instance) else f"{instance} {line}"
+        print(shown, flush=True)
+        log(line.replace("%", "%%"))
+
+    return tell
+
+
+@contextlib.contextmanager
+def _ends_on_signals(body: asyncio.Task[Any]) -> Iterator[None]:
+    """Cancel the flow on SIGTERM and SIGHUP, as asyncio does on Ctrl-C."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = {}
+    try:
+        for number in signals:
+            before[number] = signal.getsignal(number)
+            loop.add_signal_handler(number, body.cancel)
+    except (ValueError, RuntimeError):
+        before = {}  # not in the main thread: whoever owns it sees to the signals
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+async def _watch_cancelling(flow_run_id: str, body: asyncio.Task[Any]) -> None:
+    """Cancel the flow when someone asks for it in Prefect."""
+    run_id = UUID(flow_run_id)
+    while True:
+        await asyncio.sleep(CANCEL_POLL_SECONDS)
+        with contextlib.suppress(Exception):  # Prefect's outage is no reason to stop
+            async with get_client() as client:
+                state = (await client.read_flow_run(run_id)).state
+                if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                    if state.is_cancelling():
+                        await client.set_flow_run_state(
+                            run_id,
+                            Cancelled(message="Every stage was ended."),
+                            force=True,
+                        )
+                    body.cancel()
+                    return

@@ -1,0 +1,109 @@
+"""The stages `register` and `promote` of a pipeline run: tasks after the last stage of DVC's.
+
+Models and verdicts stay in MLflow; tasks hand version numbers on. MLflow is called in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from flows.registry import promotion
+from flows.registry.promotion import Decision, Tell
+from flows.registry.registry import Unreachable, open_registry
+from flows.registry.tables import verdict_markdown
+from flows.runs.approval import wait_for_approval
+from infalign.errors import InputError
+from infalign.settings.params import Params, load_params
+
+RETRIES = 3
+RETRY_SECONDS: list[float] = [2, 10, 30]
+
+
+def _can_retry(_task: Any, _run: Any, state: State) -> bool:
+    """A server that does not answer, a killed child; never a mistake or a refusal."""
+    return isinstance(state.data, Unreachable) or not isinstance(state.data, InputError)
+
+
+_SETTINGS: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": RETRIES,
+    "retry_delay_seconds": RETRY_SECONDS,
+    "retry_condition_fn": _can_retry,
+}
+
+
+@task(name="register", task_run_name="register@{objective}", **_SETTINGS)
+async def register(root: str, objective: str, parent: str | None) -> str:
+    """The version of what evaluate found, registered if it was not."""
+    folder = Path(root)
+    params = load_params(folder / "params.yaml")
+    models = await asyncio.to_thread(open_registry, folder)
+
+    def tell(line: str) -> None:
+        print(f"register@{objective} {line}", flush=True)
+
+    return await promotion.registered(models, params, objective, tell, parent)
+
+
+@task(name="promote", task_run_name="promote@{objective}", **_SETTINGS)
+async def promote(root: str, objective: str, version: str) -> Any:
+    """Judge the version and make it the champion if it passes; a refusal is no failure."""
+    folder = Path(root)
+    params = load_params(folder / "params.yaml")
+    models = await asyncio.to_thread(open_registry, folder)
+    decision = await asyncio.to_thread(promotion.promote, models, params, objective, version)
+    promotion.write_decision(folder, decision)
+    await publish(decision)
+    refused = decision.outcome == "refused"
+    name = "Refused" if refused else "Completed"
+    return Completed(name=name, message=decision.sentence(), data=decision)
+
+
+async def publish(decision: Decision) -> None:
+    """The verdict as an artifact of Prefect's."""
+    key = "gate-" + re.sub(r"[^a-z0-9]+", "-", decision.objective.lower())
+    await acreate_markdown_artifact(key=key, markdown=verdict_markdown(decision))
+
+
+async def register_and_promote(
+    root: Path, params: Params, parent: str | None, tell: Tell
+) -> list[Decision]:
+    """Every objective's candidate: registered, judged, approved where that is asked, promoted."""
+    versions = {name: await register(str(root), name, parent) for name in params.run.objectives}
+    if params.promotion.approval:
+        await _approved(root, params, versions, tell)
+    decisions = []
+    for name, version in versions.items():
+        call: Any = promote  # its states carry names that a plain call would not unpack
+        state = await call(str(root), name, version, return_state=True)
+        decision: Decision = await state.aresult()
+        tell(decision.sentence())
+        decisions.append(decision)
+    return decisions
+
+
+async def _approved(root: Path, params: Params, versions: dict[str, str], tell: Tell) -> None:
+    """Wait for a human, if anything passes the gate."""
+    models = await asyncio.to_thread(open_registry, root)
+    previews: Sequence[Decision] = [
+        await asyncio.to_thread(promotion.preview, models, params, name, version, None)
+        for name, version in versions.items()
+    ]
+    waiting = [p.sentence() for p in previews if p.outcome == "would promote"]
+    for decision in previews:
+        await publish(decision)
+    if waiting:
+        for sentence in waiting:
+            tell(sentence)
+        tell("Waiting for approval: `infalign approve`, or resume this run in Prefect.")
+        await wait_for_approval(root, params.promotion.approval_seconds, waiting)

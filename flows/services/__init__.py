@@ -1,0 +1,1 @@
+"""`infalign up` and `down`: servers and their databases."""

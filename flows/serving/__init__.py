@@ -1,0 +1,1 @@
+"""`infalign serve`: answers of a registered model over HTTP."""

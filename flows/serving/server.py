@@ -1,0 +1,344 @@
+"""One scoring server: MLflow's own app for one model version, with bounds in front of it.
+
+`infalign serve` starts this as `python -m flows.serving.server` on a listening socket that it
+keeps. The process says `ready` on a pipe once the model has answered its own example. Told to end,
+or left alone (its standard input ends), it takes no new connection, answers those it has, and goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from infalign.errors import InputError
+from infalign.settings.params import Serving
+from infalign.theory.procedures import parse_procedure
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
+SENTENCE = 400  # longest message, characters
+VERSION_HEADER = b"x-infalign-model"
+_INPUT_ERROR = re.compile(r"^(?:[\w.]+\.)?InputError: (.*)", re.MULTILINE | re.DOTALL)
+_OWN_FAULT = "the model failed on this request: the server's log says why."
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a scoring server is told at its start."""
+
+    model: str  # models:/infalign-helpful/3
+    socket: int  # descriptors
+    ready: int
+    limits: Serving
+
+    def dump(self) -> str:
+        """As text, for the environment."""
+        return json.dumps(asdict(self) | {"limits": self.limits.model_dump()})
+
+    @classmethod
+    def load(cls, text: str) -> Job:
+        """From the text."""
+        tree = json.loads(text)
+        return cls(**(tree | {"limits": Serving.model_validate(tree["limits"])}))
+
+
+class Refused(Exception):
+    """A request that is answered with a status and one sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Bounded:
+    """An ASGI app in front of MLflow's: bounded requests, one sentence for every refusal.
+
+    Args:
+        app: MLflow's scoring app.
+        limits: section `serving` of params.yaml.
+        model: shown in a header of every answer.
+        params: names that the model's signature knows.
+    """
+
+    def __init__(self, app: App, limits: Serving, model: str, params: frozenset[str]) -> None:
+        self._app, self.limits, self._params = app, limits, params
+        self._header = (VERSION_HEADER, model.removeprefix("models:/").encode())
+        self.draining = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer()
+        try:
+            body = await self._body(scope, receive)
+            if scope["path"] == "/invocations" and scope["method"] == "POST":
+                self.check(_content_type(scope), body)
+            await self._app(scope, _replay(body), answer)
+        except Refused as error:
+            answer.refuse(error.status, str(error))
+        except Exception as error:
+            print(f"scoring: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            answer.refuse(500, _OWN_FAULT)
+        await answer.send(send, self._header, close=self.draining)
+
+    async def _body(self, scope: Message, receive: Receive) -> bytes:
+        """All of the body, never more than may be sent."""
+        too_long = Refused(
+            413, f"the request is longer than {self.limits.request_bytes} bytes: send less at once."
+        )
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared) > self.limits.request_bytes:
+            raise too_long
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "the request broke off.")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.limits.request_bytes:
+                raise too_long
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    def check(self, content_type: str, body: bytes) -> None:
+        """Raise Refused for what the model must not be asked."""
+        if content_type != "application/json":
+            raise Refused(415, "the content type must be application/json.")
+        try:
+            tree = json.loads(body, parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            raise Refused(400, "the request is not JSON.") from None
+        given = [name for name in FORMATS if isinstance(tree, dict) and name in tree]
+        if len(given) != 1 or set(tree) - {*FORMATS, "params"}:
+            raise Refused(
+                400,
+                f"the request must have exactly one of {', '.join(FORMATS)}, and may have params.",
+            )
+        prompts = _rows(tree[given[0]])
+        if not 1 <= prompts <= self.limits.prompts:
+            raise Refused(400, f"{prompts} prompts: send 1 to {self.limits.prompts} at once.")
+        params = tree.get("params") or {}
+        if not isinstance(params, dict):
+            raise Refused(400, "params must be a mapping of names to values.")
+        self._check_params(params)
+
+    def _check_params(self, params: dict[str, Any]) -> None:
+        for name in params:
+            if name not in self._params:
+                known = ", ".join(sorted(self._params)) or "none"
+                raise Refused(400, f"params: {name[:40]!r} is not one of the model's: {known}.")
+            if isinstance(params[name], float) and not math.isfinite(params[name]):
+                raise Refused(400, f"params: {name} is not a finite number.")
+        bounds = {"n": self.limits.n, "max_new_tokens": self.limits.new_tokens}
+        for name, most in bounds.items():
+            value = params.get(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+                shown = str(value)[:40]
+                raise Refused(
+                    400,
+                    f"params: {name} = {shown} must be a whole number, 1 to {most}, or 0 for the "
+                    "model's own.",
+                )
+        procedure = params.get("procedure")
+        if procedure is not None:
+            self._check_procedure(procedure)
+
+    def _check_procedure(self, procedure: object) -> None:
+        if not isinstance(procedure, str) or len(procedure) > 200:
+            raise Refused(400, "params: procedure must be a short text, as best_of:4.")
+        try:
+            size = parse_procedure(procedure).n
+        except ValueError:  # the model's own spelling: it says what is wrong with it
+            size = max((int(x[:9]) for x in re.findall(r"\d+", procedure)), default=1)
+        if size > self.limits.n:
+            raise Refused(
+                400,
+                f"params: procedure = {procedure[:40]} draws more than {self.limits.n} responses.",
+            )
+
+
+class _Answer:
+    """Collects what the app sends; an error becomes one sentence."""
+
+    def __init__(self) -> None:
+        self.status, self.headers, self.body = 500, list[tuple[bytes, bytes]](), b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message.get("headers", []))
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+
+    def refuse(self, status: int, sentence: str) -> None:
+        """Answer with a status and one sentence."""
+        self.status, self.headers = status, [(b"content-type", b"application/json")]
+        self.body = json.dumps({"error": sentence}).encode()
+
+    async def send(self, send: Send, header: tuple[bytes, bytes], close: bool) -> None:
+        """Pass the answer on."""
+        if self.status >= 400:
+            self.refuse(*in_a_sentence(self.status, self.body))
+        kept = [(k, v) for k, v in self.headers if k.lower() != b"content-length"]
+        kept += [header, (b"content-length", str(len(self.body)).encode())]
+        kept += [(b"connection", b"close")] if close else []
+        await send({"type": "http.response.start", "status": self.status, "headers": kept})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def in_a_sentence(status: int, body: bytes) -> tuple[int, str]:
+    """Status and sentence of an error of MLflow's app, without its stack trace.
+
+    MLflow answers 400 to whatever the model raises. Our InputError is the caller's mistake; any
+    other exception is ours, and goes to the log.
+    """
+    try:
+        tree = json.loads(body)
+    except ValueError:
+        tree = {}
+    if not isinstance(tree, dict):
+        tree = {}
+    trace = str(tree.get("stack_trace") or "")
+    if found := _INPUT_ERROR.search(trace):
+        return 400, _short(found[1])
+    if trace or status >= 500:
+        print(trace or body.decode(errors="replace"), file=sys.stderr, flush=True)
+        return (504, "the answer took too long.") if status == 504 else (500, _OWN_FAULT)
+    words = tree.get("error") or tree.get("message") or tree.get("detail")
+    text = str(words or body.decode(errors="replace") or "refused.")
+    return status, _short(text.split("\nError: ")[-1])
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _short(text: str) -> str:
+    """On one line, not too long."""
+    line = " ".join(text.split())
+    return line if len(line) <= SENTENCE else f"{line[:SENTENCE]}…"
+
+
+def _rows(value: Any) -> int:
+    """How many prompts one of MLflow's formats holds."""
+    if isinstance(value, dict):
+        lists = [len(v) for v in value.values() if isinstance(v, list)]
+        return len(value["data"]) if isinstance(value.get("data"), list) else max(lists, default=0)
+    if isinstance(value, list):
+        return len(value)
+    return 0
+
+
+def _content_type(scope: Message) -> str:
+    text = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
+    return str(text.split(";")[0].strip().lower())
+
+
+def _replay(body: bytes) -> Receive:
+    """A request's body that was read already."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    never = asyncio.Event()
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await never.wait()  # a client that leaves must not look like one that sends nothing
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+class Draining(uvicorn.Server):
+    """Takes no new connection when told to end, but answers every one it has.
+
+    uvicorn closes connections whose request has not been read yet; a client would see its request
+    dropped. Here they are answered first, and told to connect anew.
+    """
+
+    def __init__(self, config: uvicorn.Config, bounded: Bounded, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._bounded, self._ready = bounded, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept, then say so."""
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, wait for the connections, then end."""
+        for server in self.servers:
+            server.close()
+        self._bounded.draining = True
+        deadline = asyncio.get_running_loop().time() + self._bounded.limits.drain_seconds
+        await asyncio.sleep(0.2)  # what was accepted a moment ago becomes a connection
+        while self.server_state.connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
+
+
+def build(job: Job) -> Bounded:
+    """Load the model, let it answer its own example, and put bounds in front of it."""
+    import mlflow
+    from mlflow.pyfunc import scoring_server
+
+    folder = Path(mlflow.artifacts.download_artifacts(job.model))
+    model = mlflow.pyfunc.load_model(str(folder))
+    schema = model.metadata.get_params_schema()
+    names = frozenset(param.name for param in schema.params) if schema else frozenset[str]()
+    example = folder / "serving_input_example.json"
+    if example.is_file():
+        inputs = model.metadata.get_input_schema()
+        scoring_server.invocations(example.read_bytes(), "application/json", model, inputs)
+    return Bounded(scoring_server.init(model), job.limits, job.model, names)
+
+
+def main() -> None:
+    """Serve until told to end, or until the supervisor is gone."""
+    job = Job.load(os.environ["INFALIGN_SCORING"])
+    try:
+        bounded = build(job)
+    except InputError as error:
+        sys.exit(f"scoring: {error}")
+    config = uvicorn.Config(
+        bounded,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=int(job.limits.drain_seconds),
+    )
+
+    def ready() -> None:
+        os.write(job.ready, b"ready")
+        os.close(job.ready)
+
+    server = Draining(config, bounded, ready)
+
+    def left_alone() -> None:
+        sys.stdin.buffer.read()
+        server.should_exit = True
+
+    threading.Thread(target=left_alone, daemon=True).start()
+    server.run(sockets=[socket.socket(fileno=job.socket)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""`infalign serve`: MLflow's scoring server behind one address, replaced without a dropped request.
+
+The supervisor holds the listening socket. When the alias moves it starts a server for the new
+version on the same socket, waits until that one has answered, then lets the old one finish what it
+has. A version that does not start changes nothing. Connections wait in the socket's queue while no
+server accepts, so a crash delays requests and refuses none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.children.processes import child_environment, redact
+from flows.serving.server import Job
+from flows.tracking.tracker import default_uri
+from infalign.errors import InputError
+from infalign.settings.params import Params, load_params
+
+STARTUP_SECONDS = 300.0
+TICK_SECONDS = 0.2
+RESTART_SECONDS = 2.0  # between two starts of a server that keeps dying
+LOOPBACK = "127.0.0.1"
+_NOT_THERE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
+
+
+@dataclass
+class Server:
+    """A scoring server at work, and the version that it serves."""
+
+    version: str
+    child: subprocess.Popen[bytes]
+
+    def retire(self) -> None:
+        """Ask it to answer what it has, and to go."""
+        with contextlib.suppress(ProcessLookupError):
+            self.child.terminate()
+
+
+@dataclass
+class Supervisor:
+    """Keeps one server of the alias's version at work.
+
+    Attributes:
+        root: the project's folder.
+        name: the registered model.
+        alias: whose version is served.
+        listener: the socket that all servers share.
+        params: section `serving` is used.
+        tell: called with each line for the user.
+    """
+
+    root: Path
+    name: str
+    alias: str
+    listener: socket.socket
+    params: Params
+    tell: Callable[[str], None]
+    stop: threading.Event = field(default_factory=threading.Event)
+    reload: threading.Event = field(default_factory=threading.Event)
+    _current: Server | None = None
+    _retired: list[Server] = field(default_factory=list)
+    _failed: str = ""
+    _silent: bool = False
+    _next: float = 0.0
+    _soonest: float = 0.0
+
+    def run(self) -> None:
+        """Serve until `stop` is set."""
+        try:
+            self._current = self._start(self._version())
+            self._announce()
+            while not self.stop.wait(TICK_SECONDS):
+                if self._due():
+                    self._step()
+        finally:
+            self._end()
+
+    def _died(self) -> bool:
+        return self._current is None or self._current.child.poll() is not None
+
+    def _due(self) -> bool:
+        """Whether it is time to look at the alias, at once where something has happened."""
+        now = time.monotonic()
+        happened = self._died() or self.reload.is_set()
+        if now < (self._soonest if happened else self._next):
+            return False
+        self._next = now + self.params.serving.poll_seconds
+        self._soonest = now + RESTART_SECONDS
+        return True
+
+    def _step(self) -> None:
+        """Replace the server where it died, where the alias moved, or where it was asked for."""
+        self._retired = [one for one in self._retired if one.child.poll() is None]
+        assert self._current is not None
+        wanted = self._wanted(self._current.version)
+        died = self._died()
+        if self.reload.is_set():
+            self._failed = ""
+        moved = wanted not in (self._current.version, self._failed)
+        if not (died or moved or self.reload.is_set()):
+            return
+        self.reload.clear()
+        if died:
+            self.tell(f"The server of version {self._current.version} died: it is started again.")
+            wanted = self._current.version if wanted == self._failed else wanted
+        try:
+            fresh = self._start(wanted)
+        except InputError as error:
+            self._failed = wanted
+            self.tell(f"{error} Version {self._current.version} stays.")
+            return
+        self._current.retire()
+        self._retired.append(self._current)
+        self._current = fresh
+        self._announce()
+
+    def _announce(self) -> None:
+        assert self._current is not None
+        host, port = self.listener.getsockname()[:2]
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}/invocations"
+        self.tell(f"Serving {self.name} version {self._current.version} ({self.alias}) at {where}")
+
+    def _wanted(self, now: str) -> str:
+        """The alias's version; the present one while the registry does not answer."""
+        try:
+            version = self._version()
+        except InputError as error:
+            if not self._silent:
+                self._silent = True
+                self.tell(f"{error} Version {now} stays.")
+            return now
+        self._silent = False
+        return version
+
+    def _version(self) -> str:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        uri = default_uri(self.root)
+        try:
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            return str(client.get_model_version_by_alias(self.name, self.alias).version)
+        except MlflowException as error:
+            if error.error_code in _NOT_THERE:
+                raise InputError(
+                    f"{self.name} has no version with the alias {self.alias!r} in {redact(uri)}: "
+                    "register and promote one first."
+                ) from None
+            raise InputError(f"MLflow at {redact(uri)} does not answer.") from None
+
+    def _start(self, version: str) -> Server:
+        """Start a server of this version and wait until it accepts; or raise one sentence."""
+        uri = default_uri(self.root)
+        read, write = os.pipe()
+        job = Job(
+            f"models:/{self.name}/{version}", self.listener.fileno(), write, self.params.serving
+        )
+        environment = child_environment(
+            {
+                "INFALIGN_SCORING": job.dump(),
+                "MLFLOW_TRACKING_URI": uri,
+                "MLFLOW_REGISTRY_URI": uri,
+                "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+                "HF_HUB_OFFLINE": "1",
+            }
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-m", "flows.serving.server"],
+            cwd=self.root,
+            env=environment,
+            stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+            pass_fds=(self.listener.fileno(), write),
+            start_new_session=True,
+        )
+        os.close(write)
+        try:
+            self._until_ready(child, read, version)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        finally:
+            os.close(read)
+        return Server(version, child)
+
+    def _until_ready(self, child: subprocess.Popen[bytes], read: int, version: str) -> None:
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while time.monotonic() < deadline:
+            if self.stop.is_set():
+                raise KeyboardInterrupt
+            if select.select([read], [], [], 0.1)[0]:
+                if os.read(read, 5) == b"ready":
+                    return
+                raise InputError(
+                    f"version {version} of {self.name} cannot be served: see the lines above."
+                )
+        raise InputError(
+            f"version {version} of {self.name} was not ready within {STARTUP_SECONDS:.0f} s."
+        )
+
+    def _end(self) -> None:
+        """Let every server finish, then leave none."""
+        servers = [*self._retired, *([self._current] if self._current else [])]
+        for server in servers:
+            server.retire()
+        deadline = time.monotonic() + self.params.serving.drain_seconds + 2
+        for server in servers:
+            try:
+                server.child.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                server.child.kill()
+                server.child.wait()
+            if server.child.stdin is not None:
+                server.child.stdin.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, or one sentence."""
+    if not 0 <= port <= 65535:
+        raise InputError(f"--port {port} is not a port: give 1 to 65535, or 0 for any free one.")
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512
+        )
+    except OSError as error:
+        raise InputError(
+            f"{host}:{port} cannot be listened on ({error.strerror}): end what uses it, or give "
+            "another --port or --host."
+        ) from None
+
+
+def pick_objective(params: Params, objective: str | None) -> str:
+    """The objective to serve: the only one there is, or the one that was named."""
+    names = params.run.objectives
+    if objective is None and len(names) == 1:
+        return names[0]
+    if objective is None:
+        raise InputError(f"--objective is missing: give one of {', '.join(names)}.")
+    if objective not in params.objectives:
+        known = ", ".join(sorted(params.objectives))
+        raise InputError(f"--objective {objective!r} is not one of params.yaml's: {known}.")
+    return objective
+
+
+def serve(
+    root: Path, objective: str | None, alias: str, host: str, port: int, tell: Callable[[str], None]
+) -> None:
+    """Serve the alias's version until interrupted; SIGHUP restarts the server."""
+    params = load_params(root / "params.yaml")
+    name = f"infalign-{pick_objective(params, objective)}"
+    with listen(host, port) as listener:
+        supervisor = Supervisor(root, name, alias, listener, params, tell)
+
+        def ends(_number: int, _frame: Any) -> None:
+            supervisor.stop.set()
+
+        def reloads(_number: int, _frame: Any) -> None:
+            supervisor.reload.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, ends)
+        signal.signal(signal.SIGHUP, reloads)
+        with contextlib.suppress(KeyboardInterrupt):
+            supervisor.run()

@@ -1,0 +1,1 @@
+"""Evidence in MLflow: a run, its stages, their metrics."""

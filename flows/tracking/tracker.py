@@ -1,0 +1,311 @@
+"""MLflow: a parent run per pipeline run, a child per stage instance, live metrics, evidence.
+
+One thread talks to MLflow, in the order of a journal on disk; nobody waits for it. When the
+server does not answer, the user is told once and the entries wait: for the server, for the end of
+the run, or for the next run. Runs are named by explicit ids, never by MLflow's active run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from flows.children.processes import QUIET, redact
+from flows.services.services import addresses
+from flows.tracking.followers import Followers, Row
+from flows.tracking.journal import Journal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RETRY_SECONDS = 2.0
+CLOSE_SECONDS = 30.0
+EXPERIMENT = "infalign"
+PARENT = "pipeline"
+_CLIENT_ERRORS = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+}
+
+
+def default_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, the server of `infalign up`, or the project's own SQLite database."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return given or addresses(root).get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def connect(root: Path, uri: str) -> tuple[MlflowClient, str]:
+    """A client and the id of the experiment; the database is created once, under a lock."""
+    os.environ.update(QUIET)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    locks = root / ".infalign" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / "mlflow.lock"):
+        client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return client, str(experiment.experiment_id)
+        place = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        return client, str(client.create_experiment(name, artifact_location=place))
+
+
+class Tracker:
+    """What a pipeline run tells MLflow. Every method returns at once.
+
+    Args:
+        root: the project's folder.
+        name: of the pipeline run, unique in the project.
+        tell: called with the one sentence that an outage is worth.
+        uri: of the tracking server.
+    """
+
+    def __init__(
+        self, root: Path, name: str, tell: Callable[[str], None], uri: str | None = None
+    ) -> None:
+        self.root, self.uri = root, uri or default_uri(root)
+        self._tell = tell
+        self._folder = root / ".infalign" / "tracking"
+        self._older = [Journal(path) for path in sorted(self._folder.glob("*.jsonl"))]
+        self._journal = Journal(self._folder / f"{name}.jsonl")
+        self._followers = Followers(root)
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self._begun: dict[str, int] = {}
+        self._questions: list[tuple[str, Future[str | None]]] = []
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._give_up = float("inf")
+        self._told = False
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    # What the flow says.
+
+    def begin(self, key: str, name: str, tags: Mapping[str, str]) -> None:
+        """Begin a run; every key but PARENT is a child of PARENT."""
+        self._begun.setdefault(key, int(time.time() * 1000))  # a retry goes on with its run
+        self._add("begin", key, name=name, tags=dict(tags), time=self._begun[key])
+
+    def follow(self, key: str) -> None:
+        """Log the instance's live history."""
+        self._followers.follow(key, lambda rows: self.metrics(key, rows))
+
+    def finish(self, key: str, outputs: list[Path]) -> None:
+        """Log the rest of the history, from its finished files."""
+        self._followers.finish(key, outputs)
+
+    def metrics(self, key: str, rows: Iterable[Row]) -> None:
+        """Log metrics; the time is the run's start and the step, so that repeats are one."""
+        start = self._begun[key]
+        self._add("metrics", key, rows=[[n, v, s, start + s] for n, v, s in rows])
+
+    def params(self, key: str, params: Mapping[str, object]) -> None:
+        """Log parameters."""
+        self._add("params", key, params={k: str(v) for k, v in params.items()})
+
+    def tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._add("tags", key, tags=dict(tags))
+
+    def inputs(self, key: str, datasets: list[dict[str, str]]) -> None:
+        """Log datasets: name, digest (DVC's hash) and source of each."""
+        self._add("inputs", key, datasets=datasets)
+
+    def artifact(self, key: str, path: Path, folder: str = "") -> None:
+        """Log a file or a folder."""
+        self._add("artifact", key, path=str(path), folder=folder)
+
+    def end(self, key: str, status: str) -> None:
+        """End a run: FINISHED, FAILED or KILLED."""
+        self._followers.leave(key)
+        self._add("end", key, status=status, time=int(time.time() * 1000))
+
+    def maker(self, digest: str) -> Future[str | None]:
+        """The id of the run whose evidence carries this digest, if there is one."""
+        future: Future[str | None] = Future()
+        self._questions.append((digest, future))
+        self._wake.set()
+        return future
+
+    def run_id(self, key: str) -> str | None:
+        """MLflow's id of a run, once it has one."""
+        return self._journal.run_ids.get(key)
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Wait until all is logged; what cannot be is kept for the next run."""
+        self._followers.close()
+        self._give_up = time.monotonic() + seconds
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(seconds + 30)
+        waiting = sum(journal.waiting() for journal in [*self._older, self._journal])
+        if waiting:
+            self._tell(
+                f"MLflow did not answer: {waiting} entries are kept in {self._folder} and logged "
+                "by the next run."
+            )
+
+    def page(self) -> str:
+        """How to look at the run: an address, or the command that serves it."""
+        run = f"/#/experiments/{self._experiment}/runs/{self.run_id(PARENT)}"
+        if self.uri.startswith("http"):
+            return redact(self.uri).rstrip("/") + run
+        uri = redact(self.uri).replace(f"{self.root}/", "")
+        return f".venv/bin/mlflow ui --backend-store-uri {uri}  →  http://127.0.0.1:5000{run}"
+
+    def _add(self, op: str, key: str, **content: Any) -> None:
+        self._journal.append({"op": op, "key": key, **content})
+        self._wake.set()
+
+    # What the thread does.
+
+    def _work(self) -> None:
+        for journal in self._older:
+            for key in journal.unfinished():
+                now = int(time.time() * 1000)
+                journal.append({"op": "end", "key": key, "status": "KILLED", "time": now})
+        for journal in [*self._older, self._journal]:
+            last = journal is self._journal
+            while not (journal.pending() is None and (not last or self._closing.is_set())):
+                self._answer()
+                if journal.pending() is None:
+                    self._wake.wait(RETRY_SECONDS)
+                    self._wake.clear()
+                elif not self._apply_next(journal) and time.monotonic() > self._give_up:
+                    self._refuse()
+                    return
+            journal.remove()
+        self._refuse()
+
+    def _refuse(self) -> None:
+        while self._questions:
+            future = self._questions.pop()[1]
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
+
+    def _answer(self) -> None:
+        while self._questions:
+            digest, future = self._questions.pop(0)
+            if not future.set_running_or_notify_cancel():
+                continue  # who asked has stopped waiting
+            try:
+                client = self._connected()
+                query = f"tags.`infalign.deployment.evidence` = '{digest}'"
+                found = client.search_runs([self._experiment], query, max_results=1)
+                future.set_result(found[0].info.run_id if found else None)
+            except Exception as error:
+                future.set_result(None)
+                self._outage(error)
+
+    def _connected(self) -> MlflowClient:
+        if self._client is None:
+            self._client, self._experiment = connect(self.root, self.uri)
+        return self._client
+
+    def _apply_next(self, journal: Journal) -> bool:
+        """Apply one entry; False if MLflow does not answer (after a pause)."""
+        entry = journal.pending()
+        assert entry is not None
+        try:
+            apply(self._connected(), self._experiment, journal, entry)
+        except Exception as error:
+            if not self._refused(error):
+                journal.doubtful = True
+                self._outage(error)
+                time.sleep(min(RETRY_SECONDS, max(self._give_up - time.monotonic(), 0.05)))
+                return False
+            self._tell(
+                redact(f"MLflow refused an entry ({entry['op']} of {entry['key']}): {error}")
+            )
+        if self._told:
+            self._told = False
+            self._tell("MLflow answers again: what was missed is being logged.")
+        journal.advance()
+        return True
+
+    def _refused(self, error: Exception) -> bool:
+        """Whether the entry is at fault, not the server: it would never be accepted."""
+        if isinstance(error, FileNotFoundError | KeyError):
+            return True
+        return getattr(error, "error_code", None) in _CLIENT_ERRORS
+
+    def _outage(self, error: Exception) -> None:
+        if not self._told:
+            self._told = True
+            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+            self._tell(
+                redact(
+                    f"MLflow at {self.uri} does not answer ({reason}). The run goes on; what is "
+                    "missed is logged when it is back."
+                )
+            )
+
+
+def apply(client: MlflowClient, experiment: str, journal: Journal, entry: dict[str, Any]) -> None:
+    """Do what one entry of a journal says. Doing it twice is the same as doing it once."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    op, key = entry["op"], entry["key"]
+    if op == "begin":
+        journal.run_ids[key] = _begin(client, experiment, journal, entry)
+        return
+    run_id = journal.run_ids[key]
+    if op == "metrics":
+        rows = [Metric(_name(n), v, t, s) for n, v, s, t in entry["rows"]]
+        for first in range(0, len(rows), 900):
+            client.log_batch(run_id, metrics=rows[first : first + 900])
+    elif op == "params":
+        params = [Param(_name(k), v[:6000]) for k, v in entry["params"].items()]
+        for first in range(0, len(params), 90):
+            client.log_batch(run_id, params=params[first : first + 90])
+    elif op == "tags":
+        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in entry["tags"].items()])
+    elif op == "inputs":
+        client.log_inputs(run_id, datasets=_datasets(entry["datasets"]))
+    elif op == "artifact":
+        log = client.log_artifacts if Path(entry["path"]).is_dir() else client.log_artifact
+        log(run_id, entry["path"], entry["folder"] or None)
+    elif op == "end":
+        client.set_terminated(run_id, entry["status"], entry["time"])
+
+
+def _begin(client: MlflowClient, experiment: str, journal: Journal, entry: dict[str, Any]) -> str:
+    """Create a run, unless it is there: begun before, or by an answer that got lost."""
+    if entry["key"] in journal.run_ids:
+        return journal.run_ids[entry["key"]]
+    mark = f"{journal.path.stem}/{entry['key']}"
+    if journal.doubtful:
+        found = client.search_runs([experiment], f"tags.`infalign.key` = '{mark}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+    tags = {"infalign.key": mark, **entry["tags"]}
+    if entry["key"] != PARENT:
+        tags["mlflow.parentRunId"] = journal.run_ids[PARENT]
+    run = client.create_run(experiment, entry["time"], tags, entry["name"])
+    return str(run.info.run_id)
+
+
+def _datasets(datasets: list[dict[str, str]]) -> list[Any]:
+    from mlflow.entities import Dataset, DatasetInput
+
+    return [DatasetInput(Dataset(d["name"], d["digest"], "local", d["source"])) for d in datasets]
+
+
+def _name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "/_-. :" else "_" for c in text)

@@ -1,0 +1,272 @@
+"""A policy as it is deployed: draw N responses, keep one by the procedure, say what it is worth.
+
+Reads one folder (`package.py` writes it): `policy/`, `reward/`, `settings.json` and
+`references.parquet`. The same prompt, settings and seed give the same bytes, whatever else is in
+the request: every prompt is decoded on its own, and every token follows from a counter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from infalign.data.hh import prompt_key
+from infalign.errors import InputError
+from infalign.files.tables import Table, read_table
+from infalign.lm.models import load_policy, load_reward_model, load_tokenizer, pick_device
+from infalign.lm.sampling.randomness import derive_seed
+from infalign.lm.sampling.sampler import sample_responses
+from infalign.lm.scoring.scorer import score_responses
+from infalign.lm.text import encode_prompts
+from infalign.theory.calibration import calibrate
+from infalign.theory.procedures import Procedure, best_of, parse_procedure, worst_of
+
+MOST_PROMPTS = 64  # in a request
+MOST_CHARACTERS = 20_000  # in a prompt, looked at before it is tokenised
+MOST_RESPONSES = 4096  # in a request: prompts times N
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
+TEMPERATURES = (0.01, 10.0)
+REFERENCES = Table(
+    "references",
+    pa.schema(
+        [
+            pa.field("prompt", pa.string(), nullable=False),
+            pa.field("rewards", pa.list_(pa.float64()), nullable=False),
+        ]
+    ),
+    ("prompt",),
+    {"rewards": (-math.inf, math.inf)},
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to answer.
+
+    Attributes:
+        procedure: a spelling such as `best_of:4`.
+        n: responses drawn, in place of the N of best-of or worst-of; 0 leaves it.
+        max_new_tokens: of a response, EOS included; 0 is as long as the policy was trained for.
+        temperature: of sampling; win rates are measured at 1.
+        seed: of the stream of random numbers.
+    """
+
+    procedure: str
+    n: int = 0
+    max_new_tokens: int = 0
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The kept response, its reward, and the share of the reference's responses it beats.
+
+    `calibrated` is None where the prompt has no reference responses.
+    """
+
+    response: str
+    reward: float
+    calibrated: float | None
+
+
+class _Tempered:
+    """A policy whose logits are divided by the temperature, as the sampler calls it."""
+
+    def __init__(self, policy: PreTrainedModel, temperature: float) -> None:
+        self._policy, self._temperature = policy, temperature
+        self.device, self.config = policy.device, policy.config
+
+    def __call__(self, **inputs: Any) -> Any:
+        output = self._policy(**inputs)
+        output.logits = output.logits / self._temperature
+        return output
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A policy with the reward model that its procedure selects by.
+
+    Attributes:
+        objective: what it was aligned for.
+        procedure: the objective's own, used where a request names none.
+        prompt_tokens, response_tokens: the lengths that it was trained and evaluated with.
+        references: prompt to the reference's rewards.
+    """
+
+    objective: str
+    procedure: str
+    prompt_tokens: int
+    response_tokens: int
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reward_model: PreTrainedModel
+    reward_tokenizer: PreTrainedTokenizerBase
+    references: Mapping[str, Sequence[float]]
+
+    def answer(self, prompts: Sequence[str], request: Request) -> list[Answer]:
+        """One answer a prompt; InputError, one sentence, for what is out of bounds."""
+        checked = self.check(prompts, request)
+        procedure = chosen_procedure(request.procedure or self.procedure, request.n)
+        return [self._answer(prompt, procedure, checked) for prompt in map(framed, prompts)]
+
+    def check(self, prompts: Sequence[str], request: Request) -> Request:
+        """The request with its defaults filled in, or one sentence about what it asks for."""
+        procedure = chosen_procedure(request.procedure or self.procedure, request.n)
+        _check_count("prompts", len(prompts), 1, MOST_PROMPTS, "send several requests")
+        total = len(prompts) * procedure.n
+        _check_count("prompts times n", total, 1, MOST_RESPONSES, "send several requests")
+        longest = request.max_new_tokens or self.response_tokens
+        _check_count("max_new_tokens", longest, 1, self.response_tokens, "ask for fewer")
+        low, high = TEMPERATURES
+        if not low <= request.temperature <= high:
+            raise InputError(
+                f"temperature is {request.temperature:g}, but must lie between {low:g} and "
+                f"{high:g}: 1 is what win rates are measured at."
+            )
+        if not 0 <= request.seed < 2**63:
+            raise InputError(f"seed is {request.seed}, but must lie between 0 and 2^63 - 1.")
+        for position, prompt in enumerate(prompts):
+            self._check_prompt(position, prompt)
+        return replace(request, max_new_tokens=longest)
+
+    def _check_prompt(self, position: int, prompt: object) -> None:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"prompt {position} is not a text with a question in it.")
+        if len(prompt) > MOST_CHARACTERS:
+            raise InputError(
+                f"prompt {position} has {len(prompt)} characters, at most {MOST_CHARACTERS} are "
+                "taken: leave out its first turns."
+            )
+        tokens = len(encode_prompts(self.tokenizer, [framed(prompt)])[0])
+        if tokens > self.prompt_tokens:
+            raise InputError(
+                f"prompt {position} has {tokens} tokens, the policy was trained for at most "
+                f"{self.prompt_tokens}: leave out its first turns."
+            )
+
+    def _answer(self, prompt: str, procedure: Procedure, request: Request) -> Answer:
+        seed = derive_seed(request.seed, "deployed")
+        drawn = sample_responses(
+            cast(PreTrainedModel, _Tempered(self.policy, request.temperature)),
+            self.tokenizer,
+            [prompt],
+            [prompt_key(prompt)],
+            np.arange(procedure.n)[None],
+            seed=seed,
+            longest=request.max_new_tokens,
+            batch_size=procedure.n,
+        )
+        rewards = score_responses(
+            self.reward_model,
+            self.reward_tokenizer,
+            [prompt] * procedure.n,
+            drawn.text,
+            batch_size=procedure.n,
+        )
+        uniform = np.random.default_rng(derive_seed(seed, "keep", prompt_key(prompt))).random(2)
+        kept = keep(procedure, rewards, *uniform)
+        reference = self.references.get(prompt)
+        calibrated = None
+        if reference is not None:
+            calibrated = float(calibrate(rewards[None, kept : kept + 1], [reference])[0, 0])
+        return Answer(drawn.text[kept], float(rewards[kept]), calibrated)
+
+
+def _check_count(name: str, value: int, low: int, high: int, remedy: str) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name}: {value}, but must lie between {low} and {high}: {remedy}.")
+
+
+def framed(prompt: str) -> str:
+    """The prompt as policies read it: a bare question becomes the human's turn."""
+    if prompt.startswith("\n\nHuman:") and prompt.endswith("\n\nAssistant:"):
+        return prompt
+    return f"\n\nHuman: {prompt.strip()}\n\nAssistant:"
+
+
+def chosen_procedure(spelling: str, n: int) -> Procedure:
+    """The procedure with N in place of its own, or one sentence."""
+    try:
+        procedure = parse_procedure(spelling)
+        kind = procedure.name.partition(":")[0]
+        if n == 0 or n == procedure.n:
+            return procedure
+        if kind == "best_of" and n > 0:
+            return best_of(n)
+        if kind == "worst_of" and n > 0:
+            return worst_of(n)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if n < 0:
+        raise InputError(f"n is {n}, but must be positive, or 0 for the procedure's own.")
+    raise InputError(
+        f"n is {n}, but procedure {procedure} draws {procedure.n}: leave n out, or choose best_of "
+        "or worst_of."
+    )
+
+
+def keep(procedure: Procedure, rewards: np.ndarray, member: float, rank: float) -> int:
+    """Which response is kept; equal rewards rank by their order.
+
+    Args:
+        procedure: with N responses, or a mixture of such.
+        rewards: [N].
+        member, rank: uniforms in [0, 1) that choose a member of a mixture, and a rank.
+    """
+    shares = np.cumsum([share for share, _ in procedure.parts])
+    part = procedure.parts[min(int(np.searchsorted(shares, member, "right")), len(shares) - 1)][1]
+    drawn = rewards[: part.n]
+    weights = np.cumsum(part.weights)
+    position = int(np.searchsorted(weights, rank * weights[-1], "right"))
+    return int(np.argsort(drawn, kind="stable")[position])
+
+
+def check_weights(folder: Path) -> None:
+    """Raise for a model's folder whose weights are not safetensors alone."""
+    found = [f.name for f in folder.glob("*") if f.suffix in PICKLES]
+    if found or not list(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} must hold its weights as safetensors"
+            + (f", and not {found[0]}, which may run code when it is read." if found else ".")
+        )
+
+
+def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
+    """Read a packaged policy; safetensors only, no remote code.
+
+    Args:
+        folder: what `infalign.deployment.package` wrote.
+        threads: CPU threads of this process; None takes those that it was evaluated with, because
+            their number changes rounding, and so bytes.
+    """
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no packaged policy: {error}.") from None
+    for name in ("policy", "reward"):
+        check_weights(folder / name)
+    torch.set_num_threads(threads or settings["threads"])
+    device = pick_device(settings["device"])
+    table = read_table(folder / "references.parquet", REFERENCES)
+    references = dict(zip(table["prompt"].to_pylist(), table["rewards"].to_pylist(), strict=True))
+    return Deployed(
+        settings["objective"],
+        settings["procedure"],
+        settings["prompt_tokens"],
+        settings["response_tokens"],
+        load_policy(folder / "policy", device),
+        load_tokenizer(folder / "policy"),
+        load_reward_model(folder / "reward", device),
+        load_tokenizer(folder / "reward"),
+        references,
+    )

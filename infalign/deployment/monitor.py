@@ -1,0 +1,163 @@
+"""Champions on fresh prompts: `python -m infalign.deployment.monitor --objective O --seed N M OUT`
+
+Reads the package of a registered version (M: `deployed/` and `evidence/`), the reference in
+results/sft and the prompts in results/prepare. Fresh are evaluation prompts that the version's own
+evaluation did not use. Champion and reference answer them anew; the win rate and the reference's
+rewards are compared with those of the version's evaluation. Writes OUT, a JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infalign.data.hh import hash_share
+from infalign.deployment.drift import reward_drift, win_rate_drift
+from infalign.deployment.evidence import Array, Evidence, read_evidence
+from infalign.errors import InputError
+from infalign.files.tables import read_prompts
+from infalign.files.workspace import write_json
+from infalign.settings.params import Params, load_params
+from infalign.theory.procedures import parse_procedure
+from infalign.theory.winrates import bootstrap_interval, win_rates
+
+FEWEST = 8  # fresh prompts that are worth a comparison
+
+
+def check(root: Path, params: Params, objective: str, model: Path, seed: int) -> dict[str, Any]:
+    """The champion's numbers on fresh prompts, beside those of its evaluation."""
+    from infalign.deployment.package import digest
+
+    evidence = read_evidence(model / "evidence")
+    if digest(root / "results" / "sft" / "policy") != evidence.facts.reference:
+        raise InputError(
+            "results/sft holds another reference policy than the champion was measured against: "
+            "check it in a folder made by `infalign restore`, or promote a version of this one."
+        )
+    procedure = parse_procedure(evidence.facts.procedure)
+    if procedure.n > params.drift.samples:
+        raise InputError(
+            f"drift.samples = {params.drift.samples}, but {procedure} draws {procedure.n} "
+            "responses: give drift.samples at least as many."
+        )
+    prompts = fresh_prompts(root, params, objective, evidence, seed)
+    ours, theirs = _rewards(root, params, model / "deployed", prompts, seed)
+    wins = np.clip(win_rates(procedure, ours, theirs), 0.0, 1.0)
+    return {"prompts": len(prompts), "procedure": str(procedure)} | compare(
+        params, evidence, wins, theirs, seed
+    )
+
+
+def compare(
+    params: Params, evidence: Evidence, wins: Array, reference: Array, seed: int
+) -> dict[str, Any]:
+    """Win rates [prompts] and the reference's rewards [prompts, samples], against the evaluation's.
+
+    As many samples of the evaluation are used as were drawn now: more would make its prompts less
+    noisy, and prompts with and without drift would no longer be exchangeable.
+    """
+    many = reference.shape[1]
+    old = evidence.policy.train[:, :many], evidence.reference.train[:, :many]
+    before = np.clip(win_rates(evidence.facts.procedure, *old), 0.0, 1.0)
+    common: dict[str, Any] = {
+        "level": params.drift.p_value,
+        "replicates": max(1000, round(10 / params.drift.p_value)),
+        "seed": seed,
+    }
+    low, high = bootstrap_interval(wins, replicates=params.evaluate.bootstrap, seed=seed)
+    won = win_rate_drift(before, wins, threshold=params.drift.win_rate, **common)
+    rewards = reward_drift(old[1], reference, threshold=params.drift.reward_distance, **common)
+    return {
+        "win_rate": asdict(won) | {"low": low, "high": high},
+        "reference_reward": asdict(rewards),
+        "alarm": won.alarm or rewards.alarm,
+    }
+
+
+def fresh_prompts(
+    root: Path, params: Params, objective: str, evidence: Evidence, seed: int
+) -> dict[str, str]:
+    """Evaluation prompts that the version's evaluation did not use, others with every seed."""
+    known = read_prompts(root / "results" / "prepare" / "prompts.parquet", objective, "test")
+    fresh = [name for name in known if name not in set(evidence.prompt_ids)]
+    if len(fresh) < FEWEST:
+        raise InputError(
+            f"{len(fresh)} evaluation prompts of {objective} are fresh, at least {FEWEST} are "
+            "needed: add held-out data, or lower sample.test_prompts."
+        )
+    fresh.sort(key=lambda name: hash_share(name, f"monitor {seed}"))
+    return {name: known[name] for name in fresh[: params.drift.prompts]}
+
+
+def _rewards(
+    root: Path, params: Params, deployed: Path, prompts: dict[str, str], seed: int
+) -> tuple[Array, Array]:
+    """Training rewards of champion and reference, [prompts, samples] each."""
+    from infalign.lm.models import load_policy, load_reward_model, load_tokenizer, pick_device
+    from infalign.lm.sampling.randomness import derive_seed
+    from infalign.lm.sampling.sampler import sample_responses
+    from infalign.lm.scoring.scorer import score_responses
+
+    device, samples = pick_device(params.run.device), params.drift.samples
+    settings = json.loads((deployed / "settings.json").read_text(encoding="utf-8"))
+    judge = load_reward_model(deployed / "reward", device)
+    tokenizer = load_tokenizer(deployed / "reward")
+    indices = np.tile(np.arange(samples), (len(prompts), 1))
+    found = []
+    for side, folder in (
+        ("champion", deployed / "policy"),
+        ("reference", root / "results" / "sft" / "policy"),
+    ):
+        drawn = sample_responses(
+            load_policy(folder, device),
+            load_tokenizer(folder),
+            list(prompts.values()),
+            list(prompts),
+            indices,
+            seed=derive_seed(seed, "monitor", side),
+            longest=settings["response_tokens"],
+            batch_size=params.evaluate.batch_size,
+        )
+        rewards = score_responses(
+            judge,
+            tokenizer,
+            [text for text in prompts.values() for _ in range(samples)],
+            drawn.text,
+            batch_size=params.evaluate.batch_size,
+        )
+        found.append(rewards.reshape(len(prompts), samples))
+    return found[0], found[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check one champion in the project of the current folder; 2 is the user's input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m infalign.deployment.monitor", description=__doc__
+    )
+    parser.add_argument("--objective", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    chosen = parser.parse_args(arguments)
+    from infalign.__main__ import apply_threads
+
+    try:
+        apply_threads("params.yaml")
+        params = load_params("params.yaml")
+        found = check(Path.cwd(), params, chosen.objective, chosen.model, chosen.seed)
+        write_json(chosen.out, found)
+    except InputError as error:
+        print(f"monitor: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

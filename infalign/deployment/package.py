@@ -1,0 +1,228 @@
+"""A policy as deployed: `python -m infalign.deployment.package --objective O --variant V OUT`.
+
+Reads results/{prepare,sft,reward,calibrate,align,evaluate}. Writes the folder OUT at once:
+`deployed/` (what `deployed.py` loads) and `evidence/` (what `gate.py` judges).
+The only thing that is computed here, on the other objectives' evaluation prompts, is the policy's
+win rate by their rewards: what aligning for one objective costs the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infalign.deployment.evidence import Array, Evidence, Facts, Side, write_evidence
+from infalign.errors import InputError
+from infalign.files.tables import (
+    CALIBRATED,
+    CALIBRATION,
+    EVALUATION_REWARDS,
+    EVALUATION_SAMPLES,
+    read_prompts,
+    read_table,
+    write_table,
+)
+from infalign.files.workspace import write_json
+from infalign.settings.params import Params, load_params
+from infalign.theory.winrates import win_rates
+
+REFERENCE = "reference"
+
+
+def package(root: Path, params: Params, objective: str, variant: str, out: Path) -> None:
+    """Write the package, or nothing."""
+    results = root / "results"
+    staged = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        _write_deployed(results, params, objective, variant, staged / "deployed")
+        write_evidence(staged / "evidence", gather(results, params, objective, variant))
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(staged, out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _write_deployed(
+    results: Path, params: Params, objective: str, variant: str, folder: Path
+) -> None:
+    from infalign.deployment.deployed import REFERENCES, check_weights
+
+    models = {
+        "policy": results / "align" / objective / variant / "policy",
+        "reward": results / "reward" / objective / "train",
+    }
+    for name, source in models.items():
+        if not source.is_dir():
+            raise InputError(f"{source} does not exist: run `infalign run` first.")
+        check_weights(source)
+        shutil.copytree(source, folder / name)
+    prompts = read_prompts(results / "prepare" / "prompts.parquet", objective)
+    path = results / "calibrate" / objective / "calibration.parquet"
+    known = {
+        prompts[row["prompt_id"]]: row["rewards"]
+        for row in read_table(path, CALIBRATION).to_pylist()
+    }
+    columns = {"prompt": list(known), "rewards": list(known.values())}
+    write_table(folder / "references.parquet", columns, REFERENCES)
+    settings = {
+        "objective": objective,
+        "variant": variant,
+        "procedure": params.objectives[objective].procedure,
+        "prompt_tokens": params.model.prompt_tokens,
+        "response_tokens": params.model.response_tokens,
+        "threads": params.run.threads,
+        "device": params.run.device,
+    }
+    write_json(folder / "settings.json", settings)
+
+
+def gather(results: Path, params: Params, objective: str, variant: str) -> Evidence:
+    """What was measured of a variant."""
+    folder = results / "evaluate" / objective
+    samples = read_table(folder / "samples.parquet", EVALUATION_SAMPLES)
+    rewards = read_table(folder / "rewards.parquet", EVALUATION_REWARDS)
+    ids, policy = _side(samples, rewards, variant)
+    reference_ids, reference = _side(samples, rewards, REFERENCE)
+    if ids != reference_ids:
+        raise InputError(f"{folder}: {variant} and the reference answer different prompts.")
+    error, references = _calibration_error(results, params, objective)
+    facts = Facts(
+        objective,
+        variant,
+        params.objectives[objective].procedure,
+        digest(
+            results / "prepare" / "prompts.parquet", results / "prepare" / "preferences.parquet"
+        ),
+        digest(*(results / "reward" / objective / half for half in ("train", "judge"))),
+        digest(results / "sft" / "policy"),
+        error,
+        references,
+        params.run.seed,
+    )
+    others = [name for name in params.run.objectives if name != objective]
+    wins = {name: _other_wins(results, params, objective, variant, name) for name in others}
+    return Evidence(facts, ids, policy, reference, wins)
+
+
+def _side(samples: pa.Table, rewards: pa.Table, name: str) -> tuple[tuple[str, ...], Side]:
+    """One policy's rows as arrays, prompts and samples in the order of their ids."""
+    order = [("prompt_id", "ascending"), ("sample_index", "ascending")]
+    rows = samples.filter(pc.field("policy") == name).sort_by(order)
+    if not rows.num_rows:
+        raise InputError(
+            f"results/evaluate has no policy {name!r}: set promotion.variant to one of "
+            "run.variants, and run the pipeline."
+        )
+    ids = tuple(dict.fromkeys(rows["prompt_id"].to_pylist()))
+
+    def square(column: pa.ChunkedArray) -> Array:
+        return np.asarray(column.to_numpy(), dtype=np.float64).reshape(len(ids), -1)
+
+    scores = {
+        judge: square(
+            rewards.filter((pc.field("policy") == name) & (pc.field("judge") == judge)).sort_by(
+                order
+            )["reward"]
+        )
+        for judge in ("train", "judge")
+    }
+    kl, n_tokens = (square(rows[name].cast(pa.float64())).mean(1) for name in ("kl", "n_tokens"))
+    finished = square(rows["finished"].cast(pa.int8())).mean(1)
+    return ids, Side(scores["train"], scores["judge"], kl, n_tokens, finished)
+
+
+def _calibration_error(results: Path, params: Params, objective: str) -> tuple[float, int]:
+    """The error at the largest measured number of references that training has."""
+    path = results / "calibrate" / objective / "metrics.json"
+    measured = json.loads(path.read_text(encoding="utf-8"))["calibration_error"]
+    sizes = sorted(int(size) for size in measured)
+    fitting = [size for size in sizes if size <= params.sample.train_samples]
+    size = fitting[-1] if fitting else sizes[0]
+    return float(measured[str(size)]), size
+
+
+def _other_wins(results: Path, params: Params, objective: str, variant: str, other: str) -> Array:
+    """Win rate over the reference, without selection, on another objective's prompts [prompts]."""
+    from infalign.lm.models import load_policy, load_reward_model, load_tokenizer, pick_device
+    from infalign.lm.sampling.randomness import derive_seed
+    from infalign.lm.sampling.sampler import sample_responses
+    from infalign.lm.scoring.scorer import score_responses
+
+    table = read_table(results / "calibrate" / other / "calibrated.parquet", CALIBRATED)
+    order = [("prompt_id", "ascending"), ("sample_index", "ascending")]
+    rows = table.filter(pc.field("split") == "test").sort_by(order)
+    ids = list(dict.fromkeys(rows["prompt_id"].to_pylist()))
+    reference = rows["reward"].to_numpy().reshape(len(ids), -1)
+    texts = read_prompts(results / "prepare" / "prompts.parquet", other)
+    device, many = pick_device(params.run.device), params.promotion.other_samples
+    drawn = sample_responses(
+        load_policy(results / "align" / objective / variant / "policy", device),
+        load_tokenizer(results / "sft" / "policy"),
+        [texts[i] for i in ids],
+        ids,
+        np.tile(np.arange(many), (len(ids), 1)),
+        seed=derive_seed(params.run.seed, "other"),
+        longest=params.model.response_tokens,
+        batch_size=params.evaluate.batch_size,
+    )
+    judge = results / "reward" / other / "train"
+    ours = score_responses(
+        load_reward_model(judge, device),
+        load_tokenizer(judge),
+        [texts[i] for i in ids for _ in range(many)],
+        drawn.text,
+        batch_size=params.evaluate.batch_size,
+    )
+    return np.clip(win_rates("standard", ours.reshape(len(ids), many), reference), 0.0, 1.0)
+
+
+def digest(*paths: Path) -> str:
+    """SHA-256 over names and contents of files, and of the files of folders."""
+    total = hashlib.sha256()
+    for path in paths:
+        for file in _files(path):
+            total.update(f"{path.name}/{file.relative_to(path).as_posix()}\n".encode())
+            total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.exists():
+        raise InputError(f"{path} does not exist: run `infalign run` first.")
+    yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Package one policy of the project in the current folder; 2 is the user's input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m infalign.deployment.package", description=__doc__
+    )
+    parser.add_argument("--objective", required=True)
+    parser.add_argument("--variant", required=True)
+    parser.add_argument("out", type=Path)
+    chosen = parser.parse_args(arguments)
+    from infalign.__main__ import apply_threads
+
+    try:
+        apply_threads("params.yaml")
+        params = load_params("params.yaml")
+        package(Path.cwd(), params, chosen.objective, chosen.variant, chosen.out)
+    except InputError as error:
+        print(f"package: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Responses drawn from a model, each by counters of its own."""

@@ -1,0 +1,1 @@
+"""Log-probabilities, divergences and rewards of given responses."""

@@ -1,0 +1,194 @@
+"""KL and rewards of given responses; a shared prompt is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from infalign.lm.llama import passes
+from infalign.lm.memory import Block, Budget, autocast, in_pieces
+from infalign.lm.scoring.vocabulary import (
+    joined_inputs,
+    response_log_probs,
+    shared_inputs,
+    token_log_probs,
+    token_scores,
+)
+from infalign.lm.text import (
+    Batch,
+    by_length,
+    encode_prompts,
+    encode_responses,
+    make_batch,
+    shared_prompts,
+)
+from infalign.processes.ranks import ALONE, Ranks
+
+__all__ = [
+    "Divergence",
+    "divergence",
+    "pooled_rewards",
+    "response_log_probs",
+    "score_responses",
+    "sum_responses",
+    "token_log_probs",
+    "token_scores",
+]
+
+
+def sum_responses(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Sum a value of every response token over each response: [prompts * samples]."""
+    if values.is_cuda:  # where index_add adds in any order, and equal values have unequal sums
+        spread = values.new_zeros(batch.mask.shape)
+        return spread.masked_scatter(batch.mask, values).sum(1)
+    rows = batch.mask.nonzero()[:, 0]
+    total = torch.zeros(len(batch.mask), dtype=values.dtype, device=values.device)
+    return total.index_add(0, rows, values)
+
+
+class Divergence(NamedTuple):
+    """How far a policy is from the reference along given responses.
+
+    Attributes:
+        kl: sum over tokens of the exact KL of the next-token distributions, nats [responses].
+        log_ratio: log policy - log reference of the response, nats [responses].
+    """
+
+    kl: np.ndarray
+    log_ratio: np.ndarray
+
+
+@torch.inference_mode()
+def divergence(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    budget: Budget | None = None,
+    ranks: Ranks = ALONE,
+) -> Divergence:
+    """KL and log-ratio of each response; one prompt text and one token list a response."""
+
+    def measure(batch: Batch) -> np.ndarray:
+        scores = token_scores(policy, reference, batch)
+        ratio = scores.logp - scores.reference_logp
+        sums = [sum_responses(values.double(), batch) for values in (scores.kl, ratio)]
+        return torch.stack(sums, 1).cpu().numpy()
+
+    found = _over_batches(
+        measure,
+        policy,
+        tokenizer,
+        prompts,
+        responses,
+        batch_size=batch_size,
+        budget=budget or Budget(),
+        ranks=ranks,
+    )
+    return Divergence(found[:, 0], found[:, 1])
+
+
+def pooled_rewards(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The reward at each sequence's last real token, found by mask: [prompts * samples]."""
+    head = getattr(model, "score", None)
+    if head is None:  # an encoder reads whole sequences and pools by itself
+        return model(**joined_inputs(batch)[0]).logits[:, 0]
+    if passes.fits(model):
+        return head(passes.end_states(model, batch))[:, 0]
+    if getattr(model, "recomputes", False):  # which forbids a cache
+        inputs, _ = joined_inputs(batch)
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+        last = inputs["attention_mask"].sum(1) - 1
+    else:
+        prompt, response = shared_inputs(model, batch)
+        model.base_model(**prompt)
+        prompt["past_key_values"].batch_repeat_interleave(batch.samples)
+        hidden = model.base_model(**response).last_hidden_state
+        last = batch.mask.sum(1) - 1
+    state = hidden[torch.arange(len(hidden), device=hidden.device), last]
+    with torch.autocast(state.device.type, enabled=False):  # bfloat16 rewards would tie
+        return head(state.float())[:, 0]
+
+
+@torch.inference_mode()
+def score_responses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    batch_size: int,
+    budget: Budget | None = None,
+    ranks: Ranks = ALONE,
+) -> np.ndarray:
+    """Rewards of texts, float64 [responses], read with the reward model's own tokenizer.
+
+    One prompt text a response. Every response is read to its end with EOS behind it, whether or
+    not it was cut.
+    """
+
+    def reward(batch: Batch) -> np.ndarray:
+        return pooled_rewards(model, batch).double().cpu().numpy()[:, None]
+
+    replies = encode_responses(tokenizer, responses)
+    found = _over_batches(
+        reward,
+        model,
+        tokenizer,
+        prompts,
+        replies,
+        batch_size=batch_size,
+        budget=budget or Budget(),
+        ranks=ranks,
+    )
+    return found[:, 0]
+
+
+def _over_batches(
+    work: Callable[[Batch], np.ndarray],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    budget: Budget,
+    ranks: Ranks,
+) -> np.ndarray:
+    """What `work` gives for every response [responses, values], float64.
+
+    Alike lengths are together in a batch; responses in a row share their prompt. Each process
+    does its share of the batches, and all of them get all of the values.
+    """
+    samples = shared_prompts(prompts, batch_size)
+    encoded = encode_prompts(tokenizer, prompts[::samples])
+    longest = np.array([len(r) for r in responses]).reshape(-1, samples).max(1)
+    lengths = np.array([len(p) for p in encoded]) + longest
+
+    def run(block: Block) -> np.ndarray:
+        batch = make_batch(
+            [encoded[i] for i in block.prompts],
+            [responses[int(i)] for i in block.rows(samples)],
+            tokenizer.pad_token_id,
+            model.device,
+        )
+        with autocast(model):
+            return work(batch)
+
+    parts = []
+    for chosen in ranks.share(by_length(lengths.tolist(), batch_size // samples)):
+        block = Block(chosen, np.arange(samples))
+        parts += in_pieces(block, run, lambda b: int(lengths[b.prompts].max()), budget)
+    values = [(block.rows(samples), found) for part in ranks.gather(parts) for block, found in part]
+    width = values[0][1].shape[1] if values else 1
+    table = np.zeros((len(prompts), width))
+    for rows, found in values:
+        table[rows] = found
+    return table

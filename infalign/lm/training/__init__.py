@@ -1,0 +1,1 @@
+"""The optimisation loop, and what makes it fit into memory and over processes."""

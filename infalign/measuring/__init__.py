@@ -1,0 +1,1 @@
+"""Win rates, limits and differences of policies, from rewards."""

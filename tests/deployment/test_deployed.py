@@ -1,0 +1,164 @@
+"""A deployed policy: the same seed gives the same bytes, bounds are kept, references count."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from promotion_case import PROMPT, tiny_models, write_settings
+
+from infalign.deployment import deployed
+from infalign.deployment.deployed import (
+    Deployed,
+    Request,
+    chosen_procedure,
+    framed,
+    keep,
+    load_deployed,
+)
+from infalign.errors import InputError
+from infalign.lm.scoring.scorer import score_responses
+from infalign.theory.procedures import parse_procedure
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    """A packaged policy of tiny models."""
+    made = tmp_path_factory.mktemp("deployed")
+    tiny_models(made, tokenizer)
+    write_settings(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> Deployed:
+    threads = torch.get_num_threads()
+    loaded = load_deployed(folder, threads)
+    assert torch.get_num_threads() == threads
+    return loaded
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_else_is_asked(model):
+    request = Request("best_of:4", seed=3)
+    alone = model.answer([PROMPT], request)
+    among = model.answer(["four five", PROMPT, "six seven eight"], request)
+    assert json.dumps(asdict(alone[0])) == json.dumps(asdict(among[1]))
+    assert model.answer([PROMPT], Request("best_of:4", seed=4)) != alone
+
+
+def test_the_kept_response_is_the_best_and_its_reward_is_the_reward_models(model):
+    best, worst = (
+        model.answer([PROMPT], Request(f"{word}:16"))[0] for word in ("best_of", "worst_of")
+    )
+    assert best.reward > worst.reward
+    scores = score_responses(
+        model.reward_model,
+        model.reward_tokenizer,
+        [PROMPT] * 2,
+        [best.response, worst.response],
+        batch_size=2,
+    )
+    np.testing.assert_allclose(scores, [best.reward, worst.reward], atol=1e-6)
+    # Best of 16 draws what best of 4 draws first: it cannot be worse.
+    assert best.reward >= model.answer([PROMPT], Request("best_of:4"))[0].reward
+
+
+def test_calibrated_is_the_share_of_references_that_are_beaten_or_nothing(model):
+    known, unknown = model.answer([PROMPT, "nine ten"], Request(""))
+    reward = np.array([-0.05, 0.0, 0.05, 0.1])
+    share = (known.reward > reward).mean() + 0.5 * (known.reward == reward).mean()
+    assert known.calibrated == share
+    assert unknown.calibrated is None
+
+
+def test_requests_without_a_procedure_take_the_objectives_own(model):
+    assert model.answer([PROMPT], Request("")) == model.answer([PROMPT], Request("best_of:4"))
+    assert model.answer([PROMPT], Request("", n=9)) == model.answer([PROMPT], Request("best_of:9"))
+
+
+def test_length_and_temperature_are_obeyed(model, monkeypatch):
+    lengths = []
+    sample = deployed.sample_responses
+
+    def spy(*arguments, **named):
+        drawn = sample(*arguments, **named)
+        lengths.append(int(drawn.n_tokens.max()))
+        return drawn
+
+    monkeypatch.setattr(deployed, "sample_responses", spy)
+    for longest in (1, 5):
+        model.answer([PROMPT], Request("best_of:16", max_new_tokens=longest))
+    assert lengths == [1, 5]
+    cold = [model.answer([PROMPT], Request("standard", temperature=0.01, seed=s)) for s in range(4)]
+    assert all(answer == cold[0] for answer in cold)
+    warm = [model.answer([PROMPT], Request("standard", seed=s))[0].response for s in range(4)]
+    assert len(set(warm)) > 1
+
+
+def test_a_bare_question_is_the_humans_turn():
+    assert framed(" one two three ") == PROMPT == framed(PROMPT)
+
+
+def test_keep_follows_the_procedure():
+    rewards = np.array([3.0, 1.0, 2.0, 1.0])
+    assert keep(parse_procedure("best_of:4"), rewards, 0.9, 0.9) == 0
+    assert keep(parse_procedure("worst_of:4"), rewards, 0.1, 0.1) == 1  # of equals, the first
+    assert keep(parse_procedure("rank:3/4"), rewards, 0.5, 0.5) == 2
+    ranks = parse_procedure("ranks:0.25,0,0,0.75")
+    kept = [keep(ranks, rewards, 0.5, u) for u in (0.0, 0.2, 0.3, 0.999)]
+    assert kept == [1, 1, 0, 0]
+    mixture = parse_procedure("mix:standard@0.5+best_of:4@0.5")
+    assert [keep(mixture, rewards[::-1], u, 0.5) for u in (0.2, 0.8)] == [0, 3]
+
+
+def test_n_replaces_the_number_of_draws():
+    assert str(chosen_procedure("best_of:4", 0)) == "best_of:4"
+    assert str(chosen_procedure("worst_of:4", 8)) == "worst_of:8"
+    assert str(chosen_procedure("rank:3/8", 8)) == "rank:3/8"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "request_", "words"),
+    [
+        ([PROMPT], Request("best"), "'best' cannot be read"),
+        ([PROMPT], Request("best_of:4", n=257), "N is 257"),
+        ([PROMPT], Request("rank:3/8", n=2), "n is 2, but procedure rank:3/8 draws 8"),
+        ([PROMPT], Request("", n=-1), "n is -1"),
+        ([PROMPT], Request("", max_new_tokens=13), "max_new_tokens: 13"),
+        ([PROMPT], Request("", max_new_tokens=-1), "max_new_tokens: -1"),
+        ([PROMPT], Request("", temperature=0.0), "temperature is 0"),
+        ([PROMPT], Request("", temperature=float("nan")), "temperature is nan"),
+        ([PROMPT], Request("", seed=-1), "seed is -1"),
+        ([], Request(""), "prompts: 0"),
+        ([PROMPT] * 65, Request("standard"), "prompts: 65"),
+        ([PROMPT] * 64, Request("best_of:65"), "prompts times n: 4160"),
+        (["  "], Request(""), "prompt 0 is not a text"),
+        ([PROMPT, 7], Request(""), "prompt 1 is not a text"),
+        (["one " * 6000], Request(""), "has 24000 characters"),
+        (["one " * 200], Request(""), "the policy was trained for at most 64"),
+    ],
+)
+def test_what_is_out_of_bounds_is_one_sentence(model, prompts, request_, words, monkeypatch):
+    monkeypatch.setattr(deployed, "sample_responses", None)  # refused before anything is drawn
+    with pytest.raises(InputError) as error:
+        model.answer(prompts, request_)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pkl"])
+def test_only_safetensors_are_loaded(folder, tmp_path, name, tokenizer):
+    tiny_models(tmp_path, tokenizer)
+    write_settings(tmp_path)
+    (tmp_path / "reward" / name).touch()
+    with pytest.raises(InputError, match="may run code when it is read"):
+        load_deployed(tmp_path)
+    (tmp_path / "reward" / name).unlink()
+    (tmp_path / "reward" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="must hold its weights as safetensors"):
+        load_deployed(tmp_path)
+    with pytest.raises(InputError, match="holds no packaged policy"):
+        load_deployed(tmp_path / "nowhere")

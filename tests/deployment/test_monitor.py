@@ -1,0 +1,150 @@
+"""A champion on fresh prompts: tiny models, evidence measured the same way, then spoilt."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from promotion_case import FACTS, tiny_models, write_package
+
+from infalign.data.hh import prompt_key
+from infalign.deployment import monitor
+from infalign.deployment.evidence import Evidence, Side, write_evidence
+from infalign.deployment.package import digest
+from infalign.errors import InputError
+from infalign.files.tables import PROMPTS, write_table
+from infalign.settings.params import Params, check_params, load_params
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+TEXTS = [f"\n\nHuman: {a} {b}\n\nAssistant:" for a in WORDS for b in WORDS]
+USED = 60  # prompts of the version's own evaluation; the others are fresh
+
+
+def settings(**drift: Any) -> Params:
+    """The shipped params with smaller samples."""
+    tree = load_params(ROOT / "params.yaml").model_dump(mode="json")
+    small = {"prompts": 40, "samples": 4, "win_rate": 0.05, "reward_distance": 0.2}
+    return check_params({**tree, "drift": tree["drift"] | small | drift}, "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tokenizer) -> Path:  # type: ignore[no-untyped-def]
+    """Prompts, a reference, and a champion that is the reference: its win rate is one half."""
+    root = tmp_path_factory.mktemp("monitor")
+    models = root / "models"
+    tiny_models(models, tokenizer)
+    shutil.copytree(models / "policy", root / "results" / "sft" / "policy")
+    rows = {
+        "prompt_id": [prompt_key(text) for text in TEXTS],
+        "objective": ["helpful"] * len(TEXTS),
+        "split": ["test"] * len(TEXTS),
+        "source": ["made"] * len(TEXTS),
+        "prompt": TEXTS,
+    }
+    write_table(root / "results" / "prepare" / "prompts.parquet", rows, PROMPTS)
+    shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
+    write_package(root / "model", models, measured(root, models))
+    return root
+
+
+def measured(root: Path, models: Path) -> Evidence:
+    """Evidence of the used prompts, by the monitor's own means with another seed."""
+    from promotion_case import write_settings
+
+    write_settings(models)
+    used = {prompt_key(text): text for text in TEXTS[:USED]}
+    ours, theirs = monitor._rewards(root, settings(), models, used, seed=99)
+    facts = replace(FACTS, reference=digest(root / "results" / "sft" / "policy"))
+    ones = np.ones(USED)
+    return Evidence(
+        facts,
+        tuple(used),
+        Side(ours, ours, ones, ones, ones),
+        Side(theirs, theirs, ones, ones, ones),
+        {},
+    )
+
+
+def spoilt(project: Path, tmp_path: Path, **sides: Any) -> Path:
+    """The package with other rewards in its evidence."""
+    folder = tmp_path / "model"
+    shutil.copytree(project / "model", folder)
+    evidence = monitor.read_evidence(folder / "evidence")
+    moved = {
+        name: replace(getattr(evidence, name), train=getattr(evidence, name).train + shift)
+        for name, shift in sides.items()
+    }
+    write_evidence(folder / "evidence", replace(evidence, **moved))
+    return folder
+
+
+def test_a_champion_that_has_not_changed_raises_no_alarm(project: Path) -> None:
+    found = monitor.check(project, settings(), "helpful", project / "model", seed=1)
+    assert found["prompts"] == 40
+    won = found["win_rate"]
+    assert won["low"] <= 0.5 <= won["high"]
+    assert abs(won["now"] - won["before"]) < 0.15
+    assert found["reference_reward"]["size"] < 0.3
+    assert not found["alarm"]
+    again = monitor.check(project, settings(), "helpful", project / "model", seed=1)
+    assert again == found
+    other = monitor.check(project, settings(prompts=20), "helpful", project / "model", seed=2)
+    assert other["win_rate"]["now"] != won["now"]
+
+
+@pytest.mark.parametrize(
+    ("sides", "raised", "quiet"),
+    [
+        ({"policy": 1.0}, "win_rate", "reference_reward"),  # it won more when it was evaluated
+        ({"policy": 1.0, "reference": 1.0}, "reference_reward", "win_rate"),
+    ],
+)
+def test_drift_raises_its_own_alarm(
+    project: Path, tmp_path: Path, sides: Any, raised: str, quiet: str
+) -> None:
+    folder = spoilt(project, tmp_path, **sides)
+    found = monitor.check(project, settings(), "helpful", folder, seed=1)
+    assert found["alarm"]
+    assert found[raised]["alarm"]
+    assert not found[quiet]["alarm"]
+
+
+def test_fresh_prompts_are_those_that_the_evaluation_did_not_use(project: Path) -> None:
+    evidence = monitor.read_evidence(project / "model" / "evidence")
+    fresh = monitor.fresh_prompts(project, settings(prompts=10), "helpful", evidence, 1)
+    assert len(fresh) == 10
+    assert set(fresh.values()) <= set(TEXTS[USED:])
+    assert fresh != monitor.fresh_prompts(project, settings(prompts=10), "helpful", evidence, 2)
+    with pytest.raises(InputError, match="0 evaluation prompts of harmless are fresh"):
+        monitor.fresh_prompts(project, settings(), "harmless", evidence, 1)
+
+
+def test_another_reference_or_too_few_samples_is_refused(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="best_of:4 draws 4 responses"):
+        monitor.check(project, settings(samples=3), "helpful", project / "model", seed=1)
+    copy = tmp_path / "other"
+    shutil.copytree(project, copy)
+    (copy / "results" / "sft" / "policy" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="another reference policy"):
+        monitor.check(copy, settings(), "helpful", copy / "model", seed=1)
+
+
+def test_the_command_writes_json(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(monitor, "load_params", lambda _path: settings())
+    monkeypatch.setattr("infalign.__main__.apply_threads", lambda _path: None)
+    out = tmp_path / "out.json"
+    arguments = ["--objective", "helpful", "--seed", "3", str(project / "model"), str(out)]
+    assert monitor.main(arguments) == 0
+    assert json.loads(out.read_text())["procedure"] == "best_of:4"
+    arguments[1] = "harmless"
+    assert monitor.main(arguments) == 2
+    assert "are fresh, at least 8 are needed" in capsys.readouterr().err

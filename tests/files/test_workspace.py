@@ -1,0 +1,117 @@
+"""Unfinished work: whose it is, one writer at a time, and how it becomes a result."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from infalign.errors import InputError
+from infalign.files.workspace import Stage, Workspace, fingerprint, write_json, write_text
+from infalign.settings.params import check_params
+
+
+@pytest.fixture
+def made(params_tree, tmp_path):
+    return Workspace(check_params(params_tree, "params.yaml"), tmp_path, "toy@a")
+
+
+STAGE = Stage("toy", ("data",), ("align.steps",), ("results/toy/a",))
+
+
+def test_work_of_the_same_fingerprint_is_kept(made):
+    made.open_work("one")
+    (made.work / "half").write_text("x")
+    made.open_work("one")
+    assert (made.work / "half").exists()
+    made.open_work("two")
+    assert not (made.work / "half").exists()
+
+
+def test_half_written_files_of_who_was_killed_are_not_published(made, monkeypatch):
+    made.open_work("one")
+    path = made.out / "folder" / "table.json"
+    path.parent.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # what a kill leaves out
+        patch.setattr(os, "replace", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_text(path, "half")
+    assert len(list(path.parent.iterdir())) == 1
+    made.open_work("one")
+    assert not list(path.parent.iterdir())
+
+
+def test_fingerprint_follows_params_and_inputs(made, params_tree, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a").write_text("1")
+    first = fingerprint(STAGE, made.params, tmp_path)
+    assert fingerprint(STAGE, made.params, tmp_path) == first
+    (tmp_path / "data/a").write_text("2")
+    second = fingerprint(STAGE, made.params, tmp_path)
+    params_tree = {**params_tree, "align": {**params_tree["align"], "steps": 7}}
+    third = fingerprint(STAGE, check_params(params_tree, "p"), tmp_path)
+    other = {**params_tree, "evaluate": {**params_tree["evaluate"], "bootstrap": 777}}
+    fourth = fingerprint(STAGE, check_params(other, "p"), tmp_path)
+    assert len({first, second, third}) == 3
+    assert fourth == third
+
+
+def test_missing_input_is_a_clear_error(made, tmp_path):
+    with pytest.raises(InputError, match=r"data does not exist: run the stage that writes it"):
+        fingerprint(STAGE, made.params, tmp_path)
+
+
+def test_publish_replaces_what_was_there(made, tmp_path):
+    made.open_work("one")
+    write_text(made.out / "toy/a/new.txt", "new")
+    write_text(tmp_path / "results/toy/a/old.txt", "old")
+    made.publish(STAGE.outputs)
+    assert [p.name for p in (tmp_path / "results/toy/a").iterdir()] == ["new.txt"]
+    assert [p.name for p in (tmp_path / "results/toy").iterdir()] == ["a"]
+    assert not made.work.exists()
+
+
+def test_a_published_file_is_no_link_to_work(made, tmp_path):
+    made.open_work("one")
+    write_text(made.out / "toy/a/new.txt", "new")
+    made.publish(STAGE.outputs)
+    assert (tmp_path / "results/toy/a/new.txt").stat().st_nlink == 1
+
+
+def _hold(workspace, held, release):
+    with workspace.locked():
+        held.set()
+        release.wait(20)
+
+
+def test_one_writer_at_a_time_and_death_releases(made):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(made, held, release))
+    holder.start()
+    assert held.wait(60)
+    killer = context.Process(target=_kill_later, args=(holder.pid,))
+    killer.start()
+    begun = time.monotonic()
+    with made.locked():
+        assert time.monotonic() - begun > 0.2
+    holder.join()
+    killer.join()
+
+
+def _kill_later(pid):
+    import os
+    import signal
+
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_json_is_sorted_and_refuses_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"b": 1, "a": 2})
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": 2,\n  "b": 1\n}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "b.json", {"a": float("nan")})
+    assert not (tmp_path / "b.json").exists()

@@ -1,0 +1,143 @@
+"""`infalign data add`: a folder, the hub's cache, and every way to get it wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.project.datasets import default_name
+from tests.flows.conftest import Project, write_toy
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def write_hh(folder: Path, subsets: tuple[str, ...] = ("helpful-base", "harmless-base")) -> Path:
+    """A little data in the HH format, as the hub has it."""
+    for subset in subsets:
+        (folder / subset).mkdir(parents=True)
+        for split in ("train", "test"):
+            with gzip.open(folder / subset / f"{split}.jsonl.gz", "wt") as stream:
+                for number in range(8):
+                    prompt = f"\n\nHuman: {split} {number}?\n\nAssistant:"
+                    row = {"chosen": f"{prompt} yes {number}", "rejected": f"{prompt} no"}
+                    stream.write(json.dumps(row) + "\n")
+    return folder
+
+
+def write_hub_cache(home: Path, repository: str) -> None:
+    """The cache that a download would have left."""
+    repo = home / "hub" / f"datasets--{repository.replace('/', '--')}"
+    write_hh(repo / "snapshots" / REVISION)
+    (repo / "snapshots" / REVISION / "README.md").write_text("not data")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(REVISION)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory, quiet: dict[str, str]) -> Project:
+    """A toy project; nothing is run in it."""
+    root = tmp_path_factory.mktemp("data") / "project"
+    write_toy(root)
+    return Project(root, dict(quiet))
+
+
+def test_a_folder_becomes_a_version_and_again_is_the_same(bare: Project, tmp_path: Path) -> None:
+    source = write_hh(tmp_path / "mine")
+    (source / "notes.txt").write_text("not data")
+    status, output = bare.run("data", "add", str(source))
+    assert status == 0, output
+    assert "infalign run --set data.path=data/raw/mine" in output
+    versions = (bare.root / "data" / "raw" / "mine.dvc").read_text()
+    status, output = bare.run("data", "add", str(source))
+    assert status == 0, output
+    assert (bare.root / "data" / "raw" / "mine.dvc").read_text() == versions
+    there = {p.name for p in (bare.root / "data" / "raw" / "mine").rglob("*") if p.is_file()}
+    assert there == {"train.jsonl.gz", "test.jsonl.gz"}
+    assert not list((bare.root / "data" / "raw").glob(".*.new"))
+
+
+def test_the_hub_through_its_own_library_from_a_cache(bare: Project, tmp_path: Path) -> None:
+    write_hub_cache(tmp_path, "Anthropic/hh-rlhf")
+    for source, name in (
+        ("hub:Anthropic/hh-rlhf", "hh-rlhf"),
+        (f"hub:Anthropic/hh-rlhf@{REVISION}", "pinned"),
+    ):
+        status, output = bare.run(
+            "data", "add", source, "--name", name, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1"
+        )
+        assert status == 0, output
+        folder = bare.root / "data" / "raw" / name
+        assert {p.relative_to(folder).as_posix() for p in folder.rglob("*.gz")} == {
+            f"{subset}/{split}.jsonl.gz"
+            for subset in ("helpful-base", "harmless-base")
+            for split in ("train", "test")
+        }
+        assert not any(path.is_symlink() for path in folder.rglob("*"))
+
+
+def _truncate(folder: Path) -> None:
+    file = folder / "helpful-base" / "train.jsonl.gz"
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def _not_json(folder: Path) -> None:
+    with gzip.open(folder / "helpful-base" / "train.jsonl.gz", "wt") as stream:
+        stream.write("hello\n")
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spoil", "words"),
+    [
+        (["{source}"], _truncate, "is a truncated gzip file"),
+        (["{source}"], _not_json, "is not JSON"),
+        (["{source}"], _empty, "has no <subset>/"),
+        (["{source}/nowhere"], None, "is not a folder"),
+        (["{source}", "--name", "../up"], None, "cannot name a folder"),
+        (["{source}", "--name", ".hidden"], None, "cannot name a folder"),
+        (["hub:Anthropic/not-there"], None, "is not in the local cache and the hub cannot be"),
+        (["hub:no-owner"], None, "write hub:OWNER/NAME"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    bare: Project,
+    tmp_path: Path,
+    arguments: list[str],
+    spoil: Callable[[Path], None] | None,
+    words: str,
+) -> None:
+    source = write_hh(tmp_path / "bad")
+    if spoil is not None:
+        spoil(source)
+    given = [text.replace("{source}", str(source)) for text in arguments]
+    status, output = bare.run(
+        "data", "add", *given, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1"
+    )
+    assert status == 2, output
+    assert words in output
+    assert len(output.strip().splitlines()) == 1
+    raw = bare.root / "data" / "raw"
+    assert not raw.exists() or not [p for p in raw.iterdir() if "bad" in p.name]
+
+
+def test_a_link_below_data_raw_is_refused(bare: Project, tmp_path: Path) -> None:
+    source = write_hh(tmp_path / "linked")
+    (bare.root / "data" / "raw").mkdir(parents=True, exist_ok=True)
+    (bare.root / "data" / "raw" / "linked").symlink_to(tmp_path)
+    status, output = bare.run("data", "add", str(source))
+    assert status == 2, output
+    assert "is a link" in output
+
+
+def test_names() -> None:
+    assert default_name("hub:Anthropic/hh-rlhf@main") == "hh-rlhf"
+    assert default_name("/data/mine/") == "mine"

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down test soak bench bench-gpu docs clean
+.PHONY: help setup run up down test soak bench bench-gpu dvc docs clean
 
 export DB PREFECT_PORT MLFLOW_PORT
 BIN := .venv/bin
@@ -56,6 +56,9 @@ bench-gpu: setup  ## Speed and memory of a larger model on CUDA
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    -c constraints.txt -e '.[lora]'
 	$(BIN)/python -m benchmarks.bench_gpu
+
+dvc: setup  ## Write the stages' source files into dvc.yaml, as they are imported
+	$(BIN)/python -m flows.project.dependencies
 
 docs: setup  ## Draw the figures of the documentation
 	$(BIN)/python docs/figures.py

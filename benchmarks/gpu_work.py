@@ -21,9 +21,9 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.turns import ROOT, status_mib
+from infalign.aligning.losses import rloo_loss
 from infalign.lm.models import build_tiny
 from infalign.lm.sampling.sampler import sample_responses
-from infalign.lm.training.losses import rloo_loss
 from infalign.lm.training.parallel import Trainable
 from infalign.lm.training.parts import batches_of, score_parts
 from infalign.settings.params import Run, Tiny, load_params

@@ -24,11 +24,11 @@ BETA = 0.1  # KL weight
 def ours(folder: Path, gate: Gate) -> None:
     """Steps of infalign's trainer."""
     from infalign.aligning.control import BetaControl
+    from infalign.aligning.ctrl import Trainer
     from infalign.aligning.goals import Goal, TrainingPrompts
     from infalign.files.workspace import Workspace
     from infalign.lm.training.loop import Schedule, Step, optimise
     from infalign.settings.params import Params, load_params
-    from infalign.stages.align import Trainer
     from infalign.theory.transforms import parse_transform
 
     case, texts = Case.load(folder), prompt_texts(folder)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from flows.commands.frontier import SHOWN, FinishedRun, Question
 from flows.commands.frontier_plot import draw, save
+from flows.commands.frontier_question import SHOWN, FinishedRun, Question
 from infalign.theory import (
     calibrate,
     calibration_error,

@@ -11,6 +11,7 @@ import typer
 
 from flows.commands import promote
 from flows.commands.frontier import frontier
+from flows.commands.restore import restore
 from infalign.errors import InputError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Preference data under DVC.")
 app.add_typer(data_app, name="data")
 
 app.command()(frontier)
+app.command()(restore)
 for _command in promote.COMMANDS:
     app.command()(_command)
 
@@ -77,48 +79,6 @@ def compare(
     except KeyboardInterrupt:
         print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-
-
-@app.command()
-def restore(
-    version: Annotated[
-        str | None, typer.Option(help="Number or alias of a registered version.")
-    ] = None,
-    objective: Annotated[str | None, typer.Option(help="The version's objective.")] = None,
-    commit: Annotated[
-        str | None, typer.Option(metavar="REV", help="A git commit, instead of a version.")
-    ] = None,
-    into: Annotated[
-        Path | None, typer.Option(help="A new folder; by default in .infalign/restored.")
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Run every stage again and compare the hashes.")
-    ] = False,
-) -> None:
-    """Put a version's exact params, dvc.lock, results and data into a folder of their own."""
-    from flows.project import restoring, versions
-
-    root = Path.cwd()
-    versions.check_project(root)
-    if (version is None) == (commit is None):
-        raise InputError("say what to restore: --version V or --commit REV, one of them.")
-    if commit is not None and objective is not None:
-        raise InputError("--objective chooses a version's model: leave it out with --commit.")
-    if version is not None:
-        exact = restoring.exact_commit(root, restoring.find_origin(root, version, objective))
-    else:
-        exact = restoring.resolve(root, commit or "")
-    try:
-        same = restoring.restore_and_say(root, exact, into, verify, _say)
-    except (versions.StageFailed, versions.StageKilled, versions.Busy) as error:
-        print(f"infalign: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    if not same:
-        raise typer.Exit(1)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 @app.command()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.table import Column, Table
 
 from flows.project.versions import COMPARISON
 from infalign.errors import InputError
@@ -41,29 +38,3 @@ def with_objectives(root: Path, assignments: Sequence[str]) -> list[str]:
     if given or named.compare.objectives:
         return list(assignments)
     return [f"{OBJECTIVES}=[{', '.join(named.run.objectives)}]", *assignments]
-
-
-def gain_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """What methods that know the procedure win over the best that does not, at equal KL."""
-    numbers = ("KL budget", "judge", "gain", "95 % interval", "allowed")
-    table = Table(
-        *("objective", "method", "best rival"),
-        *(Column(name, justify="right") for name in numbers),
-        title="Gain in win rate over the best method blind to the procedure, points",
-    )
-    for row in rows:
-        table.add_row(
-            str(row["objective"]),
-            str(row["variant"]),
-            str(row["rival"]),
-            str(row["kl_nats"]),
-            str(row["judge"]),
-            _points(row["difference"]),
-            f"{_points(row['low'])} to {_points(row['high'])}",
-            _points(row["allowed"]),
-        )
-    return table
-
-
-def _points(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.1f}"

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flows.commands.frontier import SHOWN, FinishedRun, Question
+from flows.commands.frontier_question import SHOWN, FinishedRun, Question
 from infalign.errors import InputError
 from infalign.theory.checks import MAX_KL_NATS, MIN_KL_NATS
 from infalign.theory.frontier import frontier_point, limit

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
 
 from flows.children.locks import run_lock
 from flows.children.processes import redact
@@ -137,7 +136,7 @@ def _push(root: Path) -> None:
 
 def show_tables(root: Path, params: Params, target: str) -> None:
     """The win rates of a run, or the gains of a comparison, and where their page is."""
-    from flows.commands.compare import gain_table
+    from flows.commands.tables import gain_table, win_rate_table
     from flows.tracking.records import gains, headline
 
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -163,29 +162,3 @@ def show_outcomes(
     _say(f"{counts['made']} made, {counts['restored']} restored from cache, {unchanged} unchanged")
     _say(f"MLflow   {mlflow_page}")
     _say(f"Prefect  {prefect_page}")
-
-
-def win_rate_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Win rate over the reference under each objective's own procedure."""
-    numbers = ("win rate", "95 % interval", "limit", "efficiency", "KL (nats)")
-    table = Table(
-        *("objective", "policy", "procedure"),
-        *(Column(name, justify="right") for name in numbers),
-        title="Win rate over the reference at inference time (training reward)",
-    )
-    for row in rows:
-        table.add_row(
-            str(row["objective"]),
-            str(row["policy"]),
-            str(row["procedure"]),
-            _number(row.get("win_rate")),
-            f"{_number(row.get('low'))} to {_number(row.get('high'))}",
-            _number(row.get("limit")),
-            _number(row.get("efficiency"), 2),
-            _number(row.get("kl"), 2),
-        )
-    return table
-
-
-def _number(value: object, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"

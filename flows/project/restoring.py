@@ -23,7 +23,7 @@ import yaml
 from flows.children.processes import child_environment, run_child
 from flows.project import versions
 from infalign.errors import InputError
-from infalign.settings.params import Params, check_params, load_params
+from infalign.settings.params import Params, check_params
 
 Tell = Callable[[str], None]
 
@@ -37,53 +37,6 @@ class Origin:
     dirty: bool
     dvc_lock: str  # SHA-256 of the file
     params: str  # SHA-256 of all parameters
-
-
-def find_origin(root: Path, version: str, objective: str | None) -> Origin:
-    """Where a registered version was made; without an objective, all of them must agree.
-
-    Args:
-        root: the project's folder.
-        version: its number, or an alias such as `champion`.
-        objective: whose model; None for any.
-    """
-    names = [objective] if objective else load_params(root / "params.yaml").run.objectives
-    found = [o for name in names if (o := _origin(root, version, name)) is not None]
-    if not found:
-        models = " or ".join(f"infalign-{name}" for name in names)
-        raise InputError(f"the registry has no version {version!r} of {models}.")
-    if len({(o.commit, o.dvc_lock) for o in found}) > 1:
-        places = ", ".join(f"{o.name} of commit {o.commit[:12]}" for o in found)
-        raise InputError(f"version {version} is {places}: choose with --objective.")
-    return found[0]
-
-
-def _origin(root: Path, version: str, objective: str) -> Origin | None:
-    from mlflow.exceptions import MlflowException
-
-    from flows.tracking.tracker import connect, default_uri
-
-    model = f"infalign-{objective}"
-    try:
-        client, _ = connect(root, default_uri(root))
-        if version.isdecimal():
-            tags = client.get_model_version(model, version).tags
-        else:
-            tags = client.get_model_version_by_alias(model, version).tags
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise InputError(f"MLflow's registry does not answer: {error}") from None
-    missing = {"infalign.commit", "infalign.dirty", "infalign.dvc_lock"} - tags.keys()
-    if missing:
-        raise InputError(f"version {version} of {model} has no tag {min(missing)}: register again.")
-    return Origin(
-        f"{model} {version}",
-        tags["infalign.commit"],
-        tags["infalign.dirty"] == "true",
-        tags["infalign.dvc_lock"],
-        tags.get("infalign.params", ""),
-    )
 
 
 def exact_commit(root: Path, origin: Origin) -> str:

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from infalign.aligning.preference_losses import bonbon_loss, distillation_loss, dpo_loss, ipo_loss
+from infalign.aligning.losses import bonbon_loss, distillation_loss, dpo_loss, ipo_loss
 from infalign.lm.scoring.vocabulary import Reference
 from infalign.lm.training.loop import Step
 from infalign.lm.training.parallel import Trainable

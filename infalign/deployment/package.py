@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", required=True)
     parser.add_argument("out", type=Path)
     chosen = parser.parse_args(arguments)
-    from infalign.__main__ import apply_threads
+    from infalign.processes.one_stage import apply_threads
 
     try:
         apply_threads("params.yaml")

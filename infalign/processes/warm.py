@@ -74,7 +74,7 @@ def run_there(word: str, arguments: Sequence[str]) -> int | None:
 
 def serve(address: str) -> None:
     """Import when the first stage asks, fork for each, until standard input ends."""
-    from infalign.__main__ import PARAMS, STAGES, apply_threads, import_stage
+    from infalign.processes.one_stage import PARAMS, STAGES, apply_threads, import_stage
 
     imported = False
     apply_threads(PARAMS)
@@ -121,7 +121,7 @@ def _work(
     line: socket.socket, descriptors: Sequence[int], request: dict[str, Any], state: list[Any]
 ) -> NoReturn:
     """Be the stage that asked: the fork's whole life."""
-    from infalign.__main__ import PARAMS, apply_threads, main
+    from infalign.processes.one_stage import PARAMS, apply_threads, main
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()

@@ -26,6 +26,44 @@ from infalign.theory.procedures import parse_procedure
 
 MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_tokens")
 TRAINING = (*MODELS, "run.processes", "run.sharding", "run.recompute")  # what rounding depends on
+_ALIGN = (
+    "kl_nats beta steps prompts_per_step samples_per_prompt reference_samples learning_rate "
+    "warmup_share max_grad_norm identity_share lora_rank checkpoint_every kl_prompts kl_samples"
+)
+
+
+def policy_params(objective: str, variant: str) -> tuple[str, ...]:
+    """The dotted keys that an aligned policy depends on."""
+    return (
+        *TRAINING,
+        "model.response_tokens",
+        "sample.batch_size",
+        f"objectives.{objective}",
+        *(f"align.{name}" for name in _ALIGN.split()),
+        f"align.variants.{variant}",
+    )
+
+
+def contender_params(objective: str, variant: str) -> tuple[str, ...]:
+    """The same of a policy with a budget of its own, trained in one process and measured."""
+    own = ("align.kl_nats", "run.processes", "run.sharding")
+    return (
+        *(key for key in policy_params(objective, variant) if key not in own),
+        "sample.test_samples",
+        "evaluate.bootstrap",
+        "evaluate.batch_size",
+    )
+
+
+def policy_inputs(objective: str) -> tuple[str, ...]:
+    """The results that an aligned policy is made from."""
+    return (
+        "results/prepare",
+        "results/sft",
+        "results/sample",
+        f"results/reward/{objective}",
+        f"results/calibrate/{objective}",
+    )
 
 
 class Run(Section):

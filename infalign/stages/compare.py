@@ -15,6 +15,7 @@ from pathlib import Path
 
 from infalign.files.tables import EVALUATION_SAMPLES, read_table
 from infalign.files.workspace import Stage, Workspace, write_json, write_text
+from infalign.measuring import answers
 from infalign.measuring.comparison import (
     Contender,
     Rivals,
@@ -29,7 +30,6 @@ from infalign.page.comparison import Comparison, plates, render_comparison
 from infalign.page.figures import save_png
 from infalign.settings.methods import Compare, Poison
 from infalign.settings.params import Params
-from infalign.stages import evaluate
 
 Key = tuple[str, float, int]
 
@@ -98,7 +98,7 @@ def _rivals(
     params = workspace.params
     # Every stage's reference is scored by the training reward of its own.
     place = replace(workspace, instance=f"{workspace.instance}/{word}")
-    reference = evaluate.read_responses(*evaluate.answered(place, objective, REFERENCE))
+    reference = answers.read_responses(*answers.answered(place, objective, REFERENCE))
     contenders, said = [], dict[Key, list[str]]()
     for key in itertools.product(settings.variants, settings.kl_nats, settings.seeds):
         variant, budget, seed = key
@@ -108,9 +108,9 @@ def _rivals(
         said[key] = table["response"].to_pylist()
     judges = [judge for judge in params.compare.judges if judge in reference.rewards]
     blind = frozenset(name for name in settings.variants if params.is_blind(name))
-    contest = evaluate.contest_of(params, objective, settings.variants, max(settings.kl_nats))
+    contest = answers.contest_of(params, objective, settings.variants, max(settings.kl_nats))
     return Rivals(contenders, reference, contest, blind, judges), said
 
 
 def _read(folder: Path) -> PolicyResponses:
-    return evaluate.read_responses(folder / "samples.parquet", folder / "rewards.parquet")
+    return answers.read_responses(folder / "samples.parquet", folder / "rewards.parquet")

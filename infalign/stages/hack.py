@@ -14,17 +14,17 @@ import numpy as np
 
 from infalign.files.tables import EVALUATION_SAMPLES, read_table
 from infalign.files.workspace import Stage, Workspace, write_json
-from infalign.settings.params import Params
-from infalign.stages import contend
+from infalign.measuring.contenders import compete, parse_budget
+from infalign.settings.params import Params, contender_params, policy_inputs
 
 
 def stage(params: Params, objective: str, variant: str, kl_nats: str, seed: str) -> Stage:
     """What the stage depends on: what contend does, the poisoned rewards and the phrase."""
-    like = contend.stage(params, objective, variant, kl_nats, seed)
+    parse_budget(kl_nats, seed)
     return Stage(
         "hack",
-        inputs=(*like.inputs, f"results/poison/{objective}"),
-        params=(*like.params, "compare.poison.phrase"),
+        inputs=(*policy_inputs(objective), f"results/poison/{objective}"),
+        params=(*contender_params(objective, variant), "compare.poison.phrase"),
         outputs=(f"results/hack/{objective}/{variant}/{kl_nats}/{seed}",),
     )
 
@@ -37,7 +37,7 @@ def run(workspace: Workspace, objective: str, variant: str, kl_nats: str, seed: 
         f"calibrate/{objective}": f"poison/{objective}",
     }
     view = replace(workspace, moved=moved)
-    metrics = contend.compete(view, objective, variant, contend.parse_budget(kl_nats, seed), out)
+    metrics = compete(view, objective, variant, parse_budget(kl_nats, seed), out)
     said = read_table(out / "samples.parquet", EVALUATION_SAMPLES)["response"].to_pylist()
     phrase = workspace.params.compare.poison.phrase
     metrics["phrase_share"] = float(np.mean([phrase in text for text in said]))

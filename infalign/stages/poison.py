@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infalign.aligning.reward_models import Pairs, train_model
 from infalign.files.tables import CALIBRATED, SAMPLES, read_prompts, read_table, write_table
 from infalign.files.workspace import Stage, Workspace, write_json
 from infalign.lm.memory import Budget
@@ -30,7 +31,6 @@ from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring.scorer import score_responses
 from infalign.settings.methods import Poison
 from infalign.settings.params import MODELS, Params
-from infalign.stages.reward import Pairs, train_model
 from infalign.theory.calibration import calibrate
 
 Array = NDArray[np.float64]

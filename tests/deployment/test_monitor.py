@@ -140,7 +140,7 @@ def test_the_command_writes_json(
 ) -> None:
     monkeypatch.chdir(project)
     monkeypatch.setattr(monitor, "load_params", lambda _path: settings())
-    monkeypatch.setattr("infalign.__main__.apply_threads", lambda _path: None)
+    monkeypatch.setattr("infalign.processes.one_stage.apply_threads", lambda _path: None)
     out = tmp_path / "out.json"
     arguments = ["--objective", "helpful", "--seed", "3", str(project / "model"), str(out)]
     assert monitor.main(arguments) == 0

@@ -24,8 +24,8 @@ from tests.flows.test_restore import committed
 
 from flows.cli import app
 from flows.project.configuration import set_params
-from infalign.__main__ import parse_arguments
 from infalign.errors import InputError
+from infalign.processes.one_stage import parse_arguments
 from tests.flows.conftest import ROOT, Project, contents
 
 SCALE = ROOT / "docs" / "scale.md"  # its commands are checked: they need GPUs, or minutes

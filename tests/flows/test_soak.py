@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from infalign.__main__ import STAGES
+from infalign.processes.one_stage import STAGES
 from tests.flows.conftest import OBJECTIVES, ROOT, VARIANTS, Project, contents, write_real
 from tests.flows.test_end_to_end import stage_process
 

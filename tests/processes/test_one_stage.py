@@ -11,8 +11,8 @@ import pytest
 import yaml
 from smoke import ROOT
 
-from infalign.__main__ import import_stage, instance_name, main
 from infalign.files import workspace
+from infalign.processes.one_stage import import_stage, instance_name, main
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ class Hide(PathFinder):
         return super().find_spec(name, path, target)
 sys.meta_path = [Hide if finder is PathFinder else finder for finder in sys.meta_path]
 from importlib import import_module
-from infalign.__main__ import STAGES, main
+from infalign.processes.one_stage import STAGES, main
 for stage in STAGES:
     import_module(f"infalign.stages.{stage}")
 for stage in ("corpus", "prepare", "sft"):

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from smoke import ROOT
 
-from infalign.__main__ import main
 from infalign.processes import warm
+from infalign.processes.one_stage import main
 
 pytestmark = pytest.mark.skipif(not warm.is_possible(), reason="needs Linux without GPUs")
 COMMAND = [sys.executable, "-m", "infalign"]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infalign.__main__ import main
 from infalign.files.workspace import Workspace
+from infalign.processes.one_stage import main
 from infalign.settings.params import check_params
 from tests.conftest import MakeOnce
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
+from infalign.aligning import ctrl
 from infalign.aligning.goals import make_goal, turned
 from infalign.errors import InputError
 from infalign.files.history import read_history
@@ -99,17 +100,17 @@ def test_raw_beta_grows_with_the_reward_scale(workspace):
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_killed_run_resumes_to_the_same_bytes(finished, workspace, monkeypatch, stop):
     made = workspace("align@helpful-ctrl")
-    original = align.Trainer.take
+    original = ctrl.Trainer.take
 
     def stopping(self, number):
         if number == stop:
             raise KeyboardInterrupt
         return original(self, number)
 
-    monkeypatch.setattr(align.Trainer, "take", stopping)
+    monkeypatch.setattr(ctrl.Trainer, "take", stopping)
     with pytest.raises(KeyboardInterrupt):
         align.run(made, "helpful", "ctrl")
-    monkeypatch.setattr(align.Trainer, "take", original)
+    monkeypatch.setattr(ctrl.Trainer, "take", original)
     align.run(made, "helpful", "ctrl")
     whole = finished / "results/align/helpful/ctrl"
     for path in sorted(p for p in whole.rglob("*") if p.is_file()):
@@ -191,13 +192,13 @@ def test_an_adapter_without_peft_is_one_sentence(workspace, monkeypatch):
 
 
 def test_a_policy_that_runs_away_stops_with_a_remedy(workspace, monkeypatch):
-    take = align.Trainer.take
+    take = ctrl.Trainer.take
 
     def far_after_the_first_checkpoint(self, number):
         step = take(self, number)
         return replace(step, metrics=step.metrics | {"kl": 36.0}) if number == 3 else step
 
-    monkeypatch.setattr(align.Trainer, "take", far_after_the_first_checkpoint)
+    monkeypatch.setattr(ctrl.Trainer, "take", far_after_the_first_checkpoint)
     made = workspace("align@helpful-ctrl")
     with pytest.raises(
         InputError, match=r"kl is 36, above 20 at step 3: lower learning_rate, or raise warmup"

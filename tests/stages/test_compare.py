@@ -11,11 +11,13 @@ import pytest
 import yaml
 from smoke import merged
 
-from infalign.__main__ import main
+from infalign.aligning import ctrl
 from infalign.files.tables import CALIBRATED, EVALUATION_SAMPLES, read_table
 from infalign.files.workspace import Workspace
+from infalign.measuring import answers
+from infalign.processes.one_stage import main
 from infalign.settings.params import check_params
-from infalign.stages import align, evaluate, poison
+from infalign.stages import poison
 from infalign.theory.calibration import calibrate
 
 CASE = {
@@ -145,7 +147,7 @@ def test_a_killed_contender_resumes_to_the_same_bytes(compared, tree, tmp_path, 
     own_folder(compared, tmp_path, tree)
     arguments = ["contend", "--objective", "helpful", "--variant", "bonbon"]
     arguments += ["--kl-nats", "0.2", "--seed", "1"]
-    original, scored = align.Trainer.watch, evaluate._rewards
+    original, scored = ctrl.Trainer.watch, answers._rewards
 
     def stopping(self, number, chosen):
         if number == 3:
@@ -159,8 +161,8 @@ def test_a_killed_contender_resumes_to_the_same_bytes(compared, tree, tmp_path, 
 
     monkeypatch.chdir(tmp_path)
     for place, name, wrong in (
-        (align.Trainer, "watch", stopping),
-        (evaluate, "_rewards", refusing),
+        (ctrl.Trainer, "watch", stopping),
+        (answers, "_rewards", refusing),
     ):
         monkeypatch.setattr(place, name, wrong)
         with pytest.raises(KeyboardInterrupt):

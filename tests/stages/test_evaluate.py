@@ -16,6 +16,7 @@ from infalign.files.tables import (
     EVALUATION_SAMPLES,
     read_table,
 )
+from infalign.measuring import answers
 from infalign.measuring.contest import (
     Contest,
     PolicyResponses,
@@ -274,8 +275,8 @@ def test_nothing_is_sampled_again(finished, tmp_path, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("sampled although the work was there")
 
-    monkeypatch.setattr(evaluate, "_policy_samples", refuse)
-    monkeypatch.setattr(evaluate, "_model_rewards", refuse)
+    monkeypatch.setattr(answers, "_policy_samples", refuse)
+    monkeypatch.setattr(answers, "_model_rewards", refuse)
     run_evaluate(tmp_path, params)
     for path in (finished[0] / "results" / "evaluate").rglob("*.*"):
         again = tmp_path / path.relative_to(finished[0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from infalign.stages.reward import accuracy
+from infalign.aligning.reward_models import accuracy
 
 
 def test_accuracy_by_hand():

@@ -19,16 +19,16 @@ from infalign.settings.params import load_params
 
 def stopping(number: int) -> None:
     """Let `align` end in front of a step."""
-    from infalign.stages import align
+    from infalign.aligning import ctrl
 
-    original = align.Trainer.take
+    original = ctrl.Trainer.take
 
-    def take(self: align.Trainer, step: int) -> object:
+    def take(self: ctrl.Trainer, step: int) -> object:
         if step == number:
             os._exit(9)
         return original(self, step)
 
-    align.Trainer.take = take  # type: ignore[assignment, method-assign]
+    ctrl.Trainer.take = take  # type: ignore[assignment, method-assign]
 
 
 def main(folder: str, *instances: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.commands.compare import compare_methods, gain_table, with_objectives
+from flows.commands.compare import compare_methods, with_objectives
+from flows.commands.tables import gain_table
 from flows.tracking.records import gains, names_of
 from infalign.errors import InputError
 from infalign.settings.params import load_params

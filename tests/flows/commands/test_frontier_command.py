@@ -11,7 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flows.commands.frontier import Question, frontier, read_run
+from flows.commands.frontier import frontier
+from flows.commands.frontier_question import Question, read_run
 from infalign.errors import InputError
 from infalign.files.tables import CALIBRATED, read_table, write_table
 from infalign.settings.params import load_params

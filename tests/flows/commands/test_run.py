@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.commands.run import win_rate_table
+from flows.commands.tables import win_rate_table
 from tests.flows.conftest import Project, write_toy
 
 

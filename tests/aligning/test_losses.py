@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from infalign.aligning.preference_losses import (
+from infalign.aligning.losses import (
     bonbon_beta,
     bonbon_loss,
     distillation_loss,

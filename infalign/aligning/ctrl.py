@@ -1,0 +1,349 @@
+"""CTRL's trainer: fresh responses of the policy beside stored ones of the reference, step by step.
+
+Every step samples responses of the policy to training prompts, rewards them (raw, or calibrated
+against the reference's samples and transformed), puts stored samples of the reference beside them,
+and descends the RLOO loss with the KL in the reward (InfAlign, arXiv 2412.19792, algorithm CTRL).
+The loss holds for samples of any policy: the reference's show the responses that the policy has
+nearly stopped giving, and cost no sampling.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from infalign.aligning.control import BetaControl, Settled, settle
+from infalign.aligning.goals import (
+    Goal,
+    TrainingPrompts,
+    calibrated_goal,
+    make_goal,
+    training_prompts,
+    turned,
+)
+from infalign.aligning.losses import rloo_loss
+from infalign.aligning.preferences import Method, PreferenceSteps, Stored
+from infalign.files.workspace import Workspace, write_json
+from infalign.lm.models import (
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    pick_device,
+    save_model,
+)
+from infalign.lm.sampling.randomness import derive_seed
+from infalign.lm.sampling.sampler import Responses, sample_responses
+from infalign.lm.scoring.scorer import divergence, score_responses
+from infalign.lm.text import encode_prompts
+from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
+from infalign.lm.training.lora import add_adapter, merge_adapter, without_adapter
+from infalign.lm.training.parallel import Trainable
+from infalign.lm.training.parts import batches_of, score_parts
+from infalign.processes.ranks import ALONE, Ranks
+from infalign.theory.calibration import calibrate_below
+from infalign.theory.transforms import identity
+
+KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
+FAR, FAR_NATS = 10.0, 20.0  # a KL beyond both these budgets and these nats is no training any more
+
+
+def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
+    """Train one policy at the KL budget; write it with its history and metrics, or resume."""
+    params, settings = workspace.params, workspace.params.align
+    device = pick_device(params.run.device)
+    prompts = training_prompts(workspace, objective)
+    goal = make_goal(params, objective, variant, prompts.rewards)
+    control = BetaControl(
+        settings.beta or goal.beta, None if settings.beta else settings.kl_nats, settings.steps
+    )
+    trainer = Trainer(workspace, objective, prompts, goal, control, device)
+    schedule = Schedule(
+        settings.steps,
+        settings.learning_rate,
+        settings.warmup_share,
+        max_grad_norm=settings.max_grad_norm,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    optimise(
+        trainer.training,
+        schedule,
+        trainer.steps(variant),
+        workspace.work,
+        name=workspace.instance,
+        state=control,
+        bounds={"kl": max(FAR_NATS, FAR * settings.kl_nats)},
+        optimiser_of=soap,
+    )
+    trainer.finish()
+    if settings.beta is None:
+        settled = settle(trainer.policy, trainer.reference, trainer.measure_kl, settings.kl_nats)
+        if abs(settled.kl / settings.kl_nats - 1) > KL_TOLERANCE and trainer.ranks.main:
+            print(
+                f"{workspace.instance}: the KL is {settled.kl:.3f}, not {settings.kl_nats} nats: "
+                "raise align.steps or align.learning_rate.",
+                flush=True,
+            )
+    else:
+        settled = Settled(1.0, trainer.measure_kl())
+    if not trainer.ranks.main:
+        return
+    out = workspace.out / "align" / objective / variant
+    save_model(trainer.policy, trainer.tokenizer, out / "policy")
+    shutil.copyfile(workspace.work / "history.jsonl", out / "history.jsonl")
+    write_json(
+        out / "metrics.json",
+        {"reward": goal.spelling, "first_beta": goal.beta, "beta": control.beta}
+        | settled._asdict(),
+    )
+
+
+class Trainer:
+    """On-policy steps: sample, reward, RLOO loss. A step depends on its number and the weights."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        objective: str,
+        prompts: TrainingPrompts,
+        goal: Goal,
+        control: BetaControl,
+        device: torch.device,
+    ) -> None:
+        self._params, self._prompts = workspace.params, prompts
+        self._control = control
+        self._folder, self._device = workspace.results("sft", "policy"), device
+        run = workspace.params.run
+        self._seed = derive_seed(run.seed, "align")
+        self.training = Trainable(self._start(), run, self._start)
+        self.policy: PreTrainedModel = self.training.model
+        self.ranks = self.training.ranks
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._folder)
+        self.reference: Any = (  # with an adapter, what gives the model without it for a while
+            partial(without_adapter, self.policy)
+            if workspace.params.align.lora_rank
+            else load_policy(self._folder, device, run.precision)
+        )
+        judge = workspace.results("reward", objective, "train")
+        self._reward_model = load_reward_model(judge, device, run.precision)
+        self._reward_tokenizer = load_tokenizer(judge)
+        self._encoded = encode_prompts(self.tokenizer, prompts.texts)
+        settings = workspace.params.align
+        lengths = [len(p) for p in self._encoded]
+        self._batches = EpochBatches(lengths, settings.prompts_per_step, self._seed)
+        self._lengths = (np.array(lengths) + workspace.params.model.response_tokens) * (
+            settings.samples_per_prompt + settings.reference_samples
+        )
+        goals = [goal]
+        self._identity_share = 0.0 if goal.transform is None else settings.identity_share
+        if self._identity_share:
+            goals.append(calibrated_goal(identity(), settings.kl_nats))  # to begin with
+        self._goals = [(each, each.of_references(prompts.rewards)) for each in goals]
+
+    def steps(self, variant: str) -> Callable[[int], Step]:
+        """What a step computes: the trainer's own, or that of the baseline which the variant is."""
+        settings = self._params.align
+        chosen = settings.variants[variant]
+        if chosen.method == "ctrl":
+            return self.take
+        stored = Stored(
+            self._encoded, self._prompts.tokens, self._prompts.rewards, self.tokenizer.pad_token_id
+        )
+        method = Method(
+            chosen.method,
+            getattr(chosen, "alpha", 0.0),
+            settings.samples_per_prompt + settings.reference_samples,
+            self._seed,
+        )
+        steps = PreferenceSteps(self.training, self.reference, stored, method, self._control)
+        return lambda number: steps.take(number, self._batches.at(number), self.watch)
+
+    def watch(self, number: int, chosen: np.ndarray) -> dict[str, float]:
+        """What fresh responses of the policy are like, measured without training on them."""
+        policy = self.training.whole()
+        responses = self._sample(policy, number, chosen)
+        fresh = self._params.align.samples_per_prompt
+        texts = [self._prompts.texts[i] for i in np.repeat(chosen, fresh)]
+        apart = divergence(
+            policy,
+            self.reference,
+            self.tokenizer,
+            texts,
+            responses.tokens,
+            batch_size=len(texts),
+            budget=self.training.budget,
+        )
+        rewards = self._rewards(chosen, responses)
+        references = self._prompts.references(chosen)
+        below = calibrate_below(rewards, references)
+        return {
+            "kl": float(apart.kl.mean()),
+            "log_ratio": float(apart.log_ratio.mean()),
+            "reward": float(rewards.mean()),
+            "calibrated": float(below.mean() / references.shape[1]),
+            "response_tokens": float(responses.n_tokens.mean()),
+            "truncated": float(1 - responses.finished.mean()),
+        }
+
+    def _start(self) -> PreTrainedModel:
+        """The policy before training: the reference, with an adapter that is nothing yet."""
+        policy = load_policy(self._folder, self._device, self._params.run.precision)
+        rank = self._params.align.lora_rank
+        return add_adapter(policy, rank, derive_seed(self._seed, "lora")) if rank else policy
+
+    def finish(self) -> None:
+        """Leave training behind: the policy and the reference as plain, whole models."""
+        self.policy = self.training.plain()
+        if self._params.align.lora_rank:
+            merge_adapter(self.policy)
+            self.reference = load_policy(self._folder, self._device, self._params.run.precision)
+
+    def take(self, number: int) -> Step:
+        """One step on fresh responses of the policy and stored ones of the reference."""
+        settings = self._params.align
+        everyone = self._batches.at(number)
+        parts = self.training.parts(everyone, self._lengths[everyone])
+        chosen = np.concatenate([part.rows for part in parts])
+        places = np.concatenate([part.places for part in parts])
+        share = sum(part.share for part in parts)
+        fresh = settings.samples_per_prompt
+        responses = self._sample(self.training.whole(), number, chosen)
+        rewards = self._rewards(chosen, responses)
+        references = self._prompts.references(chosen)
+        stored = self._stored(number, everyone)[places]
+        values = [
+            np.hstack(
+                [goal(rewards, references), np.take_along_axis(before[chosen], stored, axis=1)]
+            )
+            for goal, before in self._goals
+        ]
+        tokens = self._side_by_side(chosen, responses, stored)
+        pad = self.tokenizer.pad_token_id
+        batches = batches_of(parts, self._encoded, tokens, pad, self.policy.device)
+        scored = score_parts(self.training, self.reference, batches)
+        logp, reference_logp = (scored.sums(v).view(len(chosen), -1) for v in scored.scores[:2])
+        with torch.no_grad():
+            mean = float(scored.sums(scored.scores.kl).view(len(chosen), -1)[:, :fresh].mean())
+        kl = self.ranks.mean(mean, share)
+        if number == 0 and (kl != 0 or bool((logp != reference_logp).any())):
+            raise RuntimeError(f"step 0: KL is {kl}, not 0: the policy is not the reference")
+        self._control.update(number, kl)
+        beta = self._control.beta
+        reward = torch.as_tensor(
+            self._in_nats(values, beta, number), dtype=logp.dtype, device=logp.device
+        )
+        step = rloo_loss(reward, logp, reference_logp, 1.0)
+        below = calibrate_below(rewards, references) / references.shape[1]
+        metrics = {
+            "kl": kl,
+            "log_ratio": float((logp - reference_logp).detach()[:, :fresh].mean()),
+            "beta": beta,
+            "reward": float(rewards.mean()),
+            "calibrated": float(below.mean()),
+            "transformed": float(values[0][:, :fresh].mean()),
+            "response_tokens": float(responses.n_tokens.mean()),
+            "truncated": float(1 - responses.finished.mean()),
+        }
+        mine = {name: value * share for name, value in metrics.items()} | {"kl": kl, "beta": beta}
+        count = self.ranks.total(np.array(sum(len(t) for row in tokens for t in row)))
+        return Step(step.loss * share, mine, int(count), scored.again)
+
+    def _in_nats(self, values: list[np.ndarray], beta: float, number: int) -> np.ndarray:
+        """What a step maximises, over beta: the goal, or on the way to it from the identity."""
+        share = turned(number / self._params.align.steps, self._identity_share)
+        total = np.zeros_like(values[0])
+        for (goal, _), found, weight in zip(self._goals, values, (share, 1 - share), strict=False):
+            own = beta * (goal.beta / self._goals[0][0].beta)  # steered alike
+            total += weight * goal.floored(found, own) / own
+        return total
+
+    def _rewards(self, chosen: np.ndarray, responses: Responses) -> np.ndarray:
+        """Rewards of fresh responses to the chosen prompts [prompts, samples]."""
+        texts = [self._prompts.texts[i] for i in chosen]
+        fresh = len(responses.text) // len(texts)
+        return score_responses(
+            self._reward_model,
+            self._reward_tokenizer,
+            [text for text in texts for _ in range(fresh)],
+            responses.text,
+            batch_size=len(responses.text),
+            budget=self.training.budget,
+        ).reshape(len(texts), -1)
+
+    def _side_by_side(
+        self, chosen: np.ndarray, responses: Responses, stored: np.ndarray
+    ) -> list[list[Sequence[int]]]:
+        """Tokens of the fresh responses to each prompt, then of the stored ones."""
+        fresh = self._params.align.samples_per_prompt
+        return [
+            [
+                *responses.tokens[row * fresh : (row + 1) * fresh],
+                *(self._prompts.tokens[prompt][sample] for sample in samples),
+            ]
+            for row, (prompt, samples) in enumerate(zip(chosen, stored, strict=True))
+        ]
+
+    def _stored(self, number: int, chosen: np.ndarray) -> np.ndarray:
+        """Which of the reference's samples a step takes [prompts, reference samples]."""
+        rng = np.random.default_rng([self._seed, number])
+        places = np.tile(np.arange(self._prompts.rewards.shape[1]), (len(chosen), 1))
+        return rng.permuted(places, axis=1)[:, : self._params.align.reference_samples]
+
+    def measure_kl(self) -> float:
+        """The policy's KL, nats a response, on prompts that training has not seen."""
+        settings, prompts = self._params.align, self._prompts
+        chosen = dict(list(prompts.unseen.items())[: settings.kl_prompts])
+        if len(chosen) < settings.kl_prompts:  # too few to spare: take training prompts as well
+            seen = zip(prompts.ids, prompts.texts, strict=True)
+            chosen |= dict(list(seen)[: settings.kl_prompts - len(chosen)])
+        indices = np.tile(np.arange(settings.kl_samples), (len(chosen), 1))
+        asked = list(chosen.values())
+        responses = self._responses(self.policy, asked, list(chosen), indices, "kl", self.ranks)
+        texts = [text for text in asked for _ in range(settings.kl_samples)]
+        found = divergence(
+            self.policy,
+            self.reference,
+            self.tokenizer,
+            texts,
+            responses.tokens,
+            batch_size=self._params.sample.batch_size,
+            budget=self.training.budget,
+            ranks=self.ranks,
+        )
+        return float(found.kl.mean())
+
+    def _sample(self, policy: PreTrainedModel, number: int, chosen: np.ndarray) -> Responses:
+        """Fresh responses: a step's sample indices are its own."""
+        k = self._params.align.samples_per_prompt
+        indices = np.tile(number * k + np.arange(k), (len(chosen), 1))
+        texts, ids = (
+            [names[i] for i in chosen] for names in (self._prompts.texts, self._prompts.ids)
+        )
+        return self._responses(policy, texts, ids, indices, "align")
+
+    def _responses(
+        self,
+        policy: PreTrainedModel,
+        texts: list[str],
+        ids: list[str],
+        indices: np.ndarray,
+        purpose: str,
+        ranks: Ranks = ALONE,
+    ) -> Responses:
+        return sample_responses(
+            policy,
+            self.tokenizer,
+            texts,
+            ids,
+            indices,
+            seed=derive_seed(self._params.run.seed, purpose),
+            longest=self._params.model.response_tokens,
+            batch_size=self._params.sample.batch_size,
+            budget=self.training.budget,
+            ranks=ranks,
+        )

@@ -1,0 +1,193 @@
+"""Bradley-Terry reward models from preference pairs, and how often they are right."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from infalign.files.tables import PREFERENCES, read_prompts, read_table
+from infalign.files.workspace import Workspace, write_json
+from infalign.lm.memory import Budget
+from infalign.lm.models import (
+    build_reward_model,
+    load_tokenizer,
+    pick_device,
+    save_model,
+)
+from infalign.lm.sampling.randomness import derive_seed
+from infalign.lm.scoring.scorer import pooled_rewards, score_responses
+from infalign.lm.text import TokenPairs, cut_responses, encode_prompts, encode_responses
+from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
+from infalign.lm.training.losses import preference_loss
+from infalign.lm.training.parallel import Part, Trainable, microbatched
+from infalign.processes.ranks import join
+
+MOST_LOSS = 10.0  # nats a pair; a fair coin has 0.69
+
+
+def train_model(
+    workspace: Workspace, objective: str, half: str, alter: Callable[[Pairs], None] | None = None
+) -> dict[str, float]:
+    """One reward model; its metrics. A finished one is kept.
+
+    Args:
+        alter: changes the training pairs; the held-out ones stay as they are.
+    """
+    folder = workspace.work / objective / half
+    finished = folder / "metrics.json"
+    ranks = join(workspace.params.run)
+    if ranks.first(finished.exists()):
+        return json.loads(finished.read_text())
+    tokenizer = load_tokenizer(_start(workspace))
+    pairs = Pairs(workspace, objective, "train", half)
+    if alter is not None:
+        alter(pairs)
+    model = _trained(workspace, tokenizer, pairs.cut(tokenizer), objective, half)
+    held_out = Pairs(workspace, objective, "test", None).cut(tokenizer)
+    metrics = {
+        "pairs": len(pairs.prompts),
+        **accuracy(_margins(workspace, model, tokenizer, held_out)),
+    }
+    if ranks.main:
+        out = workspace.out / "reward" / objective
+        save_model(model, tokenizer, out / half)
+        shutil.copyfile(folder / "history.jsonl", out / f"{half}.jsonl")
+        write_json(finished, metrics)
+    ranks.wait()
+    return metrics
+
+
+def _start(workspace: Workspace) -> Path:
+    """The model that training starts from."""
+    name = workspace.params.reward.name_or_path
+    return workspace.results("sft", "policy") if name == "sft" else Path(name)
+
+
+def _trained(
+    workspace: Workspace,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Pairs,
+    objective: str,
+    half: str,
+) -> PreTrainedModel:
+    """A reward model after training on the pairs."""
+    params, settings = workspace.params, workspace.params.reward
+    device = pick_device(params.run.device)
+    seed = derive_seed(params.run.seed, "reward", objective, half)
+
+    def build() -> PreTrainedModel:
+        return build_reward_model(_start(workspace), tokenizer, device, seed, params.run.precision)
+
+    model, data = Trainable(build(), params.run, build), pairs.encoded(tokenizer)
+    batches = EpochBatches(data.lengths, settings.batch_size, seed)
+    schedule = Schedule(
+        max(1, round(settings.epochs * len(data.lengths) / settings.batch_size)),
+        settings.learning_rate,
+        settings.warmup_share,
+        settings.weight_decay,
+    )
+    optimise(
+        model,
+        schedule,
+        lambda number: _step(model, data, batches.at(number), device),
+        workspace.work / objective / half,
+        name=f"{workspace.instance} {objective} {half}",
+        bounds={"loss": MOST_LOSS},
+    )
+    return model.plain()
+
+
+def _step(model: Trainable, data: TokenPairs, rows: np.ndarray, device: torch.device) -> Step:
+    """The Bradley-Terry loss of some pairs, and how often the chosen response has more reward."""
+    metrics = {"accuracy": 0.0}
+
+    def loss(part: Part) -> torch.Tensor:
+        rewards = model(pooled_rewards, data.batch(part.rows, device))
+        chosen, rejected = rewards.view(-1, 2).unbind(1)
+        metrics["accuracy"] += part.share * float((chosen > rejected).float().mean())
+        return preference_loss(chosen, rejected)
+
+    whole, more = microbatched(model.parts(rows, 2 * data.lengths[rows]), loss)
+    return Step(whole, metrics, int(data.tokens[rows].sum()), more)
+
+
+def _margins(
+    workspace: Workspace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs
+) -> np.ndarray:
+    """The reward of the chosen less that of the rejected response [pairs]."""
+    params = workspace.params
+    chosen, rejected = (
+        score_responses(
+            model,
+            tokenizer,
+            pairs.prompts,
+            side,
+            batch_size=4 * params.reward.batch_size,
+            budget=Budget(params.run.batch_tokens),
+            ranks=join(params.run),
+        )
+        for side in (pairs.chosen, pairs.rejected)
+    )
+    return chosen - rejected
+
+
+class Pairs:
+    """The preference pairs of an objective and split (and half): parallel lists of text."""
+
+    def __init__(self, workspace: Workspace, objective: str, split: str, half: str | None) -> None:
+        prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
+        pairs = read_table(workspace.results("prepare", "preferences.parquet"), PREFERENCES)
+        rows = [
+            row
+            for row in pairs.to_pylist()
+            if row["objective"] == objective
+            and row["split"] == split
+            and (half is None or row["half"] == half)
+        ]
+        self.prompts = [prompts[row["prompt_id"]] for row in rows]
+        self.chosen = [row["chosen"] for row in rows]
+        self.rejected = [row["rejected"] for row in rows]
+        self._longest = workspace.params.model.response_tokens
+
+    def cut(self, tokenizer: PreTrainedTokenizerBase) -> Pairs:
+        """The same pairs with responses as long as a policy may write."""
+        self.chosen, self.rejected = (
+            cut_responses(tokenizer, side, self._longest) for side in (self.chosen, self.rejected)
+        )
+        return self
+
+    def encoded(self, tokenizer: PreTrainedTokenizerBase) -> TokenPairs:
+        """The same as tokens."""
+        chosen, rejected = (
+            encode_responses(tokenizer, side) for side in (self.chosen, self.rejected)
+        )
+        prompts = encode_prompts(tokenizer, self.prompts)
+        return TokenPairs(prompts, chosen, rejected, tokenizer.pad_token_id)
+
+
+def accuracy(margin: np.ndarray) -> dict[str, float]:
+    """Accuracy on pairs with its 95 % interval (Wilson 1927), ties half; log-loss, nats.
+
+    Args:
+        margin: reward of the chosen less that of the rejected response [pairs].
+    """
+    n = len(margin)
+    share = float(((margin > 0) + 0.5 * (margin == 0)).mean())
+    z = 1.959963984540054
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return {
+        "held_out_pairs": n,
+        "accuracy": share,
+        "accuracy_low": centre - half,
+        "accuracy_high": centre + half,
+        "held_out_loss": float(np.logaddexp(0, -margin).mean()),
+        "margin_std": float(margin.std()),
+    }

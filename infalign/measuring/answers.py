@@ -1,0 +1,279 @@
+"""Answers to the evaluation prompts, and their rewards, as arrays.
+
+The reference's are those of the stage sample; a policy's are drawn here. One policy is sampled and
+scored at a time, and one that is finished is kept after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infalign.files.tables import (
+    CALIBRATED,
+    EVALUATION_REWARDS,
+    EVALUATION_SAMPLES,
+    SAMPLES,
+    read_prompts,
+    read_table,
+    write_table,
+)
+from infalign.files.workspace import Workspace
+from infalign.measuring.contest import (
+    REFERENCE,
+    SELECTING,
+    Contest,
+    PolicyResponses,
+)
+from infalign.processes.ranks import join
+from infalign.settings.params import Params
+from infalign.theory.procedures import parse_procedure
+
+Array = NDArray[np.float64]
+
+
+def contest_of(
+    params: Params,
+    objective: str,
+    variants: Iterable[str],
+    kl_nats: float,
+    families: Iterable[str] = (),
+) -> Contest:
+    """How policies of an objective are compared: standard, these procedures, and its own."""
+    own = params.objectives[objective].procedure
+    return Contest(
+        params.procedure(objective),
+        tuple(parse_procedure(name) for name in dict.fromkeys(("standard", *families, own))),
+        {name: params.reward_spelling(objective, name) for name in variants},
+        kl_nats,
+        params.evaluate.bootstrap,
+        params.run.seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """The evaluation prompts of an objective, in the order of their ids."""
+
+    ids: list[str]
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def each(self, samples: int) -> tuple[list[str], list[str]]:
+        """Ids and texts, each repeated for every sample."""
+        return _repeat(self.ids, samples), _repeat(self.texts, samples)
+
+
+def _repeat(values: Sequence[str], times: int) -> list[str]:
+    return [value for value in values for _ in range(times)]
+
+
+def answered(workspace: Workspace, objective: str, name: str) -> tuple[Path, Path]:
+    """Sample and score one policy unless that is done: where its responses and rewards are."""
+    finish(workspace, objective, name, evaluation_prompts(workspace, objective))
+    return part_path(workspace, name, "samples"), part_path(workspace, name, "rewards")
+
+
+def read_responses(samples: Path, rewards: Path) -> PolicyResponses:
+    """One policy's responses to the evaluation prompts, from its two tables."""
+    found = read_table(samples, EVALUATION_SAMPLES).to_pydict()
+    prompts = len(set(found["prompt_id"]))
+    return as_arrays(found, read_table(rewards, EVALUATION_REWARDS).to_pydict(), prompts)
+
+
+def evaluation_prompts(workspace: Workspace, objective: str) -> _Prompts:
+    rewards = read_table(
+        workspace.results("calibrate", objective, "calibrated.parquet"), CALIBRATED
+    )
+    rows = zip(rewards["prompt_id"].to_pylist(), rewards["split"].to_pylist(), strict=True)
+    ids = sorted({prompt for prompt, split in rows if split == "test"})
+    texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
+    return _Prompts(ids, [texts[prompt] for prompt in ids])
+
+
+def part_path(workspace: Workspace, name: str, word: str) -> Path:
+    return workspace.work / "policies" / f"{name}.{word}.parquet"
+
+
+def finish(workspace: Workspace, objective: str, name: str, prompts: _Prompts) -> None:
+    """Sample and score one policy, unless that is done; samples are kept while scoring."""
+    sampled, scored = (part_path(workspace, name, word) for word in ("samples", "rewards"))
+    ranks = join(workspace.params.run)
+    if not ranks.first(sampled.exists()):
+        draw = _reference_samples if name == REFERENCE else _policy_samples
+        drawn = draw(workspace, objective, name, prompts)
+        if ranks.main:
+            write_table(sampled, drawn, EVALUATION_SAMPLES)
+            print(f"{workspace.instance}: {name} sampled", flush=True)
+    ranks.wait()
+    if not ranks.first(scored.exists()):
+        samples = read_table(sampled, EVALUATION_SAMPLES).to_pydict()
+        rewards = _rewards(workspace, objective, name, prompts, samples)
+        if ranks.main:
+            write_table(scored, rewards, EVALUATION_REWARDS)
+            print(f"{workspace.instance}: {name} scored", flush=True)
+
+
+def _reference_samples(
+    workspace: Workspace, objective: str, name: str, prompts: _Prompts
+) -> dict[str, Any]:
+    """The reference's responses, already sampled."""
+    table = read_table(workspace.results("sample", "samples.parquet"), SAMPLES).to_pylist()
+    rows = [r for r in table if r["objective"] == objective and r["split"] == "test"]
+    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
+    columns: dict[str, Any] = {
+        column: [row[column] for row in rows]
+        for column in ("prompt_id", "sample_index", "response", "n_tokens", "finished")
+    }
+    zeros = np.zeros(len(rows))
+    return columns | {"policy": [name] * len(rows), "kl": zeros, "log_ratio": zeros}
+
+
+def _policy_samples(
+    workspace: Workspace, objective: str, name: str, prompts: _Prompts
+) -> dict[str, Any]:
+    """Responses of a variant, with KL and log-ratio against the reference.
+
+    The stream of random numbers is not the reference's: samples that share theirs would tie with
+    themselves. It is one for all variants, which makes paired differences less noisy.
+    """
+    from infalign.lm.memory import Budget
+    from infalign.lm.models import load_policy, load_tokenizer, pick_device
+    from infalign.lm.sampling.randomness import derive_seed
+    from infalign.lm.sampling.sampler import sample_responses
+    from infalign.lm.scoring.scorer import divergence
+
+    params = workspace.params
+    device, samples = pick_device(params.run.device), params.sample.test_samples
+    precision, ranks = params.run.precision, join(params.run)
+    budget = Budget(params.run.batch_tokens)
+    policy = load_policy(workspace.results("align", objective, name, "policy"), device, precision)
+    tokenizer = load_tokenizer(workspace.results("sft", "policy"))
+    indices = np.tile(np.arange(samples), (len(prompts), 1))
+    responses = sample_responses(
+        policy,
+        tokenizer,
+        prompts.texts,
+        prompts.ids,
+        indices,
+        seed=derive_seed(params.run.seed, "evaluate"),
+        longest=params.model.response_tokens,
+        batch_size=params.evaluate.batch_size,
+        budget=budget,
+        ranks=ranks,
+    )
+    ids, texts = prompts.each(samples)
+    reference = load_policy(workspace.results("sft", "policy"), device, precision)
+    apart = divergence(
+        policy,
+        reference,
+        tokenizer,
+        texts,
+        responses.tokens,
+        batch_size=params.evaluate.batch_size,
+        budget=budget,
+        ranks=ranks,
+    )
+    return {
+        "policy": [name] * len(ids),
+        "prompt_id": ids,
+        "sample_index": indices.reshape(-1),
+        "response": responses.text,
+        "n_tokens": responses.n_tokens,
+        "finished": responses.finished,
+        "kl": apart.kl,
+        "log_ratio": apart.log_ratio,
+    }
+
+
+def _rewards(
+    workspace: Workspace,
+    objective: str,
+    name: str,
+    prompts: _Prompts,
+    samples: Mapping[str, Sequence[Any]],
+) -> dict[str, Any]:
+    """Every judge's rewards of one policy's responses; the reference's are known but for gold."""
+    text = dict(zip(prompts.ids, prompts.texts, strict=True))
+    asked = [text[prompt] for prompt in samples["prompt_id"]]
+    if name == REFERENCE:
+        judged = _reference_rewards(workspace, objective)
+    else:
+        judged = _model_rewards(workspace, objective, asked, samples["response"])
+    gold = workspace.params.objectives[objective].gold
+    if gold and _is_builtin(workspace):
+        from infalign.data.builtin import gold_utilities
+
+        judged["gold"] = gold_utilities(gold, asked, samples["response"])
+    rows = len(asked)
+    return {
+        "policy": [name] * (rows * len(judged)),
+        "prompt_id": list(samples["prompt_id"]) * len(judged),
+        "sample_index": list(samples["sample_index"]) * len(judged),
+        "judge": _repeat(list(judged), rows),
+        "reward": np.concatenate(list(judged.values())),
+    }
+
+
+def _reference_rewards(workspace: Workspace, objective: str) -> dict[str, Array]:
+    path = workspace.results("calibrate", objective, "calibrated.parquet")
+    rows = [row for row in read_table(path, CALIBRATED).to_pylist() if row["split"] == "test"]
+    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
+    return {
+        judge: np.array([row[column] for row in rows])
+        for judge, column in ((SELECTING, "reward"), ("judge", "judge_reward"))
+    }
+
+
+def _model_rewards(
+    workspace: Workspace, objective: str, prompts: Sequence[str], responses: Sequence[str]
+) -> dict[str, Array]:
+    from infalign.lm.memory import Budget
+    from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
+    from infalign.lm.scoring.scorer import score_responses
+
+    run = workspace.params.run
+    device = pick_device(run.device)
+    judged = {}
+    for judge in (SELECTING, "judge"):
+        folder = workspace.results("reward", objective, judge)
+        judged[judge] = score_responses(
+            load_reward_model(folder, device, run.precision),
+            load_tokenizer(folder),
+            prompts,
+            responses,
+            batch_size=workspace.params.evaluate.batch_size,
+            budget=Budget(run.batch_tokens),
+            ranks=join(run),
+        )
+    return judged
+
+
+def _is_builtin(workspace: Workspace) -> bool:
+    """Whether the prompts come from the built-in corpus, whose gold utility is known."""
+    found = json.loads(workspace.results("prepare", "metrics.json").read_text(encoding="utf-8"))
+    return bool(found.get("gold") == "builtin")
+
+
+def as_arrays(
+    samples: Mapping[str, Sequence[Any]], rewards: Mapping[str, Sequence[Any]], n_prompts: int
+) -> PolicyResponses:
+    """Two tables' columns, sorted by prompt and sample, as arrays [prompts, samples]."""
+
+    def square(values: Any) -> Any:
+        return np.asarray(values).reshape(n_prompts, -1)
+
+    judges = np.array(rewards["judge"])
+    scores = np.array(rewards["reward"])
+    return PolicyResponses(
+        {judge: square(scores[judges == judge]) for judge in dict.fromkeys(rewards["judge"])},
+        *(square(samples[name]) for name in ("kl", "log_ratio", "n_tokens", "finished")),
+    )

@@ -1,0 +1,188 @@
+"""`python -m infalign STAGE [--objective O] [--variant V] [--params F]`: run one stage.
+
+The stages of `infalign compare` take `--kl-nats K --seed S` as well.
+
+Needs neither Prefect nor MLflow nor DVC. Reads and writes below the current folder. With
+`run.processes` above 1 it starts that many of itself, as torchrun does; torchrun itself will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import gc
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from infalign.processes import torchrun
+
+if TYPE_CHECKING:
+    from infalign.settings.params import Params
+
+STAGES = [
+    "corpus",
+    "prepare",
+    "sft",
+    "reward",
+    "sample",
+    "calibrate",
+    "align",
+    "evaluate",
+    "report",
+]
+
+
+COMPARING = ["contend", "poison", "hack", "compare"]  # of `infalign compare`
+
+
+PER_BUDGET = {"contend", "hack"}
+
+
+PER_VARIANT = {"align", *PER_BUDGET}
+
+
+PER_OBJECTIVE = {"calibrate", "evaluate", "poison", "compare", *PER_VARIANT}
+
+
+PARAMS = "params.yaml"
+
+
+PATIENCE_SECONDS = 3.0  # of the other processes, for what rank 0 has to say
+
+
+def instance_name(stage: str, *names: str | None) -> str:
+    """`align@helpful-ctrl` from its parts, the same spelling as DVC's."""
+    parts = [part for part in names if part]
+    return stage + ("@" + "-".join(parts) if parts else "")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(prog="python -m infalign", description=__doc__)
+    parser.add_argument("stage", choices=[*STAGES, *COMPARING])
+    parser.add_argument("--objective", help="a name in run.objectives")
+    parser.add_argument("--variant", help="a name in run.variants")
+    parser.add_argument("--kl-nats", help="KL budget, nats a response, of contend and hack")
+    parser.add_argument("--seed", help="seed of the training of contend and hack")
+    parser.add_argument("--params", default=PARAMS, help="the configuration file")
+    chosen = parser.parse_args(arguments)
+    for name, stages in (
+        ("objective", PER_OBJECTIVE),
+        ("variant", PER_VARIANT),
+        ("kl_nats", PER_BUDGET),
+        ("seed", PER_BUDGET),
+    ):
+        given, option = getattr(chosen, name) is not None, name.replace("_", "-")
+        if given != (chosen.stage in stages):
+            parser.error(f"{chosen.stage} {'takes no' if given else 'needs'} --{option}")
+    return chosen
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage; return the exit code (2: the user's input, 1: the machine)."""
+    chosen = parse_arguments(arguments)
+    from infalign.errors import InputError
+
+    try:
+        return run_stage(chosen, sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        _let_rank_0_speak()
+        print(f"{chosen.stage}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"{chosen.stage}: {error.strerror}{where}: free space or permit writing, "
+            "then run again: finished work is kept.",
+            file=sys.stderr,
+        )
+        return 1
+    except Exception:
+        _let_rank_0_speak()
+        raise
+
+
+def _let_rank_0_speak() -> None:
+    """What is wrong every process finds, if only because another left; rank 0's end ends them."""
+    if torchrun.place()[0]:
+        time.sleep(PATIENCE_SECONDS)
+
+
+def apply_threads(path: str) -> None:
+    """Set the number of threads before numpy and torch are imported: they read it once."""
+    import yaml
+
+    with contextlib.suppress(Exception):  # load_params says what is wrong with the file
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        os.environ["OMP_NUM_THREADS"] = str(int(tree["run"]["threads"]))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def run_stage(chosen: argparse.Namespace, arguments: list[str]) -> int:
+    """Load params, set the number of threads, resume or start, publish; the exit code."""
+    apply_threads(chosen.params)
+    from infalign.errors import InputError
+    from infalign.settings.params import load_params
+
+    params = load_params(chosen.params)
+    for name, known in (("objective", params.objectives), ("variant", params.align.variants)):
+        value = getattr(chosen, name)
+        if value is not None and value not in known:
+            raise InputError(
+                f"--{name} {value!r} is not one of {sorted(known)} in {chosen.params}."
+            )
+    several = chosen.stage in torchrun.STAGES
+    if not several:
+        run = params.run.model_copy(update={"processes": 1})
+        params = params.model_copy(update={"run": run})
+    if several and params.run.processes > 1 and not torchrun.is_started():
+        return torchrun.start(params.run.processes, arguments)
+    if several or torchrun.place()[0] == 0:  # what one process does, rank 0 does
+        _work(chosen, params)
+    return 0
+
+
+def import_stage(word: str) -> ModuleType:
+    """A stage's module, without looking for garbage while its libraries load.
+
+    There is none among them, and looking for it takes a seventh of the time that they need.
+    """
+    gc.disable()
+    try:
+        module = importlib.import_module(f"infalign.stages.{word}")
+        gc.freeze()  # nor is any looked for there later
+        return module
+    finally:
+        gc.enable()
+
+
+def _work(chosen: argparse.Namespace, params: Params) -> None:
+    """Run the stage in this process, which may be one of several; rank 0 alone writes."""
+    from infalign.files.workspace import Workspace, fingerprint
+    from infalign.processes.ranks import ALONE, join
+
+    module = import_stage(chosen.stage)
+    words = (chosen.objective, chosen.variant, chosen.kl_nats, chosen.seed)
+    names = [name for name in words if name]
+    instance = instance_name(chosen.stage, *names)
+    workspace = Workspace(params, Path.cwd(), instance)
+    stage = module.stage(params, *names)
+    ranks = join(params.run) if chosen.stage in torchrun.STAGES else ALONE
+    with workspace.locked() if ranks.main else contextlib.nullcontext():
+        if ranks.main:
+            workspace.open_work(fingerprint(stage, params, workspace.root))
+        if not ranks.first((workspace.work / "done").exists()):
+            module.run(workspace, *names)
+            if ranks.main:
+                (workspace.work / "done").touch()
+        ranks.part()
+        if ranks.main:
+            workspace.publish(stage.outputs)

@@ -23,10 +23,10 @@ import httpx
 import pytest
 import yaml
 from promotion_case import write_made
-from tests.flows.test_pipeline import wait_for
-from tests.flows.test_services import _finished, ask, free_port, url, write_prefect
 
 from tests.flows.conftest import ROOT, Project, write_toy
+from tests.flows.runs.test_pipeline import wait_for
+from tests.flows.services.test_services import _finished, ask, free_port, url, write_prefect
 from tests.flows.test_readme import PLAYED, lines_of
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]

@@ -20,13 +20,13 @@ from typing import Any
 
 import pytest
 import typer
-from tests.flows.test_restore import committed
 
 from flows.cli import app
 from flows.project.configuration import set_params
 from infalign.errors import InputError
 from infalign.processes.one_stage import parse_arguments
 from tests.flows.conftest import ROOT, Project, contents
+from tests.flows.project.test_restoring import committed
 
 SCALE = ROOT / "docs" / "scale.md"  # its commands are checked: they need GPUs, or minutes
 PAGES = [ROOT / "README.md", ROOT / "docs" / "production.md"]

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.flows.test_pipeline import files
-from tests.flows.test_restore import committed, git
 
 from flows.tracking.tracker import PARENT, Tracker
 from tests.flows.conftest import Project
+from tests.flows.project.test_restoring import committed, git
+from tests.flows.runs.test_pipeline import files
 
 Copy = Callable[[], Project]
 SECRET = "planted/Secret+of40characters0000000000"

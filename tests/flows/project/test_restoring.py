@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.flows.test_pipeline import files
 
 from flows.project.restoring import check_target, exact_commit, find_origin, resolve, restore
 from infalign.errors import InputError
 from infalign.settings.params import load_params
 from tests.flows.conftest import Project
+from tests.flows.runs.test_pipeline import files
 
 Copy = Callable[[], Project]
 

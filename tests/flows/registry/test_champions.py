@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from flows.registry import champions as module
 from flows.registry.champions import (
     CHALLENGER,
     CHAMPION,
@@ -24,7 +25,6 @@ from flows.registry.champions import (
     reigning,
     was_rolled_back,
 )
-from flows.registry.registry import champions as module
 from flows.registry.registry import open_registry
 from infalign.errors import InputError
 
@@ -303,7 +303,7 @@ def test_moves_by_four_processes_are_a_linear_history(
 KILLED = """
 import sys, time
 from pathlib import Path
-from tests.flows.test_champions import opened
+from tests.flows.registry.test_champions import opened
 champions = opened(Path(sys.argv[1]))
 print("ready", flush=True)
 while True:

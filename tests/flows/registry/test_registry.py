@@ -24,7 +24,6 @@ from promotion_case import (
     write_lock,
     write_package,
 )
-from tests.flows.test_tracking import free_port, server
 
 from flows.commands.promote import _objectives
 from flows.registry.champions import CHALLENGER, CHAMPION, PREVIOUS, Overtaken
@@ -42,6 +41,7 @@ from flows.registry.registry import (
 from infalign.deployment.evidence import Evidence
 from infalign.errors import InputError
 from infalign.settings.params import Params
+from tests.flows.tracking.test_tracker import free_port, server
 
 __all__ = ["free_port", "server"]
 PLANTED = "planted-s3cret"
@@ -411,7 +411,7 @@ import sys
 import time
 from pathlib import Path
 from promotion_case import evidence
-from tests.flows.test_registry import params_of
+from tests.flows.registry.test_registry import params_of
 from flows.registry.promotion import promote
 from flows.registry.registry import open_registry, register
 root = Path(sys.argv[1])

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.flows.test_pipeline import at_work, files, wait_for
 
 from flows.services.prefect_server import answers
 from tests.flows.conftest import INSTANCES, Project
+from tests.flows.runs.test_pipeline import at_work, files, wait_for
 
 SLOW = {"TOY_SLOW": "align", "TOY_STEPS": "40"}  # 4 s, longer than it takes to kill a server
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from promotion_case import write_made
-from tests.flows.test_pipeline import prefect_tasks, wait_for
 
 from flows.registry.registry import open_registry
 from tests.flows.conftest import PLANTED, ROOT, Project, write_toy
+from tests.flows.runs.test_pipeline import prefect_tasks, wait_for
 
 PAGE = ROOT / "docs" / "production.md"
 SECTION = "## Registry, gate and promotion"

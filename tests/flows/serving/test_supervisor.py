@@ -34,7 +34,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory, quiet: dict[str, str]) ->
     root = tmp_path_factory.mktemp("registry")
     shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
     uri = f"sqlite:///{root / 'mlflow.db'}"
-    command = [sys.executable, "-m", "tests.flows.serving_versions", uri, NAME]
+    command = [sys.executable, "-m", "tests.flows.serving.serving_versions", uri, NAME]
     subprocess.run([*command, "one", "two", "broken"], cwd=root, env=quiet, check=True)
     return Project(root, dict(quiet))
 

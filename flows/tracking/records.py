@@ -18,7 +18,7 @@ from prefect.artifacts import (
 )
 
 from flows.project.versions import COMPARISON, Plan, entry_digest, git_state, lock_entries
-from flows.tracking.tracker import PARENT, Tracker
+from flows.tracking.tracker import MADE, PARENT, Tracker
 from infalign.settings.params import Params
 
 # MLflow's client gives up sooner by itself; its first import on a busy machine takes long.
@@ -124,7 +124,7 @@ async def end_stage(
         note = f"{words}. Made by run [{maker}](../{maker})."
         tracker.tags(instance, tags | {"infalign.made_by": maker, "mlflow.note.content": note})
         return maker
-    tracker.tags(instance, tags | {"infalign.evidence": digest})
+    tracker.tags(instance, tags | {MADE: digest})
     _record(tracker, root, instance, entry)
     return tracker.run_id(instance)
 

@@ -11,14 +11,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from flows.children.processes import QUIET, redact
+from flows.children.processes import QUIET, Tell, redact
 from flows.services.services import addresses
 from flows.tracking.followers import Followers, Row
 from flows.tracking.journal import Journal
@@ -26,10 +26,11 @@ from flows.tracking.journal import Journal
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-RETRY_SECONDS = 2.0
+RESEND_SECONDS = 2.0
 CLOSE_SECONDS = 30.0
 EXPERIMENT = "infalign"
 PARENT = "pipeline"
+MADE = "infalign.evidence"  # the tag of the run that made a result: the digest of its entry
 _CLIENT_ERRORS = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
@@ -76,9 +77,7 @@ class Tracker:
         uri: of the tracking server.
     """
 
-    def __init__(
-        self, root: Path, name: str, tell: Callable[[str], None], uri: str | None = None
-    ) -> None:
+    def __init__(self, root: Path, name: str, tell: Tell, uri: str | None = None) -> None:
         self.root, self.uri = root, uri or default_uri(root)
         self._tell = tell
         self._folder = root / ".infalign" / "tracking"
@@ -185,7 +184,7 @@ class Tracker:
             while not (journal.pending() is None and (not last or self._closing.is_set())):
                 self._answer()
                 if journal.pending() is None:
-                    self._wake.wait(RETRY_SECONDS)
+                    self._wake.wait(RESEND_SECONDS)
                     self._wake.clear()
                 elif not self._apply_next(journal) and time.monotonic() > self._give_up:
                     self._refuse()
@@ -206,7 +205,7 @@ class Tracker:
                 continue  # who asked has stopped waiting
             try:
                 client = self._connected()
-                query = f"tags.`infalign.deployment.evidence` = '{digest}'"
+                query = f"tags.`{MADE}` = '{digest}'"
                 found = client.search_runs([self._experiment], query, max_results=1)
                 future.set_result(found[0].info.run_id if found else None)
             except Exception as error:
@@ -228,7 +227,7 @@ class Tracker:
             if not self._refused(error):
                 journal.doubtful = True
                 self._outage(error)
-                time.sleep(min(RETRY_SECONDS, max(self._give_up - time.monotonic(), 0.05)))
+                time.sleep(min(RESEND_SECONDS, max(self._give_up - time.monotonic(), 0.05)))
                 return False
             self._tell(
                 redact(f"MLflow refused an entry ({entry['op']} of {entry['key']}): {error}")

@@ -25,6 +25,9 @@ import psutil
 
 from infalign.processes import warm
 
+Tell = Callable[[str], None]  # says one line to whoever watches
+RETRIES = 3  # of a task of Prefect's that something outside broke
+RETRY_SECONDS: list[float] = [2, 10, 30]
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -76,7 +79,7 @@ async def run_child(
     command: Sequence[str],
     root: Path,
     environment: Mapping[str, str],
-    tell: Callable[[str], None],
+    tell: Tell,
     keep_open: Sequence[int] = (),
 ) -> Finished:
     """Run a command to its end, passing on its lines; cancelled, it takes its group with it.

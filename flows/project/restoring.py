@@ -13,19 +13,16 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from flows.children.processes import child_environment, run_child
+from flows.children.processes import Tell, child_environment, run_child
 from flows.project import versions
 from infalign.errors import InputError
 from infalign.settings.params import Params, check_params
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from flows.children.processes import Finished, child_environment, redact, run_child
+from flows.children.processes import Finished, Tell, child_environment, redact, run_child
 from infalign.errors import InputError
 
 DVC = (sys.executable, "-m", "dvc")
@@ -120,7 +120,7 @@ async def dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 async def read_plan(
     root: Path,
-    tell: Callable[[str], None],
+    tell: Tell,
     wait_seconds: float = LOCK_WAIT_SECONDS,
     target: str | None = None,
 ) -> Plan:
@@ -140,7 +140,7 @@ async def read_plan(
 
 
 async def _status(
-    root: Path, tell: Callable[[str], None], wait_seconds: float, target: str | None
+    root: Path, tell: Tell, wait_seconds: float, target: str | None
 ) -> dict[str, Any]:
     only = () if target is None else ("--with-deps", target)
     deadline, told = time.monotonic() + wait_seconds, False
@@ -226,7 +226,7 @@ def reason(entries: list[Any]) -> str:
 async def reproduce(
     root: Path,
     instance: str,
-    tell: Callable[[str], None],
+    tell: Tell,
     environment: Mapping[str, str],
     keep_open: tuple[int, ...] = (),
 ) -> str:
@@ -312,7 +312,7 @@ async def check_remote(root: Path) -> None:
         )
 
 
-async def push(root: Path, tell: Callable[[str], None]) -> None:
+async def push(root: Path, tell: Tell) -> None:
     """Push what the workspace holds, and the run cache, to the default remote."""
     command = [*DVC, "--wait-for-lock", "push", "--run-cache"]
     done = await run_child(command, root, child_environment(), lambda _: None)

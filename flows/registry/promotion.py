@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.children.processes import redact
+from flows.children.processes import Tell, redact
 from flows.registry import registry as models
 from flows.registry.champions import LONGEST_REASON, Overtaken, was_rolled_back
 from flows.registry.packaging import package
@@ -25,7 +25,6 @@ from infalign.errors import InputError
 from infalign.files.workspace import write_json
 from infalign.settings.params import Params
 
-Tell = Callable[[str], None]
 ATTEMPTS = 20
 
 

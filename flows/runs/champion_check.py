@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,11 @@ from prefect import task
 from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.children.processes import child_environment, run_child
+from flows.children.processes import Tell, child_environment, run_child
 from flows.project.versions import StageKilled
 from flows.registry.registry import model_name, open_registry
 from infalign.errors import InputError
 from infalign.settings.params import Params
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)

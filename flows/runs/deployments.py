@@ -10,14 +10,14 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from flows.children.processes import child_environment, redact
+from flows.children.processes import Tell, child_environment, redact
 from flows.services import services
 from flows.services.prefect_server import answers, prepare_environment
 from infalign.errors import InputError
@@ -27,9 +27,7 @@ AUTOMATION = "infalign: runs without a heartbeat"
 _FINAL = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
-def schedule(
-    root: Path, on: Sequence[str], off: Sequence[str], tell: Callable[[str], None]
-) -> None:
+def schedule(root: Path, on: Sequence[str], off: Sequence[str], tell: Tell) -> None:
     """Deploy, switch schedules on and off, set up the automation, and say what will run.
 
     Servers and worker are started where there are none; a server of PREFECT_API_URL is used as it
@@ -84,7 +82,7 @@ async def _schedule(
     on: Sequence[str],
     off: Sequence[str],
     minutes: float,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> None:
     from prefect import get_client
 

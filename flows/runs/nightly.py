@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.children.locks import run_lock
+from flows.children.processes import Tell
 from flows.project import versions
 from flows.project.configuration import set_params
 from flows.runs.pipeline import pipeline
@@ -171,7 +172,7 @@ def skipped(reason: Exception) -> State:
 
 
 @contextlib.asynccontextmanager
-async def turn(root: Path, flow_run_id: str, tell: Callable[[str], None]) -> AsyncIterator[Params]:
+async def turn(root: Path, flow_run_id: str, tell: Tell) -> AsyncIterator[Params]:
     """Hold the workspace for this run; raises Skipped where it is not its turn."""
     params = load_params(root / "params.yaml")
     await check_missed(flow_run_id, params)

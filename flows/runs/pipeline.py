@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,14 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, State
 
 from flows.children.locks import gpu_numbers, gpus_held, run_lock
-from flows.children.processes import child_environment, end_leftovers, warm_process
+from flows.children.processes import (
+    RETRIES,
+    RETRY_SECONDS,
+    Tell,
+    child_environment,
+    end_leftovers,
+    warm_process,
+)
 from flows.project import versions
 from flows.project.configuration import check_data
 from flows.project.versions import Busy, Plan, StageFailed, StageKilled
@@ -34,12 +41,9 @@ from flows.tracking import records
 from flows.tracking.tracker import PARENT, Tracker
 from infalign.settings.params import Params, load_params
 
-RETRIES = 3
-RETRY_SECONDS: list[float] = [2, 10, 30]
 CANCEL_POLL_SECONDS = 3.0
 SERVER_SECONDS = 60.0  # how long a finished run waits for a Prefect server that went away
 WITHOUT_GPU = {"corpus", "prepare", "report", "compare"}
-Tell = Callable[[str], None]
 
 
 @dataclass

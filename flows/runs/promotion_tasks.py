@@ -16,16 +16,14 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
+from flows.children.processes import RETRIES, RETRY_SECONDS, Tell
 from flows.registry import promotion
-from flows.registry.promotion import Decision, Tell
+from flows.registry.promotion import Decision
 from flows.registry.registry import Unreachable, open_registry
 from flows.registry.tables import verdict_markdown
 from flows.runs.approval import wait_for_approval
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
-
-RETRIES = 3
-RETRY_SECONDS: list[float] = [2, 10, 30]
 
 
 def _can_retry(_task: Any, _run: Any, state: State) -> bool:

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from flows.children.processes import child_environment, end_leftovers, end_tree, redact
+from flows.children.processes import Tell, child_environment, end_leftovers, end_tree, redact
 from flows.services.database import Database
 from infalign.errors import InputError
 from infalign.files.workspace import write_json
@@ -85,9 +85,7 @@ def addresses(root: Path) -> dict[str, str]:
     return found
 
 
-def up(
-    root: Path, ports: Mapping[str, int | None], database_url: str, tell: Callable[[str], None]
-) -> None:
+def up(root: Path, ports: Mapping[str, int | None], database_url: str, tell: Tell) -> None:
     """Start what is not running. Nothing starts before ports and database were looked at.
 
     Args:
@@ -124,7 +122,7 @@ def up(
             tell(f"Up in {time.monotonic() - begun:.0f} s; `infalign down` ends them.")
 
 
-def down(root: Path, tell: Callable[[str], None]) -> None:
+def down(root: Path, tell: Tell) -> None:
     """End the services of this project, the worker first, and what its runs left behind."""
     with _held(root):
         notes = running(root)

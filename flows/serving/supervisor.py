@@ -17,12 +17,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.children.processes import child_environment, redact
+from flows.children.processes import Tell, child_environment, redact
 from flows.serving.server import Job
 from flows.tracking.tracker import default_uri
 from infalign.errors import InputError
@@ -66,7 +65,7 @@ class Supervisor:
     alias: str
     listener: socket.socket
     params: Params
-    tell: Callable[[str], None]
+    tell: Tell
     stop: threading.Event = field(default_factory=threading.Event)
     reload: threading.Event = field(default_factory=threading.Event)
     _current: Server | None = None
@@ -254,9 +253,7 @@ def pick_objective(params: Params, objective: str | None) -> str:
     return objective
 
 
-def serve(
-    root: Path, objective: str | None, alias: str, host: str, port: int, tell: Callable[[str], None]
-) -> None:
+def serve(root: Path, objective: str | None, alias: str, host: str, port: int, tell: Tell) -> None:
     """Serve the alias's version until interrupted; SIGHUP restarts the server."""
     params = load_params(root / "params.yaml")
     name = f"infalign-{pick_objective(params, objective)}"

@@ -84,7 +84,7 @@ def keep_last_turns(prompt: str, fits: Callable[[str], bool]) -> str | None:
     return kept
 
 
-def prompt_key(prompt: str) -> str:
+def prompt_id_of(prompt: str) -> str:
     """The prompt's identity in every table: 16 hex digits of its SHA-256."""
     return hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:16]
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from infalign.data.hh import prompt_key
+from infalign.data.hh import prompt_id_of
 from infalign.errors import InputError
 from infalign.files.tables import Table, read_table
 from infalign.lm.models import load_policy, load_reward_model, load_tokenizer, pick_device
@@ -160,7 +160,7 @@ class Deployed:
             cast(PreTrainedModel, _Tempered(self.policy, request.temperature)),
             self.tokenizer,
             [prompt],
-            [prompt_key(prompt)],
+            [prompt_id_of(prompt)],
             np.arange(procedure.n)[None],
             seed=seed,
             longest=request.max_new_tokens,
@@ -173,7 +173,7 @@ class Deployed:
             drawn.text,
             batch_size=procedure.n,
         )
-        uniform = np.random.default_rng(derive_seed(seed, "keep", prompt_key(prompt))).random(2)
+        uniform = np.random.default_rng(derive_seed(seed, "keep", prompt_id_of(prompt))).random(2)
         kept = keep(procedure, rewards, *uniform)
         reference = self.references.get(prompt)
         calibrated = None

@@ -49,8 +49,8 @@ class Sheet(NamedTuple):
     rows: list[tuple[Policy, list[Value]]]
 
 
-class Part(NamedTuple):
-    """One objective's share of a chapter."""
+class Exhibit(NamedTuple):
+    """One objective's figures and table in a chapter."""
 
     objective: str
     figures: list[Shown]
@@ -63,7 +63,7 @@ class Section(NamedTuple):
     anchor: str
     title: str
     text: str
-    parts: list[Part]
+    exhibits: list[Exhibit]
 
 
 TEXTS = {
@@ -134,7 +134,7 @@ def sections(
             title,
             text,
             [
-                Part(
+                Exhibit(
                     f"{data.name}, {procedure_words(data.procedure)}",
                     [shown(plate) for plate in drawn[data.name][chapter]],
                     tables[chapter](data) if chapter in tables else None,

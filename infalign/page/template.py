@@ -102,17 +102,17 @@ TEMPLATE = """\
 <section id="{{ section.anchor }}">
 <h2>{{ section.title }}</h2>
 <p>{{ section.text }}</p>
-{% for part in section.parts %}
+{% for exhibit in section.exhibits %}
 <div>
-<h3>{{ part.objective }}</h3>
-{% for figure in part.figures %}
+<h3>{{ exhibit.objective }}</h3>
+{% for figure in exhibit.figures %}
 {{ plot(figure) }}
 {% endfor %}
-{% if part.table %}
+{% if exhibit.table %}
 <div class="scroll"><table>
-<thead><tr>{% for name in part.table.columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for name in exhibit.table.columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for policy, cells in part.table.rows %}
+{% for policy, cells in exhibit.table.rows %}
 <tr><td>{{ key(policy) }}</td>
 {% for cell in cells %}<td>{{ measured(cell) }}</td>{% endfor %}</tr>
 {% endfor %}

@@ -28,7 +28,7 @@ from infalign.data.hh import (
     Subset,
     hash_share,
     keep_last_turns,
-    prompt_key,
+    prompt_id_of,
     read_subset,
     without_prompts,
 )
@@ -171,7 +171,7 @@ def prompt_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
     for objective, part in kept.items():
         for split in SPLITS:
             for pair in part.splits[split]:
-                key = (objective, prompt_key(pair.prompt))
+                key = (objective, prompt_id_of(pair.prompt))
                 rows.setdefault(key, (split, pair.source, pair.prompt))
     return {
         "objective": [objective for objective, _ in rows],
@@ -187,7 +187,7 @@ def pair_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
     rows = [
         {
             "pair_id": sha256(json.dumps([objective, *pair[:3]]).encode()).hexdigest()[:16],
-            "prompt_id": prompt_key(pair.prompt),
+            "prompt_id": prompt_id_of(pair.prompt),
             "objective": objective,
             "split": split,
             "half": half_of(pair.prompt),

@@ -16,7 +16,7 @@ from infalign.data.hh import (
     Pair,
     hash_share,
     keep_last_turns,
-    prompt_key,
+    prompt_id_of,
     read_subset,
     split_dialogue,
     turns,
@@ -72,7 +72,7 @@ def test_cutting_keeps_the_longest_fitting_end(said: list[str], longest: int) ->
 
 
 def test_identity_and_hash_share_are_fixed() -> None:
-    assert prompt_key("x") == "2d711642b726b044"
+    assert prompt_id_of("x") == "2d711642b726b044"
     shares = [hash_share(str(i), "test") for i in range(4000)]
     assert all(0 <= share < 1 for share in shares)
     assert sum(share < 0.2 for share in shares) / 4000 == pytest.approx(0.2, abs=0.02)

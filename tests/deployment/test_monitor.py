@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from promotion_case import FACTS, tiny_models, write_package
 
-from infalign.data.hh import prompt_key
+from infalign.data.hh import prompt_id_of
 from infalign.deployment import monitor
 from infalign.deployment.evidence import Evidence, Side, write_evidence
 from infalign.deployment.package import digest
@@ -41,7 +41,7 @@ def project(tmp_path_factory, tokenizer) -> Path:  # type: ignore[no-untyped-def
     tiny_models(models, tokenizer)
     shutil.copytree(models / "policy", root / "results" / "sft" / "policy")
     rows = {
-        "prompt_id": [prompt_key(text) for text in TEXTS],
+        "prompt_id": [prompt_id_of(text) for text in TEXTS],
         "objective": ["helpful"] * len(TEXTS),
         "split": ["test"] * len(TEXTS),
         "source": ["made"] * len(TEXTS),
@@ -58,7 +58,7 @@ def measured(root: Path, models: Path) -> Evidence:
     from promotion_case import write_settings
 
     write_settings(models)
-    used = {prompt_key(text): text for text in TEXTS[:USED]}
+    used = {prompt_id_of(text): text for text in TEXTS[:USED]}
     ours, theirs = monitor._rewards(root, settings(), models, used, seed=99)
     facts = replace(FACTS, reference=digest(root / "results" / "sft" / "policy"))
     ones = np.ones(USED)

@@ -21,7 +21,7 @@ def derive_seed(seed: int, *purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def prompt_key(prompt_id: str) -> int:
+def counter_of(prompt_id: str) -> int:
     """The 64 bits of a prompt id (16 hex digits) as a signed integer."""
     value = int(prompt_id, 16)
     return value - 2**64 if value >= 2**63 else value
@@ -29,12 +29,12 @@ def prompt_key(prompt_id: str) -> int:
 
 def uniforms(
     seed: int,
-    prompt_keys: torch.Tensor,
+    counters: torch.Tensor,
     sample_indices: torch.Tensor,
     position: int | torch.Tensor,
 ) -> torch.Tensor:
-    """Uniforms in [0, 1), float64, of the shape of keys, indices and positions (int64) together."""
-    state = _mix(prompt_keys ^ seed)
+    """Uniforms in [0, 1), float64, of the shape that the int64 arguments broadcast to."""
+    state = _mix(counters ^ seed)
     state = _mix(state + sample_indices * _GOLDEN)
     state = _mix(state + position)
     return _shift(state, 11).to(torch.float64) * 2.0**-53

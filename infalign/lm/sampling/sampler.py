@@ -17,7 +17,7 @@ from infalign.lm.decoding import fast_decoding, roomy_cache
 from infalign.lm.llama import passes
 from infalign.lm.llama.decoding import LlamaDecoder
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
-from infalign.lm.sampling.randomness import prompt_key, uniforms
+from infalign.lm.sampling.randomness import counter_of, uniforms
 from infalign.lm.sampling.static import SHRINK_SHARE, StaticDecoder, can_be_static
 from infalign.lm.text import by_length, decode_responses, encode_prompts
 from infalign.processes.ranks import ALONE, Ranks
@@ -76,7 +76,7 @@ def sample_responses(
     limits = _Limits(seed, longest, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
     def decode(block: Block) -> tuple[list[list[int]], np.ndarray]:
-        keys = torch.tensor([prompt_key(prompt_ids[i]) for i in block.prompts])
+        keys = torch.tensor([counter_of(prompt_ids[i]) for i in block.prompts])
         indices = sample_indices[np.ix_(block.prompts, block.columns)].astype(np.int64)
         with fast_decoding(policy), autocast(policy):
             return _decode(

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from infalign.lm.sampling.randomness import derive_seed, prompt_key, uniforms
+from infalign.lm.sampling.randomness import counter_of, derive_seed, uniforms
 
 MASK = 2**64 - 1
 
@@ -25,7 +25,7 @@ def slow_uniform(seed: int, key: int, index: int, position: int) -> float:
 
 def test_equals_plain_python():
     seed = derive_seed(7, "sample")
-    keys = [prompt_key(h) for h in ("0000000000000000", "ffffffffffffffff", "8123456789abcdef")]
+    keys = [counter_of(h) for h in ("0000000000000000", "ffffffffffffffff", "8123456789abcdef")]
     for position in (0, 1, 30):
         for index in (0, 5, 100_000):
             found = uniforms(seed, torch.tensor(keys), torch.tensor([index] * 3), position)

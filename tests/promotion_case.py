@@ -15,7 +15,7 @@ from infalign.deployment.evidence import Evidence, Facts, Side, write_evidence
 from infalign.settings.params import Params, Promotion, load_params
 
 ROOT = Path(__file__).parents[1]
-FACTS = Facts("helpful", "ctrl", "best_of:4", "data", "judge", "reference", 0.06, 32, 0)
+FACTS = Facts("helpful", "ctrl", "best_of:4", "data", "judge", "reference", 0.06, 32, 0, 0.5)
 PROMPT = "\n\nHuman: one two three\n\nAssistant:"
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from infalign.aligning.budget import budget_of
 from infalign.aligning.control import BetaControl, Settled, settle
 from infalign.aligning.goals import (
     Goal,
@@ -59,9 +60,8 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
     device = pick_device(params.run.device)
     prompts = training_prompts(workspace, objective)
     goal = make_goal(params, objective, variant, prompts.rewards)
-    control = BetaControl(
-        settings.beta or goal.beta, None if settings.beta else settings.kl_nats, settings.steps
-    )
+    budget = budget_of(settings)
+    control = BetaControl(settings.beta or goal.beta, budget.kl_nats, settings.steps)
     trainer = Trainer(workspace, objective, prompts, goal, control, device)
     schedule = Schedule(
         settings.steps,
@@ -81,11 +81,11 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
         optimiser_of=soap,
     )
     trainer.finish()
-    if settings.beta is None:
-        settled = settle(trainer.policy, trainer.reference, trainer.measure_kl, settings.kl_nats)
-        if abs(settled.kl / settings.kl_nats - 1) > KL_TOLERANCE and trainer.ranks.main:
+    if budget.kl_nats is not None:
+        settled = settle(trainer.policy, trainer.reference, trainer.measure_kl, budget.kl_nats)
+        if abs(settled.kl / budget.kl_nats - 1) > KL_TOLERANCE and trainer.ranks.main:
             print(
-                f"{workspace.instance}: the KL is {settled.kl:.3f}, not {settings.kl_nats} nats: "
+                f"{workspace.instance}: the KL is {settled.kl:.3f}, not {budget.kl_nats} nats: "
                 "raise align.steps or align.learning_rate.",
                 flush=True,
             )
@@ -99,7 +99,8 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
     write_json(
         out / "metrics.json",
         {"reward": goal.spelling, "first_beta": goal.beta, "beta": control.beta}
-        | settled._asdict(),
+        | settled._asdict()
+        | budget._asdict(),
     )
 
 

@@ -2,7 +2,8 @@
 
 `evidence.parquet`: the policy's and the reference's rewards of every evaluation prompt;
 `other.parquet`: win rates over the reference on other objectives' prompts; `facts.json`: what was
-compared (procedure, and digests of data, judges and reference), and the calibration error.
+compared (procedure, and digests of data, judges and reference), the calibration error, and the KL
+budget.
 Numpy and pyarrow alone: a gate needs no model.
 """
 
@@ -71,6 +72,8 @@ class Facts:
         calibration_error: mean absolute error of calibrated rewards.
         references: K, the number of references it was measured at.
         seed: of the bootstrap.
+        kl_nats: the KL budget that the policy was trained to; None where it was given a beta, and
+            in evidence that is older than this field.
     """
 
     objective: str
@@ -82,6 +85,7 @@ class Facts:
     calibration_error: float
     references: int
     seed: int
+    kl_nats: float | None = None
 
 
 @dataclass(frozen=True)

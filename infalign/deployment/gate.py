@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from infalign.deployment.evidence import Array, Evidence
+from infalign.measuring.contest import BUDGET_TOLERANCE
 from infalign.settings.params import Promotion
 from infalign.theory.winrates import bootstrap_interval, judged_win_rates, win_rates
 
@@ -149,7 +150,7 @@ def _against(
 def _health(candidate: Evidence, bounds: Promotion) -> Iterator[Rule]:
     """KL, length, cut responses, calibration."""
     ours, theirs, facts = candidate.policy, candidate.reference, candidate.facts
-    yield _at_most("kl", ours.kl.mean(), bounds.kl_nats, "KL from the reference, nats a response")
+    yield _kl(candidate, bounds)
     ratio = float(ours.n_tokens.mean() / theirs.n_tokens.mean())
     low, high = bounds.length_ratio
     inside = bool(low <= ratio <= high)
@@ -159,6 +160,19 @@ def _health(candidate: Evidence, bounds: Promotion) -> Iterator[Rule]:
     yield _at_most("truncated", cut, bounds.truncated, "share of responses that were cut")
     words = f"error of calibrated rewards at {facts.references} references"
     yield _at_most("calibration_error", facts.calibration_error, bounds.calibration_error, words)
+
+
+def _kl(candidate: Evidence, bounds: Promotion) -> Rule:
+    """The bound of params.yaml, or the policy's own budget: it was settled on other prompts."""
+    kl, bound, budget = candidate.policy.kl.mean(), bounds.kl_nats, candidate.facts.kl_nats
+    words = "KL from the reference, nats a response"
+    if bound is not None:
+        return _at_most("kl", kl, bound, words)
+    if budget is None:
+        missing = "<= promotion.kl_nats, which must be a number where no KL budget is known"
+        return Rule("kl", False, float(kl), missing, words)
+    words += f" (budget {budget:g}, and {BUDGET_TOLERANCE:.0%} for settling and sampling)"
+    return _at_most("kl", kl, (1 + BUDGET_TOLERANCE) * budget, words)
 
 
 def _judge(wins: Array, candidate: Evidence, bounds: Promotion) -> Rule:

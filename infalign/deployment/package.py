@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infalign.aligning.budget import read_budget
 from infalign.deployment.evidence import Array, Evidence, Facts, Side, write_evidence
 from infalign.errors import InputError
 from infalign.files.tables import (
@@ -109,6 +110,7 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
         error,
         references,
         params.run.seed,
+        read_budget(results / "align" / objective / variant).kl_nats,
     )
     others = [name for name in params.run.objectives if name != objective]
     wins = {name: _other_wins(results, params, objective, variant, name) for name in others}

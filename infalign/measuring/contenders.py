@@ -18,21 +18,24 @@ from infalign.errors import InputError
 from infalign.files.workspace import Workspace, write_json
 from infalign.measuring import answers
 from infalign.measuring.contest import REFERENCE, measure, summarise
+from infalign.theory.checks import budget_kl
 
 FILES = ("samples.parquet", "rewards.parquet", "history.jsonl", "metrics.json")
 
 
 def parse_budget(kl_nats: str, seed: str) -> tuple[float, int]:
     """The words of the command line as numbers."""
+    given = f"--kl-nats {kl_nats} --seed {seed}"
     try:
         budget = (float(kl_nats), int(seed))
     except ValueError:
-        budget = (-1.0, 0)
-    if not (0 < budget[0] <= 5 and 0 <= budget[1] < 2**31):
-        raise InputError(
-            f"--kl-nats {kl_nats} --seed {seed}: give a KL budget above 0, at most 5 nats, and a "
-            "whole number from 0."
-        )
+        raise InputError(f"{given}: give a number and a whole number.") from None
+    try:
+        budget_kl(budget[0])
+    except ValueError as error:
+        raise InputError(f"{given}: {error}.") from None
+    if not 0 <= budget[1] < 2**31:
+        raise InputError(f"{given}: the seed must be a whole number from 0, below 2**31.")
     return budget
 
 
@@ -48,10 +51,11 @@ def compete(
     view = _train(workspace, objective, variant, *budget)
     found = {name: answers.answered(view, objective, name) for name in (REFERENCE, variant)}
     policies = {name: answers.read_responses(*paths) for name, paths in found.items()}
-    contest = answers.contest_of(params, objective, [variant], budget[0])
-    measured = summarise(measure(policies, contest), policies, contest)[variant]
     trained = view.results("align", objective, variant)
     settled = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
+    contest = answers.contest_of(params, objective, [variant], budget[0])
+    contest = replace(contest, kept=settled["kl_nats"] is not None)
+    measured = summarise(measure(policies, contest), policies, contest)[variant]
     metrics = measured | {"beta": settled["beta"], "scale": settled["scale"]}
     out.mkdir(parents=True, exist_ok=True)
     for source, name in zip((*found[variant], trained / "history.jsonl"), FILES, strict=False):

@@ -57,9 +57,10 @@ class Contest:
         own: the procedure that the objective is aligned for.
         procedures: every procedure to evaluate, `own` among them.
         methods: variant to what it maximises: `raw` or a transformation's spelling.
-        kl_nats: the KL budget.
+        kl_nats: the KL budget, at which `optimal` and `auto` were chosen.
         replicates: of the bootstrap over prompts.
         seed: of the bootstrap; one for all, so that intervals are paired.
+        kept: whether training kept to the budget; it does not where it was given a beta.
     """
 
     own: Procedure
@@ -68,6 +69,7 @@ class Contest:
     kl_nats: float
     replicates: int
     seed: int
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -267,11 +269,12 @@ def _health(measured: Measured, reference: PolicyResponses, contest: Contest) ->
         for row in measured.rows
         if row["procedure"] == str(contest.own) and row["judge"] == SELECTING
     ]
+    budget = contest.kl_nats if contest.kept else None
     return {
         "prompts": len(reference.kl),
         "samples": reference.kl.shape[1],
         "above_limit": sum(above_limit(row) for row in measured.rows),
-        "off_budget": sum(off_budget(row["kl"], contest.kl_nats) for row in spent),
+        "off_budget": sum(off_budget(row["kl"], budget) for row in spent),
         "kl_disagrees": sum(kl_disagrees(row) for row in spent),
     }
 
@@ -285,9 +288,9 @@ def above_limit(row: Mapping[str, Any]) -> bool:
     return bool(row["judge"] == SELECTING and low is not None and low > 1.0)
 
 
-def off_budget(kl: float, budget: float) -> bool:
-    """Whether a measured KL misses its budget by more than a tenth."""
-    return bool(abs(kl - budget) > BUDGET_TOLERANCE * budget)
+def off_budget(kl: float, budget: float | None) -> bool:
+    """Whether a measured KL misses its budget, if there was one, by more than a tenth."""
+    return budget is not None and bool(abs(kl - budget) > BUDGET_TOLERANCE * budget)
 
 
 def kl_disagrees(row: Mapping[str, Any]) -> bool:

@@ -28,13 +28,15 @@ class Line(NamedTuple):
 
 
 def lines(
-    metrics: Mapping[str, Mapping[str, Any]], objectives: Sequence[ObjectiveData], budget: float
+    metrics: Mapping[str, Mapping[str, Any]],
+    objectives: Sequence[ObjectiveData],
+    budget: float | None,
 ) -> list[Line]:
     """A line for every stage instance up to evaluate.
 
     Args:
         metrics: `prepare`, `sft`, `reward` and `sample` to the stage's metrics.json.
-        budget: the KL budget, nats.
+        budget: the KL budget, nats; None where there was none.
     """
     found = [
         *(_prepare(data.name, metrics["prepare"]) for data in objectives),
@@ -114,13 +116,14 @@ def _calibrate(data: ObjectiveData) -> Line:
     return Line(f"calibrate@{data.name}", healthy, text)
 
 
-def _align(data: ObjectiveData, budget: float) -> Iterator[Line]:
+def _align(data: ObjectiveData, budget: float | None) -> Iterator[Line]:
+    of = "" if budget is None else f" of {decimal(budget, 3)}"
     for variant, history in data.histories.items():
         last = history[-max(1, round(LAST_SHARE * len(history))) :]
         kl = float(np.mean([row["kl"] for row in last]))
         text = (
             f"maximised {data.methods[variant]} for {len(history)} steps; KL at the end "
-            f"{decimal(kl, 3)} nats of {decimal(budget, 3)}; calibrated reward "
+            f"{decimal(kl, 3)} nats{of}; calibrated reward "
             f"{decimal(history[0]['calibrated'])} to {decimal(last[-1]['calibrated'])}"
         )
         yield Line(f"align@{data.name}-{variant}", not off_budget(kl, budget), text)

@@ -48,12 +48,12 @@ class Frontier(NamedTuple):
     points: Sequence[Point]
 
 
-def frontier(panels: Sequence[Frontier], budget: float, order: Sequence[str]) -> Figure:
+def frontier(panels: Sequence[Frontier], budget: float | None, order: Sequence[str]) -> Figure:
     """Win rate against KL: the limit, each method's theory, each policy with its error.
 
     Args:
         panels: one per procedure, side by side.
-        budget: the KL budget, nats.
+        budget: the KL budget, nats; None where there was none.
         order: the policies' names, which fixes their colours.
     """
 
@@ -67,20 +67,14 @@ def frontier(panels: Sequence[Frontier], budget: float, order: Sequence[str]) ->
     return draw(paint, 4.6 * len(panels), HEIGHT + 0.1, len(panels))
 
 
-def _frontier_panel(axis: Axes, panel: Frontier, budget: float, order: Sequence[str]) -> None:
+def _frontier_panel(
+    axis: Axes, panel: Frontier, budget: float | None, order: Sequence[str]
+) -> None:
     limit = 100 * np.asarray(panel.limit)
     axis.fill_between(panel.kl, limit, 100, color=palette.SHADE.light, linewidth=0, zorder=0)
     axis.plot(panel.kl, limit, color=palette.LIMIT.light, label="limit (optimal transformation)")
-    axis.axvline(budget, color=palette.NEUTRAL.light, linewidth=1, linestyle=(0, (2, 2)))
-    axis.annotate(
-        "budget",
-        (budget, 0.02),
-        xycoords=("data", "axes fraction"),
-        xytext=(3, 0),
-        textcoords="offset points",
-        color=palette.MUTED.light,
-        fontsize=7.5,
-    )
+    if budget is not None:
+        _budget_line(axis, budget)
     for name, (kl, win_rate) in panel.methods.items():
         style = palette.series(order.index(name))
         axis.plot(
@@ -108,8 +102,21 @@ def _frontier_panel(axis: Axes, panel: Frontier, budget: float, order: Sequence[
         )
     axis.set(title=panel.title, xlabel="KL from the reference (nats)")
     lowest = min([50.0, *(100 * point.low for point in panel.points)])
-    axis.set_xlim(0, max(*panel.kl, 1.1 * budget))
+    axis.set_xlim(0, max(*panel.kl, 1.1 * (budget or 0)))
     axis.set_ylim(lowest - 1, min(100.0, float(limit.max()) + 3))
+
+
+def _budget_line(axis: Axes, budget: float) -> None:
+    axis.axvline(budget, color=palette.NEUTRAL.light, linewidth=1, linestyle=(0, (2, 2)))
+    axis.annotate(
+        "budget",
+        (budget, 0.02),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 0),
+        textcoords="offset points",
+        color=palette.MUTED.light,
+        fontsize=7.5,
+    )
 
 
 class Family(NamedTuple):

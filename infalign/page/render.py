@@ -57,7 +57,7 @@ def page(
     Args:
         drawn: objective to its figures by chapter.
         metrics: `prepare`, `sft`, `reward` and `sample` to the stage's metrics.json.
-        settings: `model`, `data`, `seed`, `kl_nats` and `examples`.
+        settings: `model`, `data`, `seed`, `kl_nats` (None: a beta was given) and `examples`.
     """
     budget = settings["kl_nats"]
     lines = health.lines(metrics, objectives, budget)
@@ -69,8 +69,7 @@ def page(
         [_objective(data, budget, settings["examples"]) for data in objectives],
         "Win rates over the reference under the objective’s own procedure, selected and judged by "
         "the training reward. Brackets: 95 % intervals over prompts. The limit is that of any "
-        f"policy at the same KL; the budget was {decimal(budget)} nats, and policies within a "
-        "tenth of it count as on budget.",
+        f"policy at the same KL; {_budget_words(budget)}.",
         lines,
         health.verdict(lines),
         sections(objectives, drawn),
@@ -82,14 +81,24 @@ def page(
     )
 
 
+def _budget_words(budget: float | None) -> str:
+    if budget is None:
+        return "there was no budget, because β was given"
+    return (
+        f"the budget was {decimal(budget)} nats, and policies within a tenth of it count as on "
+        "budget"
+    )
+
+
 def _facts(
     objectives: Sequence[ObjectiveData], settings: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
+    budget = settings["kl_nats"]
     facts = [
         ("Model", settings["model"]),
         ("Data", settings["data"]),
         ("Seed", str(settings["seed"])),
-        ("KL budget", f"{decimal(settings['kl_nats'])} nats"),
+        ("KL budget", "none: β was given" if budget is None else f"{decimal(budget)} nats"),
     ]
     for data in objectives:
         maximised = ", ".join(f"{name}: {method}" for name, method in data.methods.items())
@@ -97,7 +106,7 @@ def _facts(
     return facts
 
 
-def _objective(data: ObjectiveData, budget: float, count: int) -> Objective:
+def _objective(data: ObjectiveData, budget: float | None, count: int) -> Objective:
     return Objective(
         data.name,
         data.procedure,

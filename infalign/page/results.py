@@ -78,12 +78,12 @@ def summary_rows(objectives: Sequence[ObjectiveData]) -> list[dict[str, Any]]:
     ]
 
 
-def headline(data: ObjectiveData, budget: float) -> list[Row]:
+def headline(data: ObjectiveData, budget: float | None) -> list[Row]:
     """Every policy under the objective's own procedure, judged by the training reward."""
     return [_row(data, data.row(name, SELECTING, data.procedure), budget) for name in data.variants]
 
 
-def _row(data: ObjectiveData, row: Mapping[str, Any], budget: float) -> Row:
+def _row(data: ObjectiveData, row: Mapping[str, Any], budget: float | None) -> Row:
     flags = ["above the limit"] if above_limit(row) else []
     flags += ["off the KL budget"] if off_budget(row["kl"], budget) else []
     error = row["method_limit_error"]

@@ -103,7 +103,7 @@ TEXTS = {
 }
 
 
-def plates(data: ObjectiveData, budget: float) -> dict[str, list[Plate]]:
+def plates(data: ObjectiveData, budget: float | None) -> dict[str, list[Plate]]:
     """Every figure of an objective, by chapter."""
     found = {
         "frontier": [_frontier(data, budget)],
@@ -157,7 +157,7 @@ def _point(row: Mapping[str, Any]) -> plots.Point:
     return plots.Point(*(row[name] for name in names))
 
 
-def _frontier(data: ObjectiveData, budget: float) -> Plate:
+def _frontier(data: ObjectiveData, budget: float | None) -> Plate:
     panels = []
     for procedure in dict.fromkeys(row["procedure"] for row in data.curves):
         curves: dict[str, dict[float, float]] = {}
@@ -210,7 +210,7 @@ def _judges(data: ObjectiveData) -> Plate:
     return Plate("judges", plots.judges(measured, data.variants, title), caption, "two-thirds")
 
 
-def _training(data: ObjectiveData, budget: float) -> Plate:
+def _training(data: ObjectiveData, budget: float | None) -> Plate:
     wanted = (
         ("KL from the reference", "nats a response", "kl", budget),
         ("Calibrated reward", "C", "calibrated", None),

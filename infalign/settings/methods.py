@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,10 +18,12 @@ from pydantic import (
     field_validator,
 )
 
+from infalign.theory.checks import budget_kl
 from infalign.theory.transforms import parse_transform
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
+Budget = Annotated[float, AfterValidator(budget_kl)]  # KL, nats a response
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
@@ -99,7 +102,7 @@ BLIND = ("raw", "identity", "log")  # rewards that know nothing of the inference
 class Align(Section):
     """KL-regularised reinforcement learning."""
 
-    kl_nats: Rate = Field(le=5, description="KL budget, nats a response")
+    kl_nats: Budget = Field(description="KL budget, nats a response")
     beta: Rate | None = Field(description="KL weight; null: from the budget")
     steps: Positive = Field(description="on-policy steps")
     prompts_per_step: Positive
@@ -137,7 +140,7 @@ def _written_with_a_point(value: Any) -> Any:
     return value
 
 
-Budgets = list[Annotated[float, Field(ge=0.001, le=5), BeforeValidator(_written_with_a_point)]]
+Budgets = list[Annotated[Budget, BeforeValidator(_written_with_a_point)]]
 Seeds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 

@@ -223,7 +223,10 @@ class Promotion(Section):
     champion_margin: float = Field(
         ge=0, le=1, description="win rate that may be lost against the champion, interval included"
     )
-    kl_nats: Rate = Field(description="largest KL from the reference, nats a response")
+    kl_nats: Rate | None = Field(
+        description="largest KL from the reference, nats a response; null: the policy's own budget "
+        "and a tenth of it"
+    )
     length_ratio: list[Rate] = Field(
         min_length=2,
         max_length=2,

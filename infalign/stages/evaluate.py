@@ -1,7 +1,7 @@
 """evaluate: win rates of every variant over the reference, on prompts no policy was trained on.
 
 Reads results/prepare, results/sft, results/reward/O, the test split of results/sample and of
-results/calibrate/O, and results/align/O/V/policy. Writes to results/evaluate/O:
+results/calibrate/O, and results/align/O/V/{policy,metrics.json}. Writes to results/evaluate/O:
 
 - samples.parquet: every response, the reference's (KL 0) and each variant's, KL and log-ratio;
 - rewards.parquet: their rewards by the training model, the independent judge and, on the built-in
@@ -18,8 +18,10 @@ How answers come about: `infalign.measuring.answers`; the statistics, which need
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from infalign.aligning.budget import common_budget
 from infalign.files.tables import (
     DIFFERENCES,
     EVALUATION,
@@ -65,7 +67,6 @@ def stage(params: Params, objective: str) -> Stage:
             "model.response_tokens",
             f"objectives.{objective}",
             "sample.test_samples",
-            "align.kl_nats",
             "align.variants",
             "evaluate",
         ),
@@ -77,6 +78,9 @@ def run(workspace: Workspace, objective: str) -> None:
     """Sample and score what is missing, then measure and write."""
     prompts = evaluation_prompts(workspace, objective)
     params = workspace.params
+    budget = common_budget(
+        workspace.results("align", objective, variant) for variant in params.run.variants
+    )
     names = [REFERENCE, *params.run.variants]
     for name in names:
         finish(workspace, objective, name, prompts)
@@ -88,8 +92,9 @@ def run(workspace: Workspace, objective: str) -> None:
     )
     policies = {name: as_arrays(samples[name], rewards[name], len(prompts)) for name in names}
     contest = contest_of(
-        params, objective, params.run.variants, params.align.kl_nats, _families(params)
+        params, objective, params.run.variants, budget.theory_kl_nats, _families(params)
     )
+    contest = replace(contest, kept=budget.kl_nats is not None)
     measured = measure(policies, contest)
     out = workspace.out / "evaluate" / objective
     for path, rows, kind in (

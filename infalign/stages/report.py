@@ -1,10 +1,10 @@
 """report: one page for people, one summary for programs.
 
 Reads results/{prepare,sft,reward,sample}/metrics.json, results/prepare/prompts.parquet and, for
-every objective, results/calibrate/O, results/align/O/V/history.jsonl and results/evaluate/O.
-Writes results/report/{index.html, summary.json, metrics.json, plots/*.png}. The page is one file
-that opens from disk and loads nothing; summary.json has a row per objective, policy, judge and
-procedure; metrics.json is the headline for `dvc metrics`.
+every objective, results/calibrate/O, results/align/O/V/{history.jsonl, metrics.json} and
+results/evaluate/O. Writes results/report/{index.html, summary.json, metrics.json, plots/*.png}. The
+page is one file that opens from disk and loads nothing; summary.json has a row per objective,
+policy, judge and procedure; metrics.json is the headline for `dvc metrics`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from infalign.aligning.budget import common_budget
 from infalign.errors import InputError
 from infalign.files.history import read_history
 from infalign.files.tables import (
@@ -58,7 +59,6 @@ def stage(params: Params) -> Stage:
             "data.path",
             "model.name_or_path",
             "objectives",
-            "align.kl_nats",
             "align.variants",
             "report",
         ),
@@ -70,7 +70,11 @@ def run(workspace: Workspace) -> None:
     """Read everything, draw, word, write."""
     params, out = workspace.params, workspace.out / "report"
     objectives = [read_objective(workspace, name) for name in params.run.objectives]
-    budget = params.align.kl_nats
+    budget = common_budget(
+        workspace.results("align", objective, variant)
+        for objective in params.run.objectives
+        for variant in params.run.variants
+    ).kl_nats
     drawn = {data.name: plates(data, budget) for data in objectives}
     for chapters in drawn.values():
         for plate in (plate for chapter in chapters.values() for plate in chapter):

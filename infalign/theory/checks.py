@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
-MIN_KL_NATS = 1e-8
+MIN_KL_NATS = 1e-8  # what the theory can solve
 MAX_KL_NATS = 20.0
+BUDGET_NATS = (0.001, 5.0)  # what a policy may be trained to spend a response
 
 
 class Misspelled(ValueError):
@@ -69,6 +70,14 @@ def positive_kl(kl_nats: float, reachable: float = MAX_KL_NATS, of: str = "") ->
             f"{shown:g} nats{of and ' of ' + of}; choose a budget in that range."
         )
     return kl
+
+
+def budget_kl(kl_nats: float) -> float:
+    """Return the KL budget of a policy, in nats a response, if it lies within `BUDGET_NATS`."""
+    low, high = BUDGET_NATS
+    if not low <= kl_nats <= high:
+        raise ValueError(f"a KL budget must lie within {low:g} to {high:g} nats a response")
+    return kl_nats
 
 
 def positive_integer(name: str, value: int) -> int:

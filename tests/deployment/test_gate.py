@@ -49,7 +49,7 @@ PROMPTS = len(CASE.prompt_ids)
 FAILING = {
     "win_rate": (evidence(0.0, seed=5), None),
     "champion": (evidence(0.6, seed=3), evidence(1.0)),
-    "kl": (changed(CASE, kl=np.full(PROMPTS, 1.01)), None),
+    "kl": (changed(CASE, kl=np.full(PROMPTS, 0.551)), None),
     "length_ratio": (changed(CASE, n_tokens=np.full(PROMPTS, 30.0)), None),
     "truncated": (changed(CASE, finished=np.full(PROMPTS, 0.9)), None),
     "calibration_error": (evidence(calibration_error=0.2), None),
@@ -71,7 +71,31 @@ def test_lengths_fail_on_both_sides_and_bounds_belong_to_the_good_side():
     short = changed(CASE, n_tokens=np.full(PROMPTS, 15.0))
     assert judge_candidate(short, None, bounds()).failed == ("length_ratio",)
     exact = changed(CASE, kl=np.full(PROMPTS, 1.0), n_tokens=np.full(PROMPTS, 25.0))
-    assert judge_candidate(exact, None, bounds()).passed
+    assert judge_candidate(exact, None, bounds(kl_nats=1.0)).passed
+
+
+def with_kl(kl, budget):
+    return changed(evidence(kl_nats=budget), kl=np.full(PROMPTS, kl))
+
+
+@pytest.mark.parametrize(
+    ("kl", "budget", "bound", "passed", "shown"),
+    [
+        (1.011, 1.0, None, True, "<= 1.1"),
+        (1.036, 1.0, None, True, "<= 1.1"),
+        (1.11, 1.0, None, False, "<= 1.1"),
+        (1.0, 0.5, None, False, "<= 0.55"),
+        (1.9, 2.0, 1.0, False, "<= 1"),  # a number bounds the KL itself, whatever the budget
+        (0.9, None, 1.0, True, "<= 1"),
+        (0.1, None, None, False, "promotion.kl_nats, which must be a number"),
+    ],
+)
+def test_the_kl_follows_the_policys_own_budget_or_a_number(kl, budget, bound, passed, shown):
+    found = rule(judge_candidate(with_kl(kl, budget), None, bounds(kl_nats=bound)), "kl")
+    assert found.passed is passed
+    assert found.number == pytest.approx(kl)
+    assert shown in found.bound
+    assert budget is None or bound is not None or f"budget {budget:g}" in found.words
 
 
 def test_what_was_rolled_back_does_not_pass_again():
@@ -142,6 +166,14 @@ def test_evidence_comes_back_as_it_was_written(tmp_path):
     np.testing.assert_array_equal(found.other["harmless"], CASE.other["harmless"])
     write_evidence(tmp_path / "again", found)
     assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == first
+
+
+def test_evidence_from_before_the_budget_is_read_and_names_none(tmp_path):
+    write_evidence(tmp_path, CASE)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    del facts["kl_nats"]
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    assert read_evidence(tmp_path).facts == replace(CASE.facts, kl_nats=None)
 
 
 def test_spoilt_evidence_is_one_sentence(tmp_path):

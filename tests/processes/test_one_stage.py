@@ -55,7 +55,7 @@ def test_wrong_arguments_exit_with_2(project, arguments, capsys):
         (["align", "--objective", "helpful", "--variant", "y"], "--variant 'y' is not one of"),
         (
             ["hack", "--objective", "helpful", "--variant", "ipo", "--kl-nats=-1", "--seed", "0"],
-            "--kl-nats -1 --seed 0: give a KL budget above 0",
+            "--kl-nats -1 --seed 0: a KL budget must lie within 0.001 to 5 nats",
         ),
         (["corpus", "--params", "none.yaml"], "none.yaml does not exist"),
     ],

@@ -26,6 +26,16 @@ def test_the_shipped_file_is_valid():
         ({"align": {"steps": 0}}, "align.steps = 0: input should be greater than 0"),
         ({"align": {"kl_nats": -1.0}}, "align.kl_nats = -1.0"),
         ({"align": {"kl_nats": float("nan")}}, "align.kl_nats = nan"),
+        (
+            {"align": {"kl_nats": 0.0005}},
+            "0.0005: a KL budget must lie within 0.001 to 5",
+        ),
+        (
+            {"compare": {"kl_nats": [50.0]}},
+            "kl_nats.0 = 50.0: a KL budget must lie within",
+        ),
+        ({"compare": {"poison": {"kl_nats": [0.0]}}}, "0 = 0.0: a KL budget must lie within 0.001"),
+        ({"promotion": {"kl_nats": 0.0}}, "promotion.kl_nats = 0.0"),
         ({"align": {"learning_rate": "1e-3"}}, "YAML reads 1e-5 as text: write 1.0e-5"),
         ({"run": {"device": "tpu"}}, "run.device = 'tpu'"),
         ({"run": {"objectives": ["helpful", "honest"]}}, "run.objectives names 'honest'"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from infalign.aligning.budget import budget_of
 from infalign.data.builtin import draw_response, gold_utilities, prompts_of
 from infalign.files.tables import (
     CALIBRATED,
@@ -67,7 +68,9 @@ def write_inputs(root: Path, params: Params, gold: bool = True) -> None:
             {"test_tied_share": 0.02, "uniformity_ks": 0.012, "scale_change": 0.0},
         )
         for variant in params.run.variants:
-            _history(results / "align" / objective / variant, case.rng, params.align.kl_nats)
+            trained = results / "align" / objective / variant
+            _history(trained, case.rng, params.align.kl_nats)
+            write_json(trained / "metrics.json", budget_of(params.align)._asdict())
             case.write_policy(root, variant)
     _write(results / "prepare" / "prompts.parquet", tables["prompts"], PROMPTS)
     _write(results / "sample" / "samples.parquet", tables["samples"], SAMPLES)

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from infalign.aligning import ctrl
+from infalign.aligning.budget import read_budget
 from infalign.aligning.goals import make_goal, turned
 from infalign.errors import InputError
 from infalign.files.history import read_history
@@ -128,6 +129,13 @@ def test_starts_at_the_reference(finished, smoke_tree):
             assert history[0]["log_ratio"] == 0
             assert history[-1]["kl"] > 0
             assert json.loads((folder / "metrics.json").read_text())["beta"] > 0
+
+
+def test_the_budget_is_said_and_a_given_beta_has_none(finished, workspace, smoke_tree):
+    budget = smoke_tree["align"]["kl_nats"]
+    assert read_budget(finished / "results/align/helpful/ctrl") == (budget, budget)
+    folder, _ = ran(workspace("align@helpful-ctrl"), beta=0.1, steps=2)
+    assert read_budget(folder) == (None, budget)
 
 
 def ran(made, run=None, **settings):

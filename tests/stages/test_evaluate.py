@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from report_case import case_params, run_evaluate, write_inputs
 
+from infalign.errors import InputError
 from infalign.files.tables import (
     DIFFERENCES,
     EVALUATION,
@@ -289,6 +290,7 @@ def test_stage_names_every_policy_and_reward_model():
     assert "results/reward/helpful" in stage.inputs
     assert "results/align/helpful" in stage.inputs
     assert "objectives.helpful" in stage.params
+    assert "align.kl_nats" not in stage.params
 
 
 def test_models_sample_score_and_measure(tmp_path, policy, tokenizer):
@@ -324,6 +326,50 @@ def test_models_sample_score_and_measure(tmp_path, policy, tokenizer):
     }
     assert found["train"] != found["judge"]
     assert len(found["gold"]) == 12
+
+
+def trained(root, beta):
+    """What evaluate reads of two policies, trained with this `align.beta`; the params."""
+    one = {"objectives": ["helpful"], "variants": ["ctrl", "rlhf"]}
+    params = case_params(prompts=3, samples=4, run=one, align={"beta": beta})
+    write_inputs(root, params)
+    return params
+
+
+def test_the_budget_is_the_one_that_was_trained_not_what_params_say_now(tmp_path):
+    params = trained(tmp_path, None)
+    later = params.model_copy(update={"align": params.align.model_copy(update={"kl_nats": 3.0})})
+    run_evaluate(tmp_path, later)
+    folder = tmp_path / "results/evaluate/helpful"
+    top = max(row["kl"] for row in json.loads((folder / "curves.json").read_text()))
+    assert top < 1.0  # of a budget of 0.5; it would be 4.8
+    assert json.loads((folder / "metrics.json").read_text())["health"]["off_budget"] == 0
+
+
+def test_without_a_budget_no_policy_misses_it(tmp_path):
+    params = trained(tmp_path, 0.1)
+    for variant in params.run.variants:  # the KL is about 0.5: far from what began the training
+        path = tmp_path / f"results/align/helpful/{variant}/metrics.json"
+        assert json.loads(path.read_text()) == {"kl_nats": None, "theory_kl_nats": 0.5}
+        path.write_text(json.dumps({"kl_nats": None, "theory_kl_nats": 0.1}))
+    run_evaluate(tmp_path, params)
+    found = json.loads((tmp_path / "results/evaluate/helpful/metrics.json").read_text())
+    assert found["ctrl"]["kl"] > 0.3
+    assert found["health"]["off_budget"] == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"kl_nats": 1.0, "theory_kl_nats": 1.0}, r"budgets differ \(ctrl: 0.5, rlhf: 1.0\)"),
+        ({"beta": 0.1}, "does not say the KL budget .*run align again"),
+    ],
+)
+def test_policies_of_other_budgets_are_not_measured_together(tmp_path, said, words):
+    params = trained(tmp_path, None)
+    (tmp_path / "results/align/helpful/rlhf/metrics.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match=words):
+        run_evaluate(tmp_path, params)
 
 
 def test_no_gold_judge_outside_the_built_in_corpus(tmp_path):

@@ -179,6 +179,14 @@ def test_one_variant_alone(tmp_path):
     assert "Paired differences" not in " ".join(page.text)
 
 
+def test_a_page_without_a_budget_says_so(tmp_path):
+    one = {"objectives": ["helpful"], "variants": ["ctrl"]}
+    folder = make_report(tmp_path, case_params(run=one, align={"beta": 0.1}))
+    text = " ".join(read_page(folder).text)
+    assert "none: β was given" in text
+    assert "off the KL budget" not in text.replace("off the KL budget: 0", "")
+
+
 def test_a_missing_file_is_named(tmp_path):
     params = case_params(run={"objectives": ["helpful"], "variants": ["ctrl"]})
     write_inputs(tmp_path, params)

@@ -134,7 +134,8 @@ def rollback(
 
 
 def versions(objective: Objective = None, as_json: Json = False) -> None:
-    """Show every registered version with its aliases and numbers."""
+    """Show every registered version with its aliases and numbers, and who was refused last."""
+    from flows.registry.promotion import last_refusal
     from flows.registry.registry import open_registry
     from flows.registry.tables import version_table
 
@@ -146,16 +147,22 @@ def versions(objective: Objective = None, as_json: Json = False) -> None:
         if champions.settle() and not as_json:
             print(f"A move of infalign-{name} that was cut short is complete now.")
         aliases, found = champions.aliases(), registry.versions(name)
+        refusal = last_refusal(found)
         trees[name] = [
             {
                 "version": str(version.version),
                 "aliases": sorted(k for k, v in aliases.items() if v == str(version.version)),
                 "tags": version.tags,
+                "last_refused": refusal.as_tree()
+                if refusal and refusal.version == str(version.version)
+                else None,
             }
             for version in found
         ]
         if not as_json:
             _print_table(version_table(name, found, aliases))
+            if refusal:
+                print(refusal.sentence(name))
     if as_json:
         _print_json(trees)
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -105,7 +105,8 @@ def _recorded(root: Path, name: str, promote: bool, target: str, server: Server)
     from flows.runs.pipeline import how_it_ended, pipeline
 
     try:
-        return asyncio.run(pipeline(name=name, root=str(root), promote=promote, target=target))
+        asyncio.run(pipeline(name=name, root=str(root), promote=promote, target=target))
+        return cast(dict[str, Any], how_it_ended(root))
     except HTTPError as error:
         done = how_it_ended(root)
         print(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.children.processes import Tell, redact
 from flows.registry import registry as models
@@ -24,6 +25,9 @@ from infalign.deployment.gate import Rule, Verdict, judge_candidate
 from infalign.errors import InputError
 from infalign.files.workspace import write_json
 from infalign.settings.params import Params
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 ATTEMPTS = 20
 
@@ -55,7 +59,7 @@ class Decision:
         """In words."""
         name = f"{model_name(self.objective)} version {self.version or '(not registered)'}"
         against = f"against version {self.champion}" if self.champion else "as the first champion"
-        failed = ", ".join(map(_shortly, self._failed()))
+        failed = _in_words(self.verdict.rules if self.verdict else ())
         return {
             "promoted": f"{name} is the champion now ({against}).",
             "forced": f"{name} is the champion now, by force; failed: {failed or 'nothing'}.",
@@ -65,13 +69,56 @@ class Decision:
             "would refuse": f"{name} would not be promoted; failed: {failed}.",
         }[self.outcome]
 
-    def _failed(self) -> list[Rule]:
-        return [r for r in self.verdict.rules if not r.passed] if self.verdict else []
+
+@dataclass(frozen=True)
+class Refusal:
+    """A candidate that the gate refused.
+
+    Attributes:
+        version: of the candidate.
+        when: UTC, ISO 8601.
+        champion: the version that it was judged against, if there was one.
+        rules: those that failed.
+    """
+
+    version: str
+    when: str
+    champion: str | None
+    rules: tuple[Rule, ...]
+
+    def as_tree(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def sentence(self, objective: str) -> str:
+        """In words."""
+        when = self.when.removesuffix("+00:00").replace("T", " ")
+        against = f"version {self.champion}" if self.champion else "no champion"
+        return (
+            f"Last refused: {model_name(objective)} version {self.version}, {when} UTC, against "
+            f"{against}; failed: {_in_words(self.rules)}."
+        )
 
 
-def _shortly(rule: Rule) -> str:
-    number = "not measured" if rule.number is None else f"{rule.number:.3f}"
-    return f"{rule.name} ({number}, must be {rule.bound})"
+def last_refusal(versions: Sequence[ModelVersion]) -> Refusal | None:
+    """The latest refusal among the last verdicts of versions; one that was forced is none."""
+    found = []
+    for version in versions:
+        tree = json.loads(version.tags.get(models.GATE, "{}"))
+        if tree.get("passed") is False and not tree.get("forced") and "when" in tree:
+            rules = tuple(Rule(**rule) for rule in tree["rules"] if not rule["passed"])
+            found.append(Refusal(str(version.version), tree["when"], tree["champion"], rules))
+    return max(found, key=lambda refusal: refusal.when, default=None)
+
+
+def _in_words(rules: Sequence[Rule]) -> str:
+    """The rules that failed, each with its number and bound."""
+    return ", ".join(
+        f"{rule.name} ({'not measured' if rule.number is None else f'{rule.number:.3f}'}, "
+        f"must be {rule.bound})"
+        for rule in rules
+        if not rule.passed
+    )
 
 
 def check_reason(force: bool, reason: str | None) -> str:
@@ -124,7 +171,7 @@ def promote(
         if champions.champion() == number:
             return Decision(objective, number, number, None, "champion")
         champion, verdict = _judge_version(registry, params, objective, version, force)
-        models.record_verdict(registry, version, verdict, champion)
+        models.record_verdict(registry, version, verdict, champion, force)
         if not verdict.passed and not force:
             return Decision(objective, number, champion, verdict, "refused")
         forced = force and not verdict.passed

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -310,10 +311,24 @@ def _workspace(root: Path) -> str:
 
 
 def record_verdict(
-    registry: Registry, version: ModelVersion, verdict: Verdict, champion: str | None
+    registry: Registry,
+    version: ModelVersion,
+    verdict: Verdict,
+    champion: str | None,
+    forced: bool = False,
 ) -> None:
-    """Keep a verdict with the version (one tag) and with its run (a file)."""
-    tree = verdict.as_tree() | {"champion": champion, "version": str(version.version)}
+    """Keep a verdict with the version (one tag) and with its run (a file).
+
+    Args:
+        champion: the version that it was judged against.
+        forced: whether it is promoted all the same.
+    """
+    tree = verdict.as_tree() | {
+        "champion": champion,
+        "version": str(version.version),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "forced": forced and not verdict.passed,
+    }
     text = json.dumps(tree, sort_keys=True)
     patiently(
         lambda: registry.client.set_model_version_tag(version.name, version.version, GATE, text)

@@ -32,7 +32,8 @@ from flows.children.locks import run_lock
 from flows.children.processes import Tell
 from flows.project import versions
 from flows.project.configuration import set_params
-from flows.runs.pipeline import pipeline
+from flows.runs.ending import ending
+from flows.runs.pipeline import pipeline, work
 from flows.tracking.records import headline
 from infalign.errors import InputError
 from infalign.files.workspace import write_text
@@ -58,8 +59,7 @@ async def nightly(root: str = ".", promote: bool = True) -> Any:
         async with turn(folder, str(flow_run.id), _tell):
             put_back(folder)
             # Not a flow within a flow: only a deployment's own run can be suspended for approval.
-            done = await pipeline.fn(name="nightly", root=str(folder), promote=promote)
-            return Completed(message=in_words(done["outcomes"]))
+            return ending(await work(folder, "nightly", promote))
     except Skipped as reason:
         return skipped(reason)
 
@@ -155,14 +155,6 @@ def _tell(line: str) -> None:
     """Say a line in the worker's log and in Prefect's."""
     print(line, flush=True)
     get_run_logger().info("%s", line)
-
-
-def in_words(outcomes: dict[str, str]) -> str:
-    """What the stages did."""
-    counts = {
-        word: list(outcomes.values()).count(word) for word in dict.fromkeys(outcomes.values())
-    }
-    return ", ".join(f"{count} {word}" for word, count in counts.items())
 
 
 def skipped(reason: Exception) -> State:

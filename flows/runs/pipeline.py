@@ -37,6 +37,7 @@ from flows.children.processes import (
 from flows.project import versions
 from flows.project.configuration import check_data
 from flows.project.versions import Busy, Plan, StageFailed, StageKilled
+from flows.runs.ending import ending
 from flows.tracking import records
 from flows.tracking.tracker import PARENT, Tracker
 from infalign.settings.params import Params, load_params
@@ -72,8 +73,8 @@ def how_it_ended(root: Path) -> dict[str, Any] | BaseException | None:
 @flow(name="infalign", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 async def pipeline(
     name: str = "pipeline", root: str = ".", promote: bool = False, target: str = versions.RUN
-) -> dict[str, Any]:
-    """Bring a stage and all that it depends on up to date; what each instance did.
+) -> Any:
+    """Bring a stage and all that it depends on up to date; `how_it_ended` has what was done.
 
     Args:
         name: shown in Prefect and MLflow.
@@ -81,7 +82,13 @@ async def pipeline(
         promote: register, judge and promote the results; as `promotion.after_run`.
         target: the last stage: `report`, or `compare`.
     """
-    folder = Path(root).resolve()
+    return ending(await work(Path(root).resolve(), name, promote, target))
+
+
+async def work(
+    folder: Path, name: str, promote: bool, target: str = versions.RUN
+) -> dict[str, Any]:
+    """The body of a flow, whichever: what each instance did, and what was decided."""
     body = asyncio.current_task()
     assert body is not None
     with run_lock(folder), _ends_on_signals(body):

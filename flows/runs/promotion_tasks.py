@@ -22,6 +22,7 @@ from flows.registry.promotion import Decision
 from flows.registry.registry import Unreachable, open_registry
 from flows.registry.tables import verdict_markdown
 from flows.runs.approval import wait_for_approval
+from flows.runs.ending import REFUSED
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
 
@@ -62,8 +63,7 @@ async def promote(root: str, objective: str, version: str) -> Any:
     decision = await asyncio.to_thread(promotion.promote, models, params, objective, version)
     promotion.write_decision(folder, decision)
     await publish(decision)
-    refused = decision.outcome == "refused"
-    name = "Refused" if refused else "Completed"
+    name = REFUSED if decision.outcome == "refused" else "Completed"
     return Completed(name=name, message=decision.sentence(), data=decision)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -26,17 +27,16 @@ from promotion_case import (
 )
 
 from flows.commands.promote import _objectives
+from flows.registry import promotion, registry
 from flows.registry.champions import CHALLENGER, CHAMPION, PREVIOUS, Overtaken
-from flows.registry.promotion import check_reason, judge, preview, promote
+from flows.registry.promotion import check_reason, judge, last_refusal, preview, promote
 from flows.registry.registry import (
     EVALUATION,
     GATE,
     Registry,
     find,
     open_registry,
-    promotion,
     register,
-    registry,
 )
 from infalign.deployment.evidence import Evidence
 from infalign.errors import InputError
@@ -105,7 +105,7 @@ def add(
     with pytest.MonkeyPatch.context() as patch:
         if commit:
             state = {"commit": commit, "dirty": "true"}
-            patch.setattr(registry.versioning, "git_state", lambda _: state)
+            patch.setattr(registry.versions, "git_state", lambda _: state)
         return register(open_registry(root), params, "helpful", folder)
 
 
@@ -232,6 +232,7 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     shown = preview(store, params, "helpful", worse, None)
     assert shown.outcome == "would refuse"
     assert GATE not in store.version("helpful", worse).tags
+    assert last_refusal(store.versions("helpful")) is None
     refused = promote(store, params, "helpful", worse)
     assert refused.outcome == "refused"
     assert refused.verdict is not None
@@ -240,6 +241,15 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     assert aliases(root) == {CHAMPION: "1", CHALLENGER: "2"}
     kept = json.loads(store.version("helpful", worse).tags[GATE])
     assert (kept["passed"], kept["failed"], kept["champion"]) == (False, ["champion"], "1")
+    last = last_refusal(store.versions("helpful"))
+    assert last is not None
+    assert (last.version, last.champion) == (worse, "1")
+    assert [(rule.name, rule.bound) for rule in last.rules] == [("champion", ">= -0.01")]
+    assert re.fullmatch(
+        r"Last refused: infalign-helpful version 2, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, against "
+        r"version 1; failed: champion \(-0\.\d{3}, must be >= -0\.01\)\.",
+        last.sentence("helpful"),
+    )
     files = store.client.list_artifacts(store.version("helpful", worse).run_id, "gate")
     assert [f.path for f in files] == ["gate/against-version-1.json"]
     better = str(add(root, models, params, "better", evidence(1.2, seed=4)).version)
@@ -247,9 +257,10 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     assert aliases(root) == {CHAMPION: "3", PREVIOUS: "1"}
     forced = promote(store, params, "helpful", worse, "a test", force=True)
     assert forced.outcome == "forced"
-    last = store.champions("helpful").history()[-1]
-    assert (last.source, last.to, last.why, last.forced) == ("3", "2", "a test", True)
-    assert last.gate["rules"]["champion"][0] is False
+    assert last_refusal(store.versions("helpful")) is None
+    move = store.champions("helpful").history()[-1]
+    assert (move.source, move.to, move.why, move.forced) == ("3", "2", "a test", True)
+    assert move.gate["rules"]["champion"][0] is False
     assert promote(store, params, "helpful", worse).outcome == "champion"
 
 

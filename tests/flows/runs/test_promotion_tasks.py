@@ -7,6 +7,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,54 @@ def test_a_worse_challenger_is_refused_and_the_champion_stays(
     assert aliases(project) == {"champion": "1", "challenger": "2"}
     tasks = asyncio.run(prefect_tasks(project, monkeypatch))
     assert tasks["promote@helpful"].state_name == "Refused"
-    assert tasks[""].state_name == "Completed"
+    assert tasks[""].state_name == "Refused"
+
+
+NIGHTLY = (
+    "import asyncio\nfrom flows.runs.nightly import nightly\nasyncio.run(nightly(promote=True))"
+)
+
+
+def test_a_refusal_by_night_is_seen_in_the_morning(
+    promoted: tuple[Project, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = copied(promoted[0], tmp_path)
+    params = project.root / "params.yaml"
+    params.write_text(re.sub(r"\bsteps: \d+", "steps: 5", params.read_text()))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NIGHTLY],
+        cwd=project.root,
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    tasks = asyncio.run(prefect_tasks(project, monkeypatch))
+    run = tasks[""]
+    assert (run.state_type.value, run.state_name) == ("COMPLETED", "Refused"), done.stdout
+    refused = (
+        r"infalign-helpful version 2 is not promoted; failed: .*champion \(-.* must be >= -0.01"
+    )
+    assert re.match(refused, run.state.message)
+    assert run.state.message.endswith("made.")
+    assert tasks["promote@helpful"].state_name == "Refused"
+    assert re.match(refused, asyncio.run(_gate_of(project, run.id)))
+    status, output = project.run("versions")
+    assert status == 0, output
+    shown = " ".join(output.split())
+    assert "Last refused: infalign-helpful version 2, 20" in shown
+    assert re.search(r"UTC, against version 1; failed: .*champion \(-.* must be >= -0.01", shown)
+
+
+async def _gate_of(project: Project, flow_run_id: Any) -> str:
+    """The gate's artifact of one flow run."""
+    from prefect.client.orchestration import PrefectClient
+
+    async with PrefectClient(project.environment["PREFECT_API_URL"]) as client:
+        found = [a for a in await client.read_artifacts() if a.flow_run_id == flow_run_id]
+    return next(str(artifact.data) for artifact in found if artifact.key == "gate-helpful")
 
 
 def test_what_cannot_be_done_is_one_sentence(promoted: tuple[Project, str], tmp_path: Path) -> None:

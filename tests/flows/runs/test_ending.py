@@ -1,0 +1,40 @@
+"""A run's last state: a refusal has its own name, and says rule, number and bound."""
+
+from __future__ import annotations
+
+import pytest
+from promotion_case import bounds, evidence
+
+from flows.registry.promotion import Decision
+from flows.runs.ending import ending
+from infalign.deployment.gate import judge_candidate
+
+WORSE = judge_candidate(evidence(0.4, seed=3), evidence(1.0), bounds())
+BETTER = judge_candidate(evidence(1.2, seed=4), evidence(1.0), bounds())
+REFUSED = Decision("helpful", "2", "1", WORSE, "refused")
+PROMOTED = Decision("harmless", "3", "1", BETTER, "promoted")
+OUTCOMES = {"corpus": "made", "prepare": "unchanged", "sft": "unchanged"}
+
+
+@pytest.mark.parametrize(
+    ("decisions", "name", "begins", "also"),
+    [
+        ([], "Completed", "1 made, 2 unchanged.", ()),
+        ([PROMOTED], "Completed", "infalign-harmless version 3 is the champion now", ()),
+        (
+            [PROMOTED, REFUSED],
+            "Refused",
+            "infalign-helpful version 2 is not promoted; failed: champion (-0.",
+            ("must be >= -0.01", "infalign-harmless version 3 is the champion now", "2 unchanged."),
+        ),
+        ([REFUSED, REFUSED], "Refused", "infalign-helpful version 2 is not promoted", ()),
+    ],
+)
+def test_the_state_says_what_became_of_each_candidate(decisions, name, begins, also):
+    state = ending({"outcomes": OUTCOMES, "decisions": decisions})
+    assert state.is_completed()
+    assert state.name == name
+    assert state.message.startswith(begins)
+    for words in also:
+        assert words in state.message
+    assert state.message.endswith("1 made, 2 unchanged.")

@@ -21,7 +21,7 @@ from infalign.files.tables import (
     read_table,
     write_table,
 )
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring.scorer import score_responses
@@ -31,10 +31,9 @@ from infalign.theory.calibration import calibrate, calibration_error
 from infalign.theory.planning import expected_disagreement
 
 
-def stage(params: Params, objective: str) -> Stage:
+def needs(params: Params, objective: str) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "calibrate",
+    return Needs(
         inputs=(
             "results/prepare",
             "results/sample",

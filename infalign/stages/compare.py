@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from infalign.files.tables import EVALUATION_SAMPLES, read_table
-from infalign.files.workspace import Stage, Workspace, write_json, write_text
+from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.measuring import answers
 from infalign.measuring.comparison import (
     Contender,
@@ -34,10 +34,9 @@ from infalign.settings.params import Params
 Key = tuple[str, float, int]
 
 
-def stage(params: Params, objective: str) -> Stage:
+def needs(params: Params, objective: str) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "compare",
+    return Needs(
         inputs=(
             "results/prepare",
             "results/sample",

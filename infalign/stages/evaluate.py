@@ -29,7 +29,7 @@ from infalign.files.tables import (
     read_table,
     write_table,
 )
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.measuring.answers import (
     as_arrays,
     contest_of,
@@ -47,10 +47,9 @@ from infalign.processes.ranks import join
 from infalign.settings.params import MODELS, Params
 
 
-def stage(params: Params, objective: str) -> Stage:
+def needs(params: Params, objective: str) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "evaluate",
+    return Needs(
         inputs=(
             "results/prepare",
             "results/sft",

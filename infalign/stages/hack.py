@@ -13,16 +13,15 @@ from dataclasses import replace
 import numpy as np
 
 from infalign.files.tables import EVALUATION_SAMPLES, read_table
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.measuring.contenders import compete, parse_budget
 from infalign.settings.params import Params, contender_params, policy_inputs
 
 
-def stage(params: Params, objective: str, variant: str, kl_nats: str, seed: str) -> Stage:
+def needs(params: Params, objective: str, variant: str, kl_nats: str, seed: str) -> Needs:
     """What the stage depends on: what contend does, the poisoned rewards and the phrase."""
     parse_budget(kl_nats, seed)
-    return Stage(
-        "hack",
+    return Needs(
         inputs=(*policy_inputs(objective), f"results/poison/{objective}"),
         params=(*contender_params(objective, variant), "compare.poison.phrase"),
         outputs=(f"results/hack/{objective}/{variant}/{kl_nats}/{seed}",),

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from infalign.aligning.reward_models import Pairs, train_model
 from infalign.files.tables import CALIBRATED, SAMPLES, read_prompts, read_table, write_table
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring.scorer import score_responses
@@ -37,11 +37,10 @@ Array = NDArray[np.float64]
 TRIED = 1024  # responses of the reference that are scored with and without the phrase
 
 
-def stage(params: Params, objective: str) -> Stage:
+def needs(params: Params, objective: str) -> Needs:
     """What the stage depends on."""
     settings = ("phrase", "place", "share", "preferred")
-    return Stage(
-        "poison",
+    return Needs(
         inputs=(
             "results/prepare",
             "results/sft",

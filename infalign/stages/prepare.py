@@ -35,16 +35,15 @@ from infalign.data.hh import (
 from infalign.data.tokenizer import train_tokenizer
 from infalign.errors import InputError
 from infalign.files.tables import PREFERENCES, PROMPTS, write_table
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.models import load_tokenizer
 from infalign.lm.text import encode_prompts, encode_responses
 from infalign.settings.params import Params
 
 
-def stage(params: Params) -> Stage:
+def needs(params: Params) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "prepare",
+    return Needs(
         inputs=(params.data.path,),
         params=(
             "run.objectives",

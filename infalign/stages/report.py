@@ -26,7 +26,7 @@ from infalign.files.tables import (
     read_prompts,
     read_table,
 )
-from infalign.files.workspace import Stage, Workspace, write_json, write_text
+from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.measuring.contest import REFERENCE, SELECTING
 from infalign.page.data import ObjectiveData
 from infalign.page.figures import save_png
@@ -39,10 +39,9 @@ from infalign.theory.calibration import calibrate
 MEASURED = ("prepare", "sft", "reward", "sample")
 
 
-def stage(params: Params) -> Stage:
+def needs(params: Params) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "report",
+    return Needs(
         inputs=(
             "results/prepare",
             *(f"results/{word}/metrics.json" for word in MEASURED[1:]),

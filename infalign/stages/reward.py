@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 
 from infalign.aligning.reward_models import train_model
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.processes.ranks import join
 from infalign.settings.params import TRAINING, Params
 
 HALVES = ("train", "judge")
 
 
-def stage(params: Params) -> Stage:
+def needs(params: Params) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "reward",
+    return Needs(
         inputs=("results/prepare", "results/sft"),
         params=(
             *TRAINING,

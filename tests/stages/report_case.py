@@ -100,7 +100,7 @@ def run_evaluate(root: Path, params: Params) -> None:
     for objective in params.run.objectives:
         workspace = Workspace(params, root, f"evaluate@{objective}")
         evaluate.run(workspace, objective)
-        workspace.publish(evaluate.stage(params, objective).outputs)
+        workspace.publish(evaluate.needs(params, objective).outputs)
 
 
 class _Case:

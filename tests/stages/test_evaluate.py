@@ -284,7 +284,7 @@ def test_nothing_is_sampled_again(finished, tmp_path, monkeypatch):
 
 
 def test_stage_names_every_policy_and_reward_model():
-    stage = evaluate.stage(case_params(), "helpful")
+    stage = evaluate.needs(case_params(), "helpful")
     assert stage.outputs == ("results/evaluate/helpful",)
     assert "results/reward/helpful" in stage.inputs
     assert "results/align/helpful" in stage.inputs

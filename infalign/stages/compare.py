@@ -13,7 +13,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from infalign.files.tables import EVALUATION_SAMPLES, read_table
+from infalign.files.tables import EVALUATION_SAMPLES, REFERENCE, read_table
 from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.measuring import answers
 from infalign.measuring.comparison import (
@@ -25,7 +25,7 @@ from infalign.measuring.comparison import (
     phrase_rows,
     theory_rows,
 )
-from infalign.measuring.contest import REFERENCE, PolicyResponses
+from infalign.measuring.contest import PolicyResponses
 from infalign.page.comparison import Comparison, plates, render_comparison
 from infalign.page.figures import save_png
 from infalign.settings.methods import Compare, Poison
@@ -95,7 +95,7 @@ def _rivals(
 ) -> tuple[Rivals, dict[Key, list[str]]]:
     """The contenders of a stage, with their texts, and the reference under the same judges."""
     params = workspace.params
-    # Every stage's reference is scored by the training reward of its own.
+    # Every stage's reference is scored by the selecting reward of its own.
     place = replace(workspace, instance=f"{workspace.instance}/{word}")
     reference = answers.read_responses(*answers.answered(place, objective, REFERENCE))
     contenders, said = [], dict[Key, list[str]]()

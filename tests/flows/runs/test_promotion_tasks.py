@@ -113,9 +113,11 @@ def test_a_worse_challenger_is_refused_and_the_champion_stays(
     assert tasks[""].state_name == "Refused"
 
 
-NIGHTLY = (
-    "import asyncio\nfrom flows.runs.nightly import nightly\nasyncio.run(nightly(promote=True))"
-)
+NIGHTLY = """
+import asyncio
+from flows.runs.nightly import nightly
+asyncio.run(nightly(promote=True))
+"""
 
 
 def test_a_refusal_by_night_is_seen_in_the_morning(

@@ -74,7 +74,7 @@ def visible_gpus() -> list[str]:
 
 
 def _chosen(name: str, cards: list[list[str]]) -> list[str]:
-    """The devices that one name in CUDA_VISIBLE_DEVICES stands for: a number, or how a UUID begins."""
+    """The devices of one name in CUDA_VISIBLE_DEVICES: a number, or how a UUID begins."""
     if name.isdecimal():
         return cards[int(name)] if int(name) < len(cards) else []
     found = [device for card in cards for device in card if name and device.startswith(name)]

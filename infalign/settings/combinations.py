@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 from infalign.theory.transforms import parse_transform
 
-if TYPE_CHECKING:
-    from infalign.settings.params import Params
+Params: TypeAlias = Any  # settings.params.Params, which asks for these checks
 
 BUILT_IN = Path("results/corpus")  # data.path of the corpus that is made here
 

@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from infalign.errors import InputError
+
+SMI_SECONDS = 60.0  # that nvidia-smi may take: without its daemon it wakes every card
 
 
 @contextlib.contextmanager
@@ -39,36 +43,80 @@ def run_lock(root: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Gpus:
-    """Graphics processors that are held: their numbers, as CUDA_VISIBLE_DEVICES spells them, and
-    the descriptors of their locks."""
+    """Graphics processors that are held: what CUDA_VISIBLE_DEVICES is for who uses them, and the
+    descriptors of their locks."""
 
-    numbers: str
+    visible: str
     descriptors: tuple[int, ...]
 
 
-def gpu_numbers() -> list[str]:
-    """The GPUs this process may use."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
-    devices = Path("/dev").glob("nvidia[0-9]*")
-    return sorted(path.name.removeprefix("nvidia") for path in devices)
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA shows to this process, by UUID: their numbers differ between containers.
+
+    Where nvidia-smi is missing, as CUDA_VISIBLE_DEVICES spells them, or by their place among the
+    device files, which is how CUDA counts them.
+    """
+    cards, asked = _cards(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = None if asked is None else [part.strip() for part in asked.split(",")]
+    if cards is None:
+        files = Path("/dev").glob("nvidia[0-9]*")
+        every = [str(number) for number, _ in enumerate(files)]
+        return every if names is None else [name for name in names if name not in ("", "-1")]
+    if names is None:
+        return [device for card in cards for device in card]
+    found: list[str] = []
+    for name in names:
+        chosen = _chosen(name, cards)
+        if not chosen:  # CUDA shows what stands before a name that it does not know
+            break
+        found += chosen
+    return list(dict.fromkeys(found))
+
+
+def _chosen(name: str, cards: list[list[str]]) -> list[str]:
+    """The devices of one name in CUDA_VISIBLE_DEVICES: a number, or how a UUID begins."""
+    if name.isdecimal():
+        return cards[int(name)] if int(name) < len(cards) else []
+    found = [device for card in cards for device in card if name and device.startswith(name)]
+    return found if len(found) == 1 else []
+
+
+def _cards() -> list[list[str]] | None:
+    """The cards of this machine or container, each with its devices: itself, or its MIG slices.
+
+    None where nvidia-smi does not say.
+    """
+    try:
+        command = ["nvidia-smi", "-L"]
+        told = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=SMI_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    cards: list[list[str]] = []
+    for kind, device in re.findall(r"^\s*(GPU|MIG)\b.*\(UUID: ([^)\s]+)\)", told.stdout, re.M):
+        if kind == "GPU":
+            cards.append([device])
+        elif cards:
+            cards[-1] = [d for d in cards[-1] if d.startswith("MIG")] + [device]
+    return cards
 
 
 @contextlib.asynccontextmanager
 async def gpus_held(
-    numbers: list[str], many: int = 1, folder: Path | None = None
+    devices: list[str], many: int = 1, folder: Path | None = None
 ) -> AsyncIterator[Gpus]:
     """Hold the first `many` GPUs that are free, of all users of this machine, all of them or none.
 
     A child that inherits the descriptors keeps the locks until it ends, even if this process dies.
     """
-    if len(numbers) < many:
+    if len(devices) < many:
         raise InputError(
-            f"params.yaml: run.processes = {many}, but this machine has {len(numbers)} GPUs: lower "
+            f"params.yaml: run.processes = {many}, but this machine has {len(devices)} GPUs: lower "
             "it, or set run.device to cpu."
         )
     folder = folder or Path(tempfile.gettempdir())
-    paths = {n: folder / f"infalign-gpu-{n.replace('/', '_')}.lock" for n in numbers}
+    paths = {n: folder / f"infalign-gpu-{n.replace('/', '_')}.lock" for n in devices}
     opened = {n: _open(path) for n, path in paths.items()}
     try:
         while True:
@@ -87,12 +135,12 @@ async def gpus_held(
 def _take(opened: dict[str, int], many: int) -> dict[str, int]:
     """Lock what is free, `many` at most."""
     held: dict[str, int] = {}
-    for number, descriptor in opened.items():
+    for device, descriptor in opened.items():
         if len(held) == many:
             break
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held[number] = descriptor
+            held[device] = descriptor
     return held
 
 

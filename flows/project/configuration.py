@@ -13,6 +13,7 @@ from ruamel.yaml import YAML, YAMLError
 from infalign.errors import InputError
 from infalign.files.workspace import write_text
 from infalign.settings.params import Params, check_params
+from infalign.settings.reading import read_text, read_tree, shown
 
 
 def set_params(path: Path, assignments: Sequence[str]) -> Params:
@@ -23,13 +24,8 @@ def set_params(path: Path, assignments: Sequence[str]) -> Params:
     yaml.representer.add_representer(
         type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null")
     )
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.load(text)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: run from the project's root.") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    text = read_text(path)
+    tree = read_tree(text, str(path), yaml.load, YAMLError)
     # PyYAML reads 1e-05 as text, 1.0e-05 as the number.
     yaml.representer.add_representer(
         float,
@@ -39,19 +35,18 @@ def set_params(path: Path, assignments: Sequence[str]) -> Params:
     )
     for assignment in assignments:
         assign(tree, assignment)
-    stream = io.StringIO()
-    yaml.dump(tree, stream)
+    written = read_tree(text, str(path), lambda _: _dumped(yaml, tree), YAMLError)
     # Checked as it will be read: by PyYAML, from the text.
-    checked = _check(stream.getvalue(), str(path))
-    if assignments and stream.getvalue() != text:
-        write_text(path, stream.getvalue())
+    checked = check_params(read_tree(written, str(path)), str(path))
+    if assignments and written != text:
+        write_text(path, written)
     return checked
 
 
-def _check(text: str, source: str) -> Params:
-    import yaml
-
-    return check_params(yaml.safe_load(text), source)
+def _dumped(yaml: YAML, tree: Any) -> str:
+    stream = io.StringIO()
+    yaml.dump(tree, stream)
+    return stream.getvalue()
 
 
 def check_data(params: Params, root: Path) -> None:
@@ -67,21 +62,18 @@ def check_data(params: Params, root: Path) -> None:
 def assign(tree: Any, assignment: str) -> None:
     """Put one KEY=VALUE (a dotted key, a YAML value) into the tree."""
     key, sign, value = assignment.partition("=")
+    given = f"--set {shown(assignment)}"
     if not sign or not key.strip():
-        raise InputError(f"--set {assignment!r}: write KEY=VALUE, as in --set align.steps=50.")
+        raise InputError(f"{given}: write KEY=VALUE, as in --set align.steps=50.")
     *parents, last = key.strip().split(".")
     place = tree
     for part in parents:
         if not isinstance(place, dict) or part not in place:
-            raise InputError(f"--set {assignment!r}: params.yaml has no section {part!r}.")
+            raise InputError(f"{given}: params.yaml has no section {shown(part)}.")
         place = place[part]
     if not isinstance(place, dict):
-        raise InputError(f"--set {assignment!r}: {'.'.join(parents)!r} is not a section.")
-    try:
-        place[last] = _value(value)
-    except YAMLError as error:
-        words = " ".join(str(error).split())
-        raise InputError(f"--set {assignment!r}: the value is not YAML: {words}.") from None
+        raise InputError(f"{given}: {'.'.join(parents)!r} is not a section.")
+    place[last] = read_tree(value, f"{given}: the value", _value, YAMLError)
 
 
 def _value(text: str) -> Any:

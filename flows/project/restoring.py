@@ -23,6 +23,7 @@ from flows.children.processes import Tell, child_environment, run_child
 from flows.project import versions
 from infalign.errors import InputError
 from infalign.settings.params import Params, check_params
+from infalign.settings.reading import read_tree
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def _params_hash(root: Path, commit: str) -> str:
     """As the registry's tag: over all parameters, whatever the file's comments."""
     text = (_shown(root, commit, "params.yaml") or b"").decode(errors="replace")
     try:
-        params: Params = check_params(yaml.safe_load(text), f"params.yaml of {commit[:12]}")
-    except (yaml.YAMLError, InputError):
+        params: Params = check_params(read_tree(text, commit), commit)
+    except InputError:
         return ""
     tree = json.dumps(params.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(tree.encode()).hexdigest()

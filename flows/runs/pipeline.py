@@ -25,7 +25,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, State
 
-from flows.children.locks import gpu_numbers, gpus_held, run_lock
+from flows.children.locks import gpus_held, run_lock, visible_gpus
 from flows.children.processes import (
     RETRIES,
     RETRY_SECONDS,
@@ -121,7 +121,7 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     try:
         plan = await versions.read_plan(root, tell, target=target)
         slots = asyncio.Semaphore(params.run.concurrency)
-        gpus = gpu_numbers() if params.run.device != "cpu" else []
+        gpus = await asyncio.to_thread(visible_gpus) if params.run.device != "cpu" else []
         extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}
         run = Run(root, params, plan, tracker, tell, slots, gpus, extra)
         records.begin_run(run.tracker, root, params, name, plan)
@@ -280,7 +280,7 @@ async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
     else:
         wanted = run.params.run.processes if kind.several else 1
         async with gpus_held(run.gpus, wanted) as gpus:
-            environment = child_environment({**run.extra, "CUDA_VISIBLE_DEVICES": gpus.numbers})
+            environment = child_environment({**run.extra, "CUDA_VISIBLE_DEVICES": gpus.visible})
             outcome = await versions.reproduce(
                 run.root, instance, tell, environment, gpus.descriptors
             )

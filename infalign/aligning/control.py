@@ -1,4 +1,6 @@
-"""The KL budget: beta steered by the KL that training measures, the rest settled at the end."""
+"""The KL budget: none of it spent at the start, beta steered by the KL that training measures, the
+rest settled at the end.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,34 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
+
+from infalign.errors import CheckFailed
+
+START_KL, START_LOG_RATIO = 0.01, 0.05  # nats a token that rounding may make of nothing, on a GPU
+
+
+def check_start(kl: float, log_ratio: torch.Tensor, tokens: int, device: str) -> None:
+    """Raise where the policy is not the reference before the first step.
+
+    On CPU both are computed by the same kernels: equal to the last bit. On a GPU kernels may differ
+    with and without gradients, and bfloat16 rounds a logit by a hundredth.
+
+    Args:
+        kl: mean KL, nats a response.
+        log_ratio: log policy - log reference, nats [responses].
+        tokens: of these responses together.
+        device: a torch device's type.
+    """
+    share = 1 / max(1, tokens)  # of a token in a sum over all responses
+    found = abs(kl) * log_ratio.numel() * share, float(log_ratio.detach().abs().sum()) * share
+    allowed = (0.0, 0.0) if device == "cpu" else (START_KL, START_LOG_RATIO)
+    if not all(value <= most for value, most in zip(found, allowed, strict=True)):
+        raise CheckFailed(
+            f"before its first step the policy is not the reference: the KL is {found[0]:.2g} and "
+            f"the log-ratio {found[1]:.2g} nats a token, but at most {allowed[0]:g} and "
+            f"{allowed[1]:g} on {device}: the model does not compute the same twice (dropout, or "
+            "kernels of its own); set run.precision to float32, or take another model."
+        )
 
 
 class BetaControl:

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infalign.aligning.budget import budget_of
-from infalign.aligning.control import BetaControl, Settled, settle
+from infalign.aligning.control import BetaControl, Settled, check_start, settle
 from infalign.aligning.goals import (
     Goal,
     TrainingPrompts,
@@ -168,12 +168,14 @@ class Trainer:
     def watch(self, number: int, chosen: np.ndarray) -> dict[str, float]:
         """What fresh responses of the policy are like, measured without training on them."""
         policy = self.training.whole()
+        lora = self._params.align.lora_rank
+        reference = partial(without_adapter, policy) if lora else self.reference
         responses = self._sample(policy, number, chosen)
         fresh = self._params.align.samples_per_prompt
         texts = [self._prompts.texts[i] for i in np.repeat(chosen, fresh)]
         apart = divergence(
             policy,
-            self.reference,
+            reference,
             self.tokenizer,
             texts,
             responses.tokens,
@@ -232,8 +234,8 @@ class Trainer:
         with torch.no_grad():
             mean = float(scored.sums(scored.scores.kl).view(len(chosen), -1)[:, :fresh].mean())
         kl = self.ranks.mean(mean, share)
-        if number == 0 and (kl != 0 or bool((logp != reference_logp).any())):
-            raise RuntimeError(f"step 0: KL is {kl}, not 0: the policy is not the reference")
+        if number == 0:
+            check_start(kl, logp - reference_logp, scored.tokens, logp.device.type)
         self._control.update(number, kl)
         beta = self._control.beta
         reward = torch.as_tensor(

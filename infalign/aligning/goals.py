@@ -133,9 +133,13 @@ def make_goal(params: Params, objective: str, variant: str, references: np.ndarr
     """The goal of a variant; for raw rewards beta comes from the tilted reference samples."""
     spelling = params.reward_spelling(objective, variant)
     budget = params.align.kl_nats
-    if spelling == "raw":
-        return Goal(spelling, None, raw_beta(references, budget))
-    return calibrated_goal(parse_transform(spelling, params.procedure(objective), budget), budget)
+    try:
+        if spelling == "raw":
+            return Goal(spelling, None, raw_beta(references, budget))
+        transform = parse_transform(spelling, params.procedure(objective), budget)
+        return calibrated_goal(transform, budget)
+    except ValueError as error:  # more than the rewards can tell apart
+        raise InputError(f"{variant} for {objective} ({spelling}): {error}") from None
 
 
 def calibrated_goal(transform: Transform, kl_nats: float) -> Goal:

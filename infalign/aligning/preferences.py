@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from infalign.aligning.control import check_start
 from infalign.aligning.losses import bonbon_loss, distillation_loss, dpo_loss, ipo_loss
 from infalign.lm.scoring.vocabulary import Reference
 from infalign.lm.training.loop import Step
@@ -126,8 +127,8 @@ class PreferenceSteps:
         scored = score_parts(self._policy, self._reference, batches)
         logp, reference_logp = (scored.sums(v).view(len(chosen), -1) for v in scored.scores[:2])
         ratio = logp - reference_logp
-        if number == 0 and (kl != 0 or bool((ratio != 0).any())):
-            raise RuntimeError("step 0: a ratio is not 1: the policy is not the reference")
+        if number == 0:
+            check_start(kl, ratio, scored.tokens, ratio.device.type)
         loss, margin = self._loss(logp, ratio, beta)
         mine = {name: value * share for name, value in (fresh | {"margin": margin}).items()}
         count = self._policy.ranks.total(np.array(sum(len(t) for row in tokens for t in row)))

@@ -85,6 +85,7 @@ class _Tempered:
     def __init__(self, policy: PreTrainedModel, temperature: float) -> None:
         self._policy, self._temperature = policy, temperature
         self.device, self.config = policy.device, policy.config
+        self.autocast_dtype = getattr(policy, "autocast_dtype", None)
 
     def __call__(self, **inputs: Any) -> Any:
         output = self._policy(**inputs)
@@ -257,6 +258,7 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
         check_weights(folder / name)
     torch.set_num_threads(threads or settings["threads"])
     device = pick_device(settings["device"])
+    precision = settings.get("precision", "float32")  # older packages do not say
     table = read_table(folder / "references.parquet", REFERENCES)
     references = dict(zip(table["prompt"].to_pylist(), table["rewards"].to_pylist(), strict=True))
     return Deployed(
@@ -264,9 +266,9 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
         settings["procedure"],
         settings["prompt_tokens"],
         settings["response_tokens"],
-        load_policy(folder / "policy", device),
+        load_policy(folder / "policy", device, precision),
         load_tokenizer(folder / "policy"),
-        load_reward_model(folder / "reward", device),
+        load_reward_model(folder / "reward", device, precision),
         load_tokenizer(folder / "reward"),
         references,
     )

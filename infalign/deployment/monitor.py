@@ -108,7 +108,8 @@ def _rewards(
 
     device, samples = pick_device(params.run.device), params.drift.samples
     settings = json.loads((deployed / "settings.json").read_text(encoding="utf-8"))
-    judge = load_reward_model(deployed / "reward", device)
+    precision = settings.get("precision", "float32")  # older packages do not say
+    judge = load_reward_model(deployed / "reward", device, precision)
     tokenizer = load_tokenizer(deployed / "reward")
     indices = np.tile(np.arange(samples), (len(prompts), 1))
     found = []
@@ -117,7 +118,7 @@ def _rewards(
         ("reference", root / "results" / "sft" / "policy"),
     ):
         drawn = sample_responses(
-            load_policy(folder, device),
+            load_policy(folder, device, precision),
             load_tokenizer(folder),
             list(prompts.values()),
             list(prompts),

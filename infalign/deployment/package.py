@@ -59,6 +59,7 @@ def _write_deployed(
     results: Path, params: Params, objective: str, variant: str, folder: Path
 ) -> None:
     from infalign.deployment.deployed import REFERENCES, check_weights
+    from infalign.lm.models import passes_in, pick_device
 
     models = {
         "policy": results / "align" / objective / variant / "policy",
@@ -77,6 +78,7 @@ def _write_deployed(
     }
     columns = {"prompt": list(known), "rewards": list(known.values())}
     write_table(folder / "references.parquet", columns, REFERENCES)
+    halved = passes_in(params.run.precision, pick_device(params.run.device)) is not None
     settings = {
         "objective": objective,
         "variant": variant,
@@ -85,6 +87,7 @@ def _write_deployed(
         "response_tokens": params.model.response_tokens,
         "threads": params.run.threads,
         "device": params.run.device,
+        "precision": "bfloat16" if halved else "float32",  # as evaluated, wherever it is served
     }
     write_json(folder / "settings.json", settings)
 
@@ -156,7 +159,9 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
     texts = read_prompts(results / "prepare" / "prompts.parquet", other)
     device, many = pick_device(params.run.device), params.promotion.other_samples
     drawn = sample_responses(
-        load_policy(results / "align" / objective / variant / "policy", device),
+        load_policy(
+            results / "align" / objective / variant / "policy", device, params.run.precision
+        ),
         load_tokenizer(results / "sft" / "policy"),
         [texts[i] for i in ids],
         ids,
@@ -167,7 +172,7 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
     )
     judge = results / "reward" / other / SELECTING
     ours = score_responses(
-        load_reward_model(judge, device),
+        load_reward_model(judge, device, params.run.precision),
         load_tokenizer(judge),
         [texts[i] for i in ids for _ in range(many)],
         drawn.text,

@@ -52,14 +52,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run one stage; return the exit code (2: the user's input, 1: the machine)."""
     chosen = parse_arguments(arguments)
-    from infalign.errors import InputError
+    from infalign.errors import CheckFailed, InputError
 
     try:
         return run_stage(chosen, sys.argv[1:] if arguments is None else arguments)
-    except InputError as error:
+    except (InputError, CheckFailed) as error:
         _let_rank_0_speak()
         print(f"{chosen.stage}: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

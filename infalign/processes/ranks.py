@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from infalign.errors import InputError
+from infalign.errors import CheckFailed, InputError
 from infalign.processes import torchrun
 from infalign.settings.params import Run
 
@@ -121,5 +121,8 @@ def _join(processes: int, device: str) -> Ranks:
     torchrun.end_with_parent()
     state: Any = PartialState(cpu=kind == "cpu", timeout=PATIENCE)
     if state.num_processes != size or torch.distributed.get_world_size() != size:
-        raise RuntimeError(f"{size} processes were started, {state.num_processes} met")
+        raise CheckFailed(
+            f"{size} processes were started, but {state.num_processes} met: look for settings of "
+            "accelerate on this machine (ACCELERATE_* in the environment)."
+        )
     return Ranks(rank, size)

@@ -21,7 +21,9 @@ from pydantic import (
 from infalign.theory.checks import budget_kl
 from infalign.theory.transforms import parse_transform
 
-Positive = Annotated[int, Field(gt=0)]
+MOST = 2**31 - 1  # of any count: what comes after overflows somewhere
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+Several = Annotated[int, Field(ge=2, le=MOST)]
 Rate = Annotated[float, Field(gt=0)]
 Budget = Annotated[float, AfterValidator(budget_kl)]  # KL, nats a response
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -29,9 +31,11 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
 class Section(BaseModel):
-    """A part of params.yaml: frozen, strict, unknown keys refused."""
+    """A part of params.yaml: frozen, strict, unknown keys refused, numbers finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 def check_transform(text: str) -> None:
@@ -106,11 +110,11 @@ class Align(Section):
     beta: Rate | None = Field(description="KL weight; null: from the budget")
     steps: Positive = Field(description="on-policy steps")
     prompts_per_step: Positive
-    samples_per_prompt: int = Field(
-        ge=1, description="fresh responses of the policy, a prompt and step"
+    samples_per_prompt: Positive = Field(
+        description="fresh responses of the policy, a prompt and step"
     )
     reference_samples: int = Field(
-        ge=0, description="stored responses of the reference beside them"
+        ge=0, le=MOST, description="stored responses of the reference beside them"
     )
     learning_rate: Rate
     warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
@@ -126,8 +130,8 @@ class Align(Section):
     )
     checkpoint_every: Positive = Field(description="steps between checkpoints")
     kl_prompts: Positive = Field(
-        description="training-split prompts, unseen in training where there are as many, on which "
-        "the final KL is measured"
+        description="training-split prompts on which the final KL is measured: unseen in training "
+        "where there are as many, all there are where there are fewer"
     )
     kl_samples: Positive = Field(description="responses each")
     variants: dict[Name, Variant] = Field(min_length=1)

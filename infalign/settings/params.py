@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from infalign.errors import InputError
+from infalign.settings.combinations import check_combinations
 from infalign.settings.methods import (
     BLIND,
+    MOST,
     Align,
     Compare,
     Name,
     Positive,
     Rate,
     Section,
+    Several,
     Share,
     check_transform,
 )
+from infalign.settings.operating import Drift, Promotion, Schedule, Serving
+from infalign.settings.reading import read_text, read_tree, sentence
 from infalign.theory.procedures import parse_procedure
 
 MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_tokens")
@@ -110,7 +112,7 @@ class Data(Section):
 class Tiny(Section):
     """The Llama-type model built from scratch where model.name_or_path is `tiny`."""
 
-    vocab_size: int = Field(ge=300, description="tokens in the trained tokenizer")
+    vocab_size: int = Field(ge=300, le=MOST, description="tokens in the trained tokenizer")
     hidden_size: Positive
     intermediate_size: Positive
     layers: Positive
@@ -128,7 +130,7 @@ class Model(Section):
 
     name_or_path: str = Field(min_length=1, description="`tiny`, a local folder or a hub name")
     prompt_tokens: Positive = Field(description="longest prompt, tokens; longer lose first turns")
-    response_tokens: int = Field(ge=2, description="longest response, tokens, EOS included")
+    response_tokens: Several = Field(description="longest response, tokens, EOS included")
     tiny: Tiny
 
 
@@ -179,10 +181,10 @@ class Sample(Section):
 
     train_prompts: Positive = Field(description="training prompts an objective")
     test_prompts: Positive = Field(description="evaluation prompts an objective")
-    train_samples: int = Field(ge=2, description="responses a training prompt (K)")
-    test_samples: int = Field(ge=2, description="responses an evaluation prompt")
+    train_samples: Several = Field(description="responses a training prompt (K)")
+    test_samples: Several = Field(description="responses an evaluation prompt")
     large_prompts: Positive = Field(description="evaluation prompts sampled many times")
-    large_samples: int = Field(ge=2, description="responses each, to measure calibration error")
+    large_samples: Several = Field(description="responses each, to measure calibration error")
     shard_responses: Positive = Field(description="responses in one resumable shard, about")
     batch_size: Positive = Field(description="sequences decoded side by side")
 
@@ -191,7 +193,7 @@ class Calibrate(Section):
     """Calibrated rewards."""
 
     batch_size: Positive = Field(description="sequences scored side by side")
-    error_references: list[Annotated[int, Field(ge=2)]] = Field(
+    error_references: list[Several] = Field(
         min_length=1, description="numbers of references at which the calibration error is measured"
     )
 
@@ -200,7 +202,7 @@ class Evaluate(Section):
     """Win rates."""
 
     best_of: list[Positive] = Field(min_length=1, description="N of Best-of-N and Worst-of-N")
-    bootstrap: int = Field(ge=100, description="replicates of the bootstrap over prompts")
+    bootstrap: int = Field(ge=100, le=MOST, description="replicates of the bootstrap over prompts")
     batch_size: Positive = Field(description="sequences sampled and scored side by side")
 
 
@@ -208,94 +210,6 @@ class Report(Section):
     """The page."""
 
     examples: Positive = Field(description="prompts shown side by side, an objective")
-
-
-class Promotion(Section):
-    """Which version of a model becomes the champion; no stage reads this."""
-
-    after_run: bool = Field(description="register, gate and promote when a pipeline run ends")
-    approval: bool = Field(description="a pipeline run waits for a human before it promotes")
-    approval_seconds: Positive = Field(description="how long it waits")
-    variant: Name = Field(description="name in `run.variants` that is registered")
-    win_rate: float = Field(
-        ge=0, le=1, description="lower bound of the interval of the win rate over the reference"
-    )
-    champion_margin: float = Field(
-        ge=0, le=1, description="win rate that may be lost against the champion, interval included"
-    )
-    kl_nats: Rate | None = Field(
-        description="largest KL from the reference, nats a response; null: the policy's own budget "
-        "and a tenth of it"
-    )
-    length_ratio: list[Rate] = Field(
-        min_length=2,
-        max_length=2,
-        description="smallest and largest mean length as a share of the reference's",
-    )
-    truncated: float = Field(ge=0, le=1, description="largest share of responses that were cut")
-    calibration_error: float = Field(
-        ge=0, le=1, description="largest mean error of calibrated rewards at the K trained with"
-    )
-    judge_margin: float = Field(
-        ge=0, le=1, description="win rate by the selecting reward above that by the judge, at most"
-    )
-    other_margin: float = Field(
-        ge=0, le=1, description="win rate that may be lost to the reference on other objectives"
-    )
-    other_samples: Positive = Field(description="responses to each prompt of other objectives")
-    bootstrap: int = Field(ge=100, description="replicates of the bootstrap over prompts")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Promotion:
-        low, high = self.length_ratio
-        if low >= high:
-            raise ValueError("length_ratio must rise: smallest, then largest")
-        return self
-
-
-class Schedule(Section):
-    """Scheduled runs: what happens to those that overlap, come late or fall silent."""
-
-    overlap: Literal["skip", "wait"] = Field(
-        description="a run that is due while another one has the workspace"
-    )
-    wait_minutes: Rate = Field(description="longest wait for the other run, minutes; then: skipped")
-    missed: Literal["skip", "latest"] = Field(
-        description="runs that were due while nothing served them: none, or the latest only"
-    )
-    late_minutes: Rate = Field(description="a run that begins so long after its time was missed")
-    silent_minutes: float = Field(
-        ge=1, description="a running flow without a heartbeat for so long is dead, minutes"
-    )
-
-
-class Drift(Section):
-    """The check of a champion on fresh prompts."""
-
-    prompts: int = Field(ge=2, description="fresh prompts an objective")
-    samples: int = Field(ge=2, description="responses a prompt, of champion and reference")
-    win_rate: Share = Field(description="loss of win rate that raises the alarm")
-    reward_distance: Share = Field(
-        description="Kolmogorov-Smirnov distance of the reference's rewards that raises the alarm"
-    )
-    p_value: Share = Field(description="an alarm's chance without any drift, at most")
-
-
-class Serving(Section):
-    """Bounds of the scoring server."""
-
-    request_bytes: Positive = Field(description="longest request")
-    prompts: Positive = Field(description="prompts a request")
-    n: Positive = Field(description="largest N of a procedure: responses drawn for a prompt")
-    new_tokens: Positive = Field(description="longest response, tokens")
-    poll_seconds: Rate = Field(description="time between two looks at the alias")
-    drain_seconds: Rate = Field(description="time that a replaced server has to finish its answers")
-
-
-def _distinct(field: str, values: Sequence[object]) -> None:
-    """Raise ValueError for a list with an entry twice."""
-    if len(set(values)) != len(values):
-        raise ValueError(f"{field} names an entry twice: {values}")
 
 
 class Params(Section):
@@ -332,42 +246,13 @@ class Params(Section):
             for name in names:
                 if name not in known:
                     raise ValueError(f"{field} names {name!r}, which is not one of {sorted(known)}")
-            _distinct(field, names)
-        for field, values in (
-            ("compare.kl_nats", self.compare.kl_nats),
-            ("compare.seeds", self.compare.seeds),
-            ("compare.judges", self.compare.judges),
-            ("compare.poison.kl_nats", self.compare.poison.kl_nats),
-            ("compare.poison.seeds", self.compare.poison.seeds),
-        ):
-            _distinct(field, values)
         if "reference" in self.run.variants:
             raise ValueError("run.variants: `reference` is the reference policy's own name")
         return self
 
     @model_validator(mode="after")
-    def _both_kinds(self) -> Params:
-        blind = [self.is_blind(name) for name in self.compare.variants]
-        if all(blind) or not any(blind):
-            raise ValueError(
-                "compare.variants needs both kinds: one that knows the procedure (`ctrl`) and one "
-                f"that does not (`identity`, `rlhf`, `ipo`, …), found {self.compare.variants}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _enough_samples(self) -> Params:
-        largest = max([*self.evaluate.best_of, *(self.procedure(o).n for o in self.objectives)])
-        if largest > self.sample.test_samples:
-            raise ValueError(
-                f"evaluate.best_of and objectives need N = {largest} samples a prompt, "
-                f"sample.test_samples gives {self.sample.test_samples}"
-            )
-        if self.align.reference_samples > self.sample.train_samples:
-            raise ValueError(
-                f"align.reference_samples = {self.align.reference_samples} are more than the "
-                f"responses that are stored, sample.train_samples = {self.sample.train_samples}"
-            )
+    def _together(self) -> Params:
+        check_combinations(self)
         return self
 
     def procedure(self, objective: str) -> Any:
@@ -387,19 +272,9 @@ class Params(Section):
         return self.objectives[objective].transform if spelling == "objective" else spelling
 
 
-_NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
-
-
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check params.yaml; every fault is one sentence naming file, field, value, remedy."""
-    path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: run from the project's root.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
-    return check_params(tree, str(path))
+    return check_params(read_tree(read_text(Path(path)), str(path)), str(path))
 
 
 def check_params(tree: Any, source: str) -> Params:
@@ -409,24 +284,4 @@ def check_params(tree: Any, source: str) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise InputError("; ".join(_sentence(source, e) for e in error.errors())) from None
-
-
-def _sentence(source: str, error: Any) -> str:
-    """One pydantic error as words: file, field, value, remedy."""
-    places = list(error["loc"])
-    if places[:2] == ["align", "variants"]:
-        del places[3:4]  # the kind of variant, which params.yaml does not spell
-    field = ".".join(str(part) for part in places)
-    value = error["input"]
-    if error["type"] == "extra_forbidden":
-        return f"{source}: unknown key {field!r}: remove it or correct its spelling"
-    if error["type"] == "missing":
-        return f"{source}: {field!r} is missing: add it"
-    if error["type"] == "value_error" and not field:
-        return f"{source}: {error['ctx']['error']}"
-    hint = ""
-    if isinstance(value, str) and _NUMBER.match(value):
-        hint = " (YAML reads 1e-5 as text: write 1.0e-5)"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{source}: {field} = {value!r}: {message[:1].lower()}{message[1:]}{hint}"
+        raise InputError("; ".join(sentence(source, e) for e in error.errors())) from None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from infalign.errors import InputError
 from infalign.files.tables import PROMPTS, SAMPLES, read_table, write_table
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
@@ -59,6 +60,8 @@ def run(workspace: Workspace) -> None:
     policy = load_policy(workspace.results("sft", "policy"), device, params.run.precision)
     tokenizer = load_tokenizer(workspace.results("sft", "policy"))
     shards = list(_shards(workspace))
+    if ranks.main:
+        _tell_missing(workspace, shards)
     places = [workspace.work / "shards" / f"{shard.name}.parquet" for shard in shards]
     missing = ranks.first([n for n, path in enumerate(places) if not path.exists()])
     for start in range(0, len(missing), ranks.size):
@@ -109,6 +112,27 @@ def _shards(workspace: Workspace) -> Iterator[_Shard]:
                     chosen[start : start + size],
                     first,
                     samples,
+                )
+
+
+def _tell_missing(workspace: Workspace, shards: list[_Shard]) -> None:
+    """Say where the data has fewer prompts than are asked for, and stop where it has none."""
+    settings = workspace.params.sample
+    wanted = {"train": settings.train_prompts, "test": settings.test_prompts}
+    for objective in workspace.params.run.objectives:
+        for split, many in wanted.items():
+            start = f"samples-{objective}-{split}-"
+            found = sum(len(shard.prompts) for shard in shards if shard.name.startswith(start))
+            if not found:
+                raise InputError(
+                    f"results/prepare has no {split} prompts of {objective}: look at its "
+                    "metrics.json for what was dropped and why."
+                )
+            if found < many:
+                print(
+                    f"{workspace.instance}: {objective} has {found} {split} prompts, not "
+                    f"sample.{split}_prompts = {many}: all of them are taken.",
+                    flush=True,
                 )
 
 

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from infalign.aligning.control import BetaControl, settle
+from infalign.aligning.control import BetaControl, check_start, settle
+from infalign.errors import CheckFailed
 
 
 def test_beta_rises_above_the_budget_and_falls_below_it():
@@ -17,6 +18,34 @@ def test_beta_rises_above_the_budget_and_falls_below_it():
     for number in range(60, 100):
         control.update(number, 0.1)
     assert control.beta < raised
+
+
+NONE, LITTLE = torch.zeros(4), torch.full((4,), 1e-5)  # log-ratios of four responses
+
+
+@pytest.mark.parametrize(
+    ("kl", "log_ratio", "device", "holds"),
+    [
+        (0.0, NONE, "cpu", True),
+        (1e-12, NONE, "cpu", False),  # to the last bit
+        (0.0, LITTLE, "cpu", False),
+        (float("nan"), NONE, "cpu", False),
+        (0.0, NONE, "cuda", True),
+        (0.09, NONE, "cuda", True),  # ten tokens a response, 0.01 nats each
+        (-0.09, LITTLE, "cuda", True),
+        (0.11, NONE, "cuda", False),
+        (0.0, torch.tensor([0.4, -0.4, 0.5, -0.6]), "cuda", True),  # 1.9 nats in 40 tokens
+        (0.0, torch.tensor([0.4, -0.4, 0.5, -0.8]), "cuda", False),
+        (0.0, torch.full((4,), float("nan")), "cuda", False),
+    ],
+)
+def test_training_starts_at_the_reference_exactly_or_on_a_gpu_nearly(kl, log_ratio, device, holds):
+    if holds:
+        check_start(kl, log_ratio, 40, device)
+        return
+    with pytest.raises(CheckFailed, match="the policy is not the reference") as failure:
+        check_start(kl, log_ratio, 40, device)
+    assert "\n" not in str(failure.value)
 
 
 def test_the_target_rises_to_the_budget():

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import kstest
 
 from infalign.aligning.preferences import Method, PreferenceSteps, Stored, best_and_worst
+from infalign.errors import CheckFailed
 from infalign.lm.models import build_tiny
 from infalign.lm.scoring.scorer import sum_responses
 from infalign.lm.scoring.vocabulary import token_log_probs
@@ -121,5 +122,5 @@ def test_a_policy_that_is_not_the_reference_is_refused(policy, tokenizer):
     steps = PreferenceSteps(
         Trainable(policy), other, stored_case(tokenizer), Method("ipo", 0, 4, 0), FixedBeta(1)
     )
-    with pytest.raises(RuntimeError, match="not the reference"):
+    with pytest.raises(CheckFailed, match="not the reference"):
         steps.take(0, np.array([0]), lambda *_: {"kl": 0.0})

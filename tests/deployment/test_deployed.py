@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from promotion_case import PROMPT, tiny_models, write_settings
 
+from infalign.data.hh import prompt_key
 from infalign.deployment import deployed
 from infalign.deployment.deployed import (
     Deployed,
@@ -20,6 +22,9 @@ from infalign.deployment.deployed import (
     load_deployed,
 )
 from infalign.errors import InputError
+from infalign.lm.models import load_policy, load_reward_model
+from infalign.lm.sampling.randomness import derive_seed
+from infalign.lm.sampling.sampler import sample_responses
 from infalign.lm.scoring.scorer import score_responses
 from infalign.theory.procedures import parse_procedure
 
@@ -162,3 +167,35 @@ def test_only_safetensors_are_loaded(folder, tmp_path, name, tokenizer):
         load_deployed(tmp_path)
     with pytest.raises(InputError, match="holds no packaged policy"):
         load_deployed(tmp_path / "nowhere")
+
+
+def test_what_is_served_has_the_precision_of_the_package(folder, model, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    threads = torch.get_num_threads()
+    settings = json.loads((folder / "settings.json").read_text())
+    assert "precision" not in settings  # as older packages: float32
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"precision": "bfloat16"}))
+    served = load_deployed(tmp_path, threads)
+    cpu, text = torch.device("cpu"), framed("three four")
+    policy = load_policy(folder / "policy", cpu, "bfloat16")
+    reward_model = load_reward_model(folder / "reward", cpu, "bfloat16")
+    many, found, other = 12, [], []
+    for seed in range(many):
+        answer = served.answer([text], Request("standard", seed=seed))[0]
+        drawn = sample_responses(
+            policy,
+            served.tokenizer,
+            [text],
+            [prompt_key(text)],
+            np.zeros((1, 1), dtype=np.int64),
+            seed=derive_seed(seed, "deployed"),
+            longest=served.response_tokens,
+            batch_size=1,
+        )
+        reward = score_responses(
+            reward_model, served.reward_tokenizer, [text], drawn.text, batch_size=1
+        )
+        assert (answer.response, answer.reward) == (drawn.text[0], reward[0])
+        found.append(answer)
+        other.append(model.answer([text], Request("standard", seed=seed))[0])
+    assert found != other

@@ -115,6 +115,24 @@ def test_drift_raises_its_own_alarm(
     assert not found[quiet]["alarm"]
 
 
+def test_champion_and_reference_answer_in_the_precision_of_the_package(
+    project: Path, tmp_path: Path
+) -> None:
+    prompts = {prompt_id_of(text): text for text in TEXTS[:8]}
+    found = {}
+    for precision in (None, "float32", "bfloat16"):
+        folder = tmp_path / str(precision)
+        shutil.copytree(project / "model" / "deployed", folder)
+        if precision:
+            told = json.loads((folder / "settings.json").read_text())
+            (folder / "settings.json").write_text(json.dumps(told | {"precision": precision}))
+        found[precision] = monitor._rewards(project, settings(), folder, prompts, seed=1)
+    for old, full, half in zip(*found.values(), strict=True):
+        assert (old == full).all()
+        assert (half != full).mean() > 0.9
+        assert abs(half - full).mean() < 0.1 * full.std()
+
+
 def test_fresh_prompts_are_those_that_the_evaluation_did_not_use(project: Path) -> None:
     evidence = monitor.read_evidence(project / "model" / "evidence")
     fresh = monitor.fresh_prompts(project, settings(prompts=10), "helpful", evidence, 1)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from smoke import ROOT
 
@@ -66,6 +67,19 @@ def test_bad_input_is_one_sentence_and_2(project, arguments, words, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert words in error
+    assert error.count("\n") == 1
+    assert not (project / "results").exists()
+
+
+def test_a_check_of_the_run_itself_that_fails_is_one_sentence_and_1(project, monkeypatch, capsys):
+    from infalign.aligning.control import check_start
+
+    monkeypatch.setattr(
+        import_stage("corpus"), "run", lambda _: check_start(0.5, torch.zeros(2), 10, "cpu")
+    )
+    assert main(["corpus"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("corpus: before its first step the policy is not the reference")
     assert error.count("\n") == 1
     assert not (project / "results").exists()
 

@@ -69,6 +69,12 @@ def test_the_shipped_file_is_valid():
         ({"promotion": {"length_ratio": [0.8]}}, "promotion.length_ratio = [0.8]"),
         ({"promotion": {"champion_margin": 1.5}}, "promotion.champion_margin = 1.5"),
         ({"promotion": {"approval": "yes"}}, "promotion.approval = 'yes'"),
+        ({"align": {"learning_rate": float("inf")}}, "align.learning_rate = inf"),
+        ({"align": {"kl_nats": 1e-9}}, "align.kl_nats = 1e-09"),
+        ({"align": {"steps": 2**31}}, "align.steps = 2147483648"),
+        ({"align": {"steps": 16**5000}}, "align.steps = a number of thousands of digits"),
+        ({"run": {"variants": list("abcdefgh") * 999}}, "run.variants names 'a'"),
+        ({"data": {"path": ["x" * 9999]}}, "data.path = ['xxx"),
     ],
 )
 def test_faults_are_one_sentence(params_tree, change, words):
@@ -78,6 +84,96 @@ def test_faults_are_one_sentence(params_tree, change, words):
     assert message.startswith("params.yaml: ")
     assert words in message
     assert "\n" not in message
+    assert len(message) < 500
+
+
+RAW = {"run": {"variants": ["rlhf"]}, "promotion": {"variant": "rlhf"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"align": {"samples_per_prompt": 1, "reference_samples": 0}},
+            "align.samples_per_prompt = 1 with align.reference_samples = 0",
+        ),
+        (
+            {"align": {"prompts_per_step": 385}},
+            "align.prompts_per_step = 385 are more than there are, sample.train_prompts = 384",
+        ),
+        (
+            {"sample": {"large_prompts": 129}},
+            "sample.large_prompts = 129 are more than there are, sample.test_prompts = 128",
+        ),
+        ({"report": {"examples": 129}}, "report.examples = 129 are more than there are"),
+        (
+            {"sample": {"train_prompts": 1201}},
+            "sample.train_prompts = 1201 are more than there are, corpus.train_prompts = 1200",
+        ),
+        (
+            {"data": {"path": "results/corpus/"}, "sample": {"test_prompts": 251}},
+            "sample.test_prompts = 251 are more than there are, corpus.test_prompts = 250",
+        ),
+        (
+            {"sample": {"large_samples": 127}},
+            "error_references goes up to 64, but sample.large_samples = 127 gives 63",
+        ),
+        ({"calibrate": {"error_references": [4, 129]}}, "goes up to 129"),
+        ({"calibrate": {"error_references": [4, 4]}}, "calibrate.error_references names an entry"),
+        ({"evaluate": {"best_of": [2, 2]}}, "evaluate.best_of names an entry twice: [2, 2]"),
+        ({"evaluate": {"best_of": [65]}}, "need N = 65 samples a prompt"),
+        ({"objectives": {"harmless": {"procedure": "worst_of:65"}}}, "need N = 65"),
+        (
+            {**RAW, "align": {"kl_nats": 3.5}},
+            "align.kl_nats = 3.5 is more than 'rlhf' can spend on 'helpful': raw rewards of "
+            "sample.train_samples = 32 responses reach 3.466 nats",
+        ),
+        (
+            {
+                "objectives": {"harmless": {"transform": "table:0,0.5,1,1"}},
+                "align": {"kl_nats": 1.2},
+            },
+            "align.kl_nats = 1.2 is more than 'ctrl' can spend on 'harmless'",
+        ),
+        (
+            {"compare": {"objectives": ["helpful"], "kl_nats": [0.5, 4.0]}},
+            "compare.kl_nats = 4 is more than 'rlhf' can spend",
+        ),
+        (
+            {"compare": {"objectives": ["helpful"], "poison": {"kl_nats": [4.0]}}},
+            "compare.poison.kl_nats = 4 is more than 'rlhf' can spend",
+        ),
+        (
+            {"promotion": {"after_run": True, "variant": "ipo"}},
+            "promotion.variant = 'ipo', which is not in run.variants",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_together_are_one_sentence(params_tree, change, words):
+    with pytest.raises(InputError) as error:
+        check_params(merged(params_tree, change), "params.yaml")
+    message = str(error.value)
+    assert message.startswith("params.yaml: ")
+    assert words in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"align": {"samples_per_prompt": 1, "reference_samples": 1}},
+        {"align": {"samples_per_prompt": 2, "reference_samples": 0}},
+        {"align": {"prompts_per_step": 384}},
+        {"sample": {"large_prompts": 128, "large_samples": 128}},
+        {"data": {"path": "../hh"}, "sample": {"train_prompts": 1201}},  # who knows
+        {"align": {"kl_nats": 5.0}, "run": {"variants": ["ctrl", "identity"]}},
+        {**RAW, "align": {"kl_nats": 3.4}},
+        {"compare": {"kl_nats": [4.0]}},  # nothing is compared
+        {"promotion": {"variant": "ipo"}},  # nothing is promoted
+    ],
+)
+def test_what_just_works_together(params_tree, change):
+    check_params(merged(params_tree, change), "params.yaml")
 
 
 def test_missing_key(params_tree):
@@ -94,6 +190,16 @@ def test_files_that_are_not_params(tmp_path):
     path.write_text("run: [")
     with pytest.raises(InputError, match="is not YAML"):
         load_params(path)
+    path.write_text("run:\n  seed: " + "9" * 4301)
+    with pytest.raises(InputError, match=r"line 2 has a number of 4301 digits: shorten it"):
+        load_params(path)
+    path.write_text("run: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(InputError, match="is nested too deeply"):
+        load_params(path)
+    for value in ("2023-13-01", "!!bool maybe", "!!timestamp soon", "!!int x", "? [1]\n: 2"):
+        path.write_text(f"run: {value}")
+        with pytest.raises(InputError, match="is not YAML"):
+            load_params(path)
     path.write_text("- 1")
     with pytest.raises(InputError, match="must be a mapping of sections, found list"):
         load_params(path)

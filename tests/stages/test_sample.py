@@ -3,6 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
+from infalign.errors import InputError
 from infalign.files.tables import SAMPLES, read_table
 from infalign.stages import sample
 
@@ -64,3 +65,20 @@ def test_a_prompt_gets_the_same_samples_in_any_shard(finished, workspace, smoke_
         second = pq.read_table(finished / "results/sample" / f"{name}.parquet")
         columns = ["prompt_id", "sample_index", "tokens", "response"]
         assert first.select(columns).equals(second.select(columns))
+
+
+def test_fewer_prompts_than_asked_for_are_told_and_none_are_refused(workspace, capsys):
+    made = workspace("sample")
+
+    def told(**changes):
+        params = made.params.model_copy(update=changes)
+        other = type(made)(params, made.root, made.instance)
+        sample._tell_missing(other, list(sample._shards(other)))
+        return capsys.readouterr().out
+
+    assert told() == ""
+    more = made.params.sample.model_copy(update={"train_prompts": 61})
+    assert "helpful has 60 train prompts, not sample.train_prompts = 61: all" in told(sample=more)
+    nobody = made.params.run.model_copy(update={"objectives": ["nobody"]})
+    with pytest.raises(InputError, match="has no train prompts of nobody"):
+        told(run=nobody)

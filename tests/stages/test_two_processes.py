@@ -17,6 +17,9 @@ from smoke import ROOT, merged
 from transformers import AutoModelForCausalLM
 
 from infalign.files.history import read_history
+from infalign.files.workspace import Workspace
+from infalign.settings.params import load_params
+from infalign.stages import align
 
 INSTANCES = (
     "sft",
@@ -170,6 +173,39 @@ def test_both_resume_exactly(two, finished, smoke_tree, tmp_path, sharding):
         assert in_two(whole, ALIGN).returncode == 0
     for name in ("history.jsonl", "metrics.json", "policy/model.safetensors"):
         assert (broken / POLICY / name).read_bytes() == (whole / POLICY / name).read_bytes()
+
+
+BRIEF = {"align": {"steps": 3, "kl_prompts": 8, "kl_samples": 2}}
+BRIEF_RUNS = {  # sharding: what trains, and with which adapter
+    "ddp": (ALIGN, None),
+    "fsdp2": ("align@helpful-dpo", 4),  # fresh responses are measured with a copy of the shares
+}
+
+
+@pytest.fixture(scope="module")
+def brief(finished: Path, smoke_tree: dict[str, Any], tmp_path_factory: Any) -> Path:
+    """Three steps of each, first in one process, then in two: a folder for each."""
+    base, arguments = tmp_path_factory.mktemp("brief"), []
+    for sharding, (instance, rank) in BRIEF_RUNS.items():
+        tree = merged(merged(smoke_tree, BRIEF), {"align": {"lora_rank": rank}})
+        folder = project(finished, base / f"{sharding}-1", tree)
+        workspace = Workspace(load_params(folder / "params.yaml"), folder, instance)
+        workspace.open_work("test")
+        align.run(workspace, *instance.partition("@")[2].split("-"))
+        wide = project(finished, base / sharding, tree, processes=2, sharding=sharding)
+        arguments += [str(wide), instance]
+    done = in_two(Path(arguments[0]), *arguments[1:])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return base
+
+
+@pytest.mark.parametrize("sharding", BRIEF_RUNS)
+def test_a_few_steps_give_the_same_history(brief: Path, sharding: str) -> None:
+    work = Path(f".infalign/work/{BRIEF_RUNS[sharding][0]}/history.jsonl")
+    mine = read_history(brief / sharding / work)
+    assert len(mine) == BRIEF["align"]["steps"]
+    assert mine == close(brief / f"{sharding}-1" / work, **RLOO)
+    assert mine[0]["kl"] == 0 < mine[-1]["kl"]
 
 
 def test_the_command_starts_them_and_says_what_is_wrong(finished, smoke_tree, tmp_path):

@@ -1,8 +1,9 @@
 """Run stages in one of several processes: `torchrun --nproc_per_node 2 two_processes.py …`.
 
-Arguments: the folder with params.yaml and results/, then the instances to run, as DVC spells them.
-What they make is left in the folder's .infalign/work/INSTANCE/out. With STOP_AT in the environment
-every process ends in front of that step of `align`.
+Arguments: the folder with params.yaml and results/, then the instances to run, as DVC spells them;
+then, if there is more to do, another folder with its instances. What they make is left in the
+folder's .infalign/work/INSTANCE/out. With STOP_AT in the environment every process ends in front of
+that step of `align`.
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ def stopping(number: int) -> None:
     ctrl.Trainer.take = take  # type: ignore[assignment, method-assign]
 
 
-def main(folder: str, *instances: str) -> None:
+def main(*arguments: str) -> None:
     """Run the instances one after the other."""
     if "STOP_AT" in os.environ:
         stopping(int(os.environ["STOP_AT"]))
-    params = load_params(Path(folder) / "params.yaml")
-    ranks = join(params.run)
-    for instance in instances:
-        word, _, names = instance.partition("@")
-        workspace = Workspace(params, Path(folder), instance)
+    for argument in arguments:
+        if Path(argument).is_dir():
+            folder = Path(argument)
+            params = load_params(folder / "params.yaml")
+            ranks = join(params.run)
+            continue
+        word, _, names = argument.partition("@")
+        workspace = Workspace(params, folder, argument)
         if ranks.main:
             workspace.open_work("test")
         ranks.wait()

@@ -231,7 +231,8 @@ def _resume(
     """Load the checkpoint where there is one; the number of steps done."""
     if not trainable.ranks.first(path.exists()):
         return 0
-    content = torch.load(path, map_location=trainable.model.device, weights_only=True)
+    # From the file to the weights tensor by tensor: no device, and no memory, holds it whole.
+    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     trainable.load(content, optimiser)
     if state:
         state.load_state_dict(content["state"])

@@ -32,6 +32,11 @@ class Scored(NamedTuple):
     batches: list[Batch]
     again: list[Callable[[], float]]
 
+    @property
+    def tokens(self) -> int:
+        """Of all responses."""
+        return len(self.scores.logp)
+
     def sums(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over each response of a value of every token: [responses]."""
         if len(self.batches) == 1:

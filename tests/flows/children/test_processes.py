@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows.children.locks import gpu_numbers, gpus_held, run_lock
+from flows.children.locks import gpus_held, run_lock, visible_gpus
 from flows.children.processes import child_environment, end_leftovers, redact, run_child
 from infalign.errors import InputError
 
@@ -108,20 +109,38 @@ def test_one_run_a_workspace(tmp_path: Path) -> None:
         pass
 
 
+FIRST, SECOND = "GPU-11111111-2222-3333", "GPU-22222222-3333-4444"
+
+
+def machine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: str, slices: Sequence[str] = ()
+) -> None:
+    """Have `nvidia-smi -L` list these cards, and slices of the last; nothing else chooses any."""
+    lines = [f"GPU {n}: NVIDIA H100 80GB HBM3 (UUID: {card})" for n, card in enumerate(cards)]
+    lines += [f"  MIG 1g.10gb     Device  {n}: (UUID: {name})" for n, name in enumerate(slices)]
+    program = folder / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\n[ "$1" = -L ] || exit 2\n' + f"cat <<'E'\n{chr(10).join(lines)}\nE\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 def test_one_stage_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert gpu_numbers() == ["0", "1"]
+    machine(tmp_path, monkeypatch, FIRST, SECOND)
+    assert visible_gpus() == [FIRST, SECOND]
     running: list[str] = []
     most = 0
 
     async def job() -> None:
         nonlocal most
-        async with gpus_held(gpu_numbers(), 1, tmp_path) as gpu:
-            assert gpu.numbers not in running
-            running.append(gpu.numbers)
+        async with gpus_held(visible_gpus(), 1, tmp_path) as gpu:
+            assert gpu.visible not in running
+            running.append(gpu.visible)
             most = max(most, len(running))
             await asyncio.sleep(0.05)
-            running.remove(gpu.numbers)
+            running.remove(gpu.visible)
 
     async def jobs() -> None:
         await asyncio.gather(*(job() for _ in range(5)))
@@ -133,9 +152,68 @@ def test_one_stage_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         asyncio.run(_hold("7", tmp_path))
 
 
-async def _hold(number: str, folder: Path) -> None:
-    async with gpus_held([number], 1, folder):
+async def _hold(device: str, folder: Path) -> None:
+    async with gpus_held([device], 1, folder):
         pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (None, [FIRST, SECOND]),
+        ("", []),
+        ("1", [SECOND]),
+        ("1, 0", [SECOND, FIRST]),
+        ("0,7,1", [FIRST]),  # as CUDA reads it: up to what is not there
+        ("-1", []),
+        ("GPU-22", [SECOND]),
+        ("GPU-", []),  # neither the one nor the other
+        (SECOND, [SECOND]),
+    ],
+)
+def test_gpus_are_those_that_cuda_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, found: list[str]
+) -> None:
+    machine(tmp_path, monkeypatch, FIRST, SECOND)
+    if asked is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+    assert visible_gpus() == found
+
+
+def test_one_gpu_has_one_lock_whatever_number_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(tmp_path, monkeypatch, FIRST, SECOND)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    outside = visible_gpus()
+    machine(tmp_path, monkeypatch, SECOND)  # a container that was given this one: its number 0
+    inside = visible_gpus()
+
+    async def both() -> None:
+        async with gpus_held(outside, 1, tmp_path):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(_hold(*inside, tmp_path), 0.2)
+
+    asyncio.run(both())
+
+
+def test_slices_of_a_gpu_stand_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(tmp_path, monkeypatch, FIRST, SECOND, slices=["MIG-a", "MIG-b"])
+    assert visible_gpus() == [FIRST, "MIG-a", "MIG-b"]
+
+
+def test_without_nvidia_smi_gpus_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    files = [tmp_path / "nvidia3", tmp_path / "nvidia5"]
+    monkeypatch.setattr(Path, "glob", lambda *_: files)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"1,{SECOND}")
+    assert visible_gpus() == ["1", SECOND]
 
 
 def test_a_stage_holds_a_gpu_for_each_of_its_processes(tmp_path: Path) -> None:
@@ -143,7 +221,7 @@ def test_a_stage_holds_a_gpu_for_each_of_its_processes(tmp_path: Path) -> None:
 
     async def job(many: int) -> None:
         async with gpus_held(["0", "1", "2"], many, tmp_path) as gpus:
-            mine = set(gpus.numbers.split(","))
+            mine = set(gpus.visible.split(","))
             assert len(mine) == len(gpus.descriptors) == many
             assert not any(mine & other for other in running)
             running.append(mine)

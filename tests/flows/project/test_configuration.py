@@ -59,6 +59,14 @@ def test_a_value_changes_its_own_line(file: Path, assignment: str, line: str) ->
         (["nothing.here=1"], "no section 'nothing'"),
         (["align.steps.deep=1"], "is not a section"),
         (["align.steps=[1"], "is not YAML"),
+        (["align.steps=" + "9" * 4301], "line 1 has a number of 4301 digits"),
+        (["align.steps=0x" + "f" * 4301], "align.steps = a number of thousands of digits"),
+        (["align.steps=" + "[" * 3000 + "]" * 3000], "is nested too deeply"),
+        (["align.steps=" + "[" * 20 + "]" * 20], "align.steps = [[[[...]]]]"),
+        (["align.steps=!!timestamp soon"], "is not YAML"),
+        (["x" * 9999], "write KEY=VALUE"),
+        (["x" * 9999 + ".y=1"], "no section 'xxx"),
+        ([".".join("x" * 9999) + "=1"], "no section 'x'"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_changes_nothing(
@@ -69,4 +77,5 @@ def test_a_mistake_is_a_sentence_and_changes_nothing(
         set_params(file, assignments)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
     assert file.read_bytes() == before

@@ -9,8 +9,10 @@ from infalign.files.history import read_history
 from infalign.lm.models import build_tiny
 from infalign.lm.scoring.scorer import token_log_probs
 from infalign.lm.text import make_batch
+from infalign.lm.training import loop
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
 from infalign.lm.training.losses import likelihood_loss
+from infalign.lm.training.parallel import Trainable
 from infalign.settings.params import Tiny
 
 
@@ -60,6 +62,18 @@ def test_a_resumed_run_equals_an_undisturbed_one(fresh, tmp_path, stop):
         assert torch.equal(value, resumed.state_dict()[name]), name
     first, second = (tmp_path / n / "history.jsonl" for n in ("whole", "broken"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_no_device_holds_the_whole_of_a_checkpoint(fresh, tmp_path):
+    model = fresh()
+    optimise(model, Schedule(2, 1e-2, 0.2), taker(model), tmp_path, name="toy")
+    path, elsewhere, seen = tmp_path / "checkpoint.pt", Trainable(fresh().to("meta")), {}
+    assert elsewhere.model.device.type == "meta"  # which stands for a GPU
+    elsewhere.load = lambda content, _: seen.update(content)
+    assert loop._resume(path, elsewhere, loop.adamw(elsewhere.weights(), Schedule(2, 1, 0)), None)
+    for name, value in model.state_dict().items():
+        assert seen["model"][name].device.type == "cpu"
+        assert torch.equal(seen["model"][name], value)
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_remedy(fresh, tmp_path):

@@ -1,0 +1,158 @@
+"""Settings that are right one by one, and cannot work together.
+
+Each function raises ValueError, one sentence with both values and what to change. What depends on
+the data (how many prompts there are, ties among rewards) only the stages can know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from infalign.theory.transforms import parse_transform
+
+Params: TypeAlias = Any  # settings.params.Params, which asks for these checks
+
+BUILT_IN = Path("results/corpus")  # data.path of the corpus that is made here
+
+
+def check_combinations(params: Params) -> None:
+    """Raise for the first combination that cannot work."""
+    _distinct_lists(params)
+    _enough_samples(params)
+    _enough_prompts(params)
+    _something_to_compare(params)
+    _reachable_budgets(params)
+    promoted, run = params.promotion, params.run
+    if promoted.after_run and promoted.variant not in run.variants:
+        raise ValueError(
+            f"promotion.after_run promotes promotion.variant = {promoted.variant!r}, which is not "
+            f"in run.variants = {run.variants}: add it there, or name one of them"
+        )
+
+
+def _distinct_lists(params: Params) -> None:
+    compare = params.compare
+    lists: dict[str, Sequence[object]] = {
+        "run.objectives": params.run.objectives,
+        "run.variants": params.run.variants,
+        "calibrate.error_references": params.calibrate.error_references,
+        "evaluate.best_of": params.evaluate.best_of,
+        "compare.objectives": compare.objectives,
+        "compare.variants": compare.variants,
+        "compare.kl_nats": compare.kl_nats,
+        "compare.seeds": compare.seeds,
+        "compare.judges": compare.judges,
+        "compare.poison.variants": compare.poison.variants,
+        "compare.poison.kl_nats": compare.poison.kl_nats,
+        "compare.poison.seeds": compare.poison.seeds,
+    }
+    for field, values in lists.items():
+        if len(set(values)) != len(values):
+            raise ValueError(f"{field} names an entry twice: {values}: remove one")
+
+
+def _enough_samples(params: Params) -> None:
+    """Responses a prompt."""
+    sample, align = params.sample, params.align
+    largest = max([*params.evaluate.best_of, *(params.procedure(o).n for o in params.objectives)])
+    if largest > sample.test_samples:
+        raise ValueError(
+            f"evaluate.best_of and objectives need N = {largest} samples a prompt, "
+            f"sample.test_samples gives {sample.test_samples}: raise it"
+        )
+    if align.reference_samples > sample.train_samples:
+        raise ValueError(
+            f"align.reference_samples = {align.reference_samples} are more than the responses that "
+            f"are stored, sample.train_samples = {sample.train_samples}: lower it"
+        )
+    if align.samples_per_prompt + align.reference_samples < 2:
+        raise ValueError(
+            f"align.samples_per_prompt = {align.samples_per_prompt} with align.reference_samples = "
+            f"{align.reference_samples}: a step compares the responses to a prompt with each other "
+            "and needs two at least"
+        )
+    most = max(params.calibrate.error_references)
+    if most > sample.large_samples // 2:
+        raise ValueError(
+            f"calibrate.error_references goes up to {most}, but sample.large_samples = "
+            f"{sample.large_samples} gives {sample.large_samples // 2}, the other half being the "
+            f"measure: raise it to {2 * most}, or leave {most} out"
+        )
+
+
+def _enough_prompts(params: Params) -> None:
+    """Prompts: no more in a part than in the whole."""
+    sample, corpus = params.sample, params.corpus
+    pairs = [
+        ("align.prompts_per_step", params.align.prompts_per_step, "sample.train_prompts"),
+        ("sample.large_prompts", sample.large_prompts, "sample.test_prompts"),
+        ("report.examples", params.report.examples, "sample.test_prompts"),
+    ]
+    there = {
+        "sample.train_prompts": sample.train_prompts,
+        "sample.test_prompts": sample.test_prompts,
+        "corpus.train_prompts": corpus.train_prompts,
+        "corpus.test_prompts": corpus.test_prompts,
+    }
+    if Path(params.data.path) == BUILT_IN:
+        pairs += [
+            ("sample.train_prompts", sample.train_prompts, "corpus.train_prompts"),
+            ("sample.test_prompts", sample.test_prompts, "corpus.test_prompts"),
+        ]
+    for field, asked, whole in pairs:
+        if asked > there[whole]:
+            raise ValueError(
+                f"{field} = {asked} are more than there are, {whole} = {there[whole]}: lower the "
+                "one or raise the other"
+            )
+
+
+def _something_to_compare(params: Params) -> None:
+    """What `infalign compare` needs of both kinds of variants, and of the judges."""
+    compare = params.compare
+    blind = [params.is_blind(name) for name in compare.variants]
+    if all(blind) or not any(blind):
+        raise ValueError(
+            "compare.variants needs both kinds: one that knows the procedure (`ctrl`) and one "
+            f"that does not (`identity`, `rlhf`, `ipo`, …), found {compare.variants}"
+        )
+
+
+def _reachable_budgets(params: Params) -> None:
+    """KL budgets that no policy can spend on what a variant maximises."""
+    for objective, variant, field, budget in _budgets(params):
+        spelling = params.reward_spelling(objective, variant)
+        if spelling in ("optimal", "auto"):  # made for a budget
+            continue
+        if spelling == "raw":
+            most = math.log(params.sample.train_samples)
+            why = f"raw rewards of sample.train_samples = {params.sample.train_samples} responses"
+        else:
+            most, why = parse_transform(spelling).reachable_kl_nats, spelling
+        if budget >= most:
+            raise ValueError(
+                f"{field} = {budget:g} is more than {variant!r} can spend on {objective!r}: {why} "
+                f"reach {most:.4g} nats; choose a smaller budget"
+            )
+
+
+def _budgets(params: Params) -> Iterator[tuple[str, str, str, float]]:
+    """Everything that is trained at a budget: objective, variant, field, nats a response."""
+    compare = params.compare
+    plans = (
+        (params.run.objectives, params.run.variants, "align.kl_nats", [params.align.kl_nats]),
+        (compare.objectives, compare.variants, "compare.kl_nats", compare.kl_nats),
+        (
+            compare.objectives,
+            compare.poison.variants,
+            "compare.poison.kl_nats",
+            compare.poison.kl_nats,
+        ),
+    )
+    for objectives, variants, field, budgets in plans:
+        for objective in objectives:
+            for variant in variants:
+                yield from ((objective, variant, field, budget) for budget in budgets)

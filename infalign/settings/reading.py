@@ -1,0 +1,86 @@
+"""From the text of a settings file to a tree, and from what is wrong with either to a sentence."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infalign.errors import InputError
+
+# What YAML's readers raise beside their own errors, by what they met: a date with a 13th month, …
+_FAULTS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError)
+_MANY_DIGITS = re.compile(r"\d{4300,}")  # what Python refuses to read, or to write, as a number
+_NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlevel = 3
+
+
+def read_text(path: Path) -> str:
+    """The text of a settings file, or one sentence."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run from the project's root.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not YAML: {error}.") from None
+
+
+def read_tree(
+    text: str,
+    source: str,
+    load: Callable[[str], Any] = yaml.safe_load,
+    faults: type[Exception] = yaml.YAMLError,
+) -> Any:
+    """The tree of a YAML text, or one sentence.
+
+    Args:
+        source: the name used in messages.
+        load: the reader; `faults` is its own kind of error.
+    """
+    try:
+        return load(text)
+    except RecursionError:
+        raise InputError(
+            f"{source} is nested too deeply: nothing in it has so many levels."
+        ) from None
+    except (faults, *_FAULTS) as error:
+        if digits := _MANY_DIGITS.search(text):
+            line = text.count("\n", 0, digits.start()) + 1
+            raise InputError(
+                f"{source}: line {line} has a number of {len(digits.group())} digits: shorten it."
+            ) from None
+        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}.") from None
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: as Python writes it, short."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def sentence(source: str, error: Any) -> str:
+    """One of pydantic's errors as words: file, field, value, remedy."""
+    places = list(error["loc"])
+    if places[:2] == ["align", "variants"]:
+        del places[3:4]  # the kind of variant, which params.yaml does not spell
+    field = ".".join(str(part) for part in places)
+    value = error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"{source}: unknown key {shown(field)}: remove it or correct its spelling"
+    if error["type"] == "missing":
+        return f"{source}: {field!r} is missing: add it"
+    if error["type"] == "value_error" and not field:
+        return f"{source}: {error['ctx']['error']}"
+    hint = ""
+    if isinstance(value, str) and _NUMBER.match(value):
+        hint = " (YAML reads 1e-5 as text: write 1.0e-5)"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{source}: {field} = {shown(value)}: {message[:1].lower()}{message[1:]}{hint}"

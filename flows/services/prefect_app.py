@@ -111,7 +111,7 @@ def open_api(root: Path, port: int) -> Iterator[httpx.Client]:
     import httpx
 
     own = authorization(project_key(root))
-    with httpx.Client(base_url=api_url(port), headers=own, timeout=5.0) as client:
+    with httpx.Client(base_url=api_url(port), headers=own, timeout=30.0) as client:
         answer = client.get("/csrf-token", params={"client": "infalign"}).raise_for_status()
         client.headers["Prefect-Csrf-Client"] = "infalign"
         client.headers["Prefect-Csrf-Token"] = answer.json()["token"]

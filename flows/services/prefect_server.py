@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from flows.children.processes import QUIET, noted, redact
+from flows.children.processes import QUIET, end_tree, noted, redact
 from flows.services.prefect_app import (
     AUTH,
     HOST,
@@ -130,7 +130,8 @@ def prefect_server(root: Path) -> Iterator[Server]:
         ending.set()
         keeper.join()
         assert server.child is not None
-        _stop(server.child)
+        end_tree(server.child.pid, grace_seconds=5.0)
+        server.child.wait()
 
 
 def _keep(server: Server, port: int, ending: threading.Event) -> None:
@@ -205,15 +206,6 @@ def _start(root: Path, port: int) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    child.terminate()
-    try:
-        child.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
 
 
 def check_server(url: str) -> None:

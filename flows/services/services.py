@@ -166,15 +166,11 @@ def end_service(root: Path, note: Note) -> None:
 def _held(root: Path) -> Iterator[None]:
     """One `up` or `down` at a time."""
     folder(root).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder(root) / "lock")
     try:
-        lock.acquire(timeout=STARTUP_SECONDS)
+        with FileLock(folder(root) / "lock", timeout=STARTUP_SECONDS):
+            yield
     except Timeout:
         raise InputError(f"another `infalign up` or `down` is at work in {root}: end it.") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_same(
@@ -341,8 +337,5 @@ def worker_online(root: Path, port: int, since: float) -> bool:
         workers = response.json() if response.status_code == 200 else []
     except (httpx.HTTPError, ValueError):
         return False
-    beats = [str(w["last_heartbeat_time"]) for w in workers if w.get("last_heartbeat_time")]
-    return any(
-        datetime.fromisoformat(beat.replace("Z", "+00:00")).timestamp() >= since - 1
-        for beat in beats
-    )
+    beats = [worker["last_heartbeat_time"] for worker in workers]
+    return any(beat and datetime.fromisoformat(beat).timestamp() >= since - 1 for beat in beats)

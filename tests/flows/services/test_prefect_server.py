@@ -15,7 +15,7 @@ from flows.services.prefect_app import AUTH, authorization, key_path, project_ke
 from flows.services.prefect_server import Server, answers, check_server, prefect_server
 from infalign.errors import InputError
 from tests.flows.conftest import PREFECT_KEY
-from tests.flows.services.strangers import check_strangers
+from tests.flows.services.strangers import PATIENCE, check_strangers
 
 
 def test_a_port_in_use_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_pages(tmp_path: Path, prefect_api: str) -> None:
 
 def test_the_temporary_server_takes_nothing_from_strangers(prefect_api: str) -> None:
     known = authorization(PREFECT_KEY)
-    asked = httpx.get(f"{prefect_api}/csrf-token?client=me", headers=known)
+    asked = httpx.get(f"{prefect_api}/csrf-token?client=me", headers=known, timeout=PATIENCE)
     csrf = {"Prefect-Csrf-Client": "me", "Prefect-Csrf-Token": asked.json()["token"]}
     check_strangers(prefect_api, known, csrf)
 

@@ -26,7 +26,7 @@ from flows.services.database import Database
 from flows.services.prefect_app import authorization, key_path, open_api, project_key
 from infalign.errors import InputError
 from tests.flows.conftest import ROOT, Project, write_toy
-from tests.flows.services.strangers import PAGE, REBOUND, check_strangers, files_with
+from tests.flows.services.strangers import PAGE, PATIENCE, REBOUND, check_strangers, files_with
 
 PASSWORD = "pl4nted-p4ssword"
 
@@ -77,7 +77,7 @@ def url(project: Project, name: str, path: str) -> str:
 def ask(project: Project, path: str, body: dict[str, Any] | None = None) -> Any:
     """What Prefect's API answers."""
     with open_api(project.root, int(project.environment["PREFECT_PORT"])) as client:
-        response = client.post(path, json=body or {}, timeout=30)
+        response = client.post(path, json=body or {})
     assert response.status_code < 300, response.text
     return response.json()
 
@@ -121,32 +121,34 @@ def test_no_web_page_can_have_the_worker_run_a_command(up: Project) -> None:
 
 def test_the_operator_can_use_prefects_page(up: Project) -> None:
     """What the page does: it reads its settings, asks for the key, and then asks the API."""
-    assert "<html" in httpx.get(url(up, "PREFECT", "/"), follow_redirects=True).text
-    settings = httpx.get(url(up, "PREFECT", "/ui-settings")).json()
-    assert settings["api_url"] == url(up, "PREFECT", "/api")
-    assert (settings["auth"], settings["csrf_enabled"]) == ("BASIC", True)
+    port = up.environment["PREFECT_PORT"]
     typed = authorization(key_path(up.root).read_text().strip())
-    for name in ("127.0.0.1", "localhost"):
-        page = {"Origin": f"http://{name}:{up.environment['PREFECT_PORT']}"}
-        ask_first = {"Access-Control-Request-Method": "POST"} | page
-        ask_first["Access-Control-Request-Headers"] = "authorization,prefect-csrf-token"
-        answer = httpx.options(f"{settings['api_url']}/flows/filter", headers=ask_first)
-        assert answer.status_code == 200
-        answer = httpx.get(f"{settings['api_url']}/admin/version", headers=typed | page)
-        assert answer.status_code == 200
-        assert answer.headers["access-control-allow-origin"] == page["Origin"]
+    with httpx.Client(base_url=url(up, "PREFECT", ""), timeout=PATIENCE) as browser:
+        assert "<html" in browser.get("/", follow_redirects=True).text
+        settings = browser.get("/ui-settings").json()
+        assert settings["api_url"] == url(up, "PREFECT", "/api")
+        assert (settings["auth"], settings["csrf_enabled"]) == ("BASIC", True)
+        for name in ("127.0.0.1", "localhost"):
+            page = {"Origin": f"http://{name}:{port}"}
+            asks = {"Access-Control-Request-Method": "POST"} | page
+            asks["Access-Control-Request-Headers"] = "authorization,prefect-csrf-token"
+            assert browser.options("/api/flows/filter", headers=asks).status_code == 200
+            answer = browser.get("/api/admin/version", headers=typed | page)
+            assert answer.status_code == 200
+            assert answer.headers["access-control-allow-origin"] == page["Origin"]
 
 
 def test_no_web_page_can_change_what_mlflow_holds(up: Project) -> None:
-    create = url(up, "MLFLOW", "/api/2.0/mlflow/experiments/create")
-    for headers in ({"Origin": PAGE}, {"Host": REBOUND}):
-        answer = httpx.post(create, json={"name": "strange"}, headers=headers)
-        assert answer.status_code == 403
-        assert "access-control-allow-origin" not in answer.headers
-    read = url(up, "MLFLOW", "/api/2.0/mlflow/experiments/get?experiment_id=0")
-    assert httpx.get(read, headers={"Host": REBOUND}).status_code == 403
-    assert "access-control-allow-origin" not in httpx.get(read, headers={"Origin": PAGE}).headers
-    assert httpx.get(read).status_code == 200
+    create, read = "experiments/create", "experiments/get?experiment_id=0"
+    address = url(up, "MLFLOW", "/api/2.0/mlflow")
+    with httpx.Client(base_url=address, timeout=PATIENCE) as page:
+        for headers in ({"Origin": PAGE}, {"Host": REBOUND}):
+            answer = page.post(create, json={"name": "strange"}, headers=headers)
+            assert answer.status_code == 403
+            assert "access-control-allow-origin" not in answer.headers
+        assert page.get(read, headers={"Host": REBOUND}).status_code == 403
+        assert "access-control-allow-origin" not in page.get(read, headers={"Origin": PAGE}).headers
+        assert page.get(read).status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +253,7 @@ def _ended(project: Project, run_id: str, seconds: float = 240) -> dict[str, Any
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with open_api(project.root, int(project.environment["PREFECT_PORT"])) as client:
-            run = client.get(f"/flow_runs/{run_id}", timeout=30).json()
+            run = client.get(f"/flow_runs/{run_id}").json()
         if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
             return dict(run["state"])
         time.sleep(0.5)

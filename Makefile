@@ -7,11 +7,28 @@ SHELL := bash
 export DB PREFECT_PORT MLFLOW_PORT
 BIN := .venv/bin
 STAMP := .venv/.installed
+TESTS := .venv/.installed-tests
+# What the commands import, in two halves that compile side by side: byte code is written here, once,
+# because where PYTHONDONTWRITEBYTECODE is set every process would compile it again.
+HALVES := 'import prefect.server.api.server, prefect.cli, dvc.cli, flows.runs.nightly' \
+    'import infalign.stages.report, infalign.stages.align, infalign.stages.evaluate, mlflow.server'
 
 help:  ## Say what each word does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-setup: $(STAMP)  ## Create the environment .venv, once
+setup: $(STAMP)  ## Create the environment .venv, once: what running needs
+
+# pip finds the build of torch that fits this machine; uv, which is ten times as fast with the many
+# small packages, keeps it. Where there is no uv, pip does both.
+define install
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	    -c constraints.txt torch
+	@if [ -x $(BIN)/uv ]; then \
+	    $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '$(1)'; \
+	else \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)'; \
+	fi
+endef
 
 $(STAMP): pyproject.toml constraints.txt
 	@python=""; \
@@ -23,9 +40,17 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "make: no Python 3.11 or newer with venv was found: install one." >&2; exit 1; \
 	fi; \
 	[ -x $(BIN)/python ] || "$$python" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv \
+	    2>/dev/null || true
+	$(call install,.)
+	@for half in $(HALVES); do \
+	    env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c "$$half" & \
+	done; wait
 	@touch $(STAMP)
+
+$(TESTS): $(STAMP)
+	$(call install,.[dev])
+	@touch $(TESTS)
 
 run: setup  ## Run the whole pipeline; what did not change is skipped
 	$(BIN)/infalign run
@@ -38,13 +63,13 @@ up: setup  ## Start Prefect, MLflow and a worker; DB=postgresql://… PREFECT_PO
 down: setup  ## End exactly what `make up` started
 	@$(BIN)/infalign down
 
-test: setup  ## Lint, types and tests
+test: $(TESTS)  ## Lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder
 
-soak: setup  ## Slow proofs: kills at random moments, seeds, real data
+soak: $(TESTS)  ## Slow proofs: kills at random moments, seeds, real data
 	$(BIN)/python -m pytest -m soak
 
 bench: setup  ## Timed comparisons with other ways; installs TRL into .venv

@@ -78,7 +78,7 @@ class Case:
         save_model(LlamaForCausalLM(tied), tokenizer, folder / "results/sft/policy")
         judge = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, **shared)
         reward_model = LlamaForSequenceClassification(judge)
-        save_model(reward_model, tokenizer, folder / "results/reward/helpful/train")
+        save_model(reward_model, tokenizer, folder / "results/reward/helpful/selecting")
         (folder / "prompts.json").write_text(json.dumps(short[: self.pool]))
         (folder / "case.json").write_text(json.dumps(asdict(self)))
 

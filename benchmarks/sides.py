@@ -79,7 +79,9 @@ def trl(folder: Path, gate: Gate) -> None:
     from trl import RLOOConfig, RLOOTrainer
 
     case = Case.load(folder)
-    policy, judge = (str(folder / "results" / x) for x in ("sft/policy", "reward/helpful/train"))
+    policy, judge = (
+        str(folder / "results" / x) for x in ("sft/policy", "reward/helpful/selecting")
+    )
     counts: dict[str, float] = {}
 
     class Counting(RLOOTrainer):

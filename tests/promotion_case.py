@@ -193,7 +193,7 @@ def _write_models(results: Path, objective: str, models: Path) -> None:
     from infalign.files.tables import CALIBRATED, CALIBRATION, PREFERENCES, read_table, write_table
     from infalign.files.workspace import write_json
 
-    for half in ("train", "judge"):
+    for half in ("selecting", "independent"):
         shutil.copytree(models / "reward", results / "reward" / objective / half)
     shutil.copytree(models / "policy", results / "align" / objective / "ctrl" / "policy")
     folder = results / "calibrate" / objective

@@ -14,32 +14,34 @@ import pytest
 import yaml
 
 from flows.project.dependencies import rewritten
-from infalign.files.code import imported_files, imported_modules, stage_files
-from infalign.files.workspace import Stage, lookup
-from infalign.processes.one_stage import COMPARING, PER_BUDGET, PER_OBJECTIVE, PER_VARIANT, STAGES
+from infalign.files.code import imported_files, stage_files
+from infalign.files.stages import BUDGET, STAGES
+from infalign.files.workspace import Needs, lookup
 from infalign.settings.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
 PARAMS = load_params(ROOT / "params.yaml")
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-WORDS = [*STAGES, *COMPARING]
+WORDS = list(STAGES)
+RUN = [word for word in WORDS if not STAGES[word].compares]
+COMPARING = [word for word in WORDS if STAGES[word].compares]
 PLACES = ("deps", "params", "outs", "metrics")
 AFTER_STAGES = ("promotion", "schedule", "drift", "serving")  # what is done with results
-THIRD_PARTY_OF_FLOWS = {"prefect", "mlflow", "dvc"}
 
 # What dvc.yaml should say.
 
 
 def example(word: str) -> list[str]:
     """Names with which to ask a stage for its specification."""
-    names = [PARAMS.run.objectives[0]] if word in PER_OBJECTIVE else []
-    names += [PARAMS.run.variants[0]] if word in PER_VARIANT else []
-    return names + (["0.375", "7"] if word in PER_BUDGET else [])
+    known = dict(
+        zip(BUDGET, (PARAMS.run.objectives[0], PARAMS.run.variants[0], "0.375", "7"), strict=True)
+    )
+    return [known[name] for name in STAGES[word].names]
 
 
-def specification(word: str) -> Stage:
+def specification(word: str) -> Needs:
     """A stage's own word on what it reads, depends on and writes."""
-    return importlib.import_module(f"infalign.stages.{word}").stage(PARAMS, *example(word))
+    return importlib.import_module(f"infalign.stages.{word}").needs(PARAMS, *example(word))
 
 
 def templated(text: str, separator: str, names: list[str]) -> str:
@@ -48,8 +50,7 @@ def templated(text: str, separator: str, names: list[str]) -> str:
     The instance's own names become ${item.…}; where a stage covers all names, it depends on the
     folder or section that holds them, because DVC cannot repeat an entry for each of a list.
     """
-    items = ("objective", "variant", "kl_nats", "seed")
-    kinds = dict(zip(names, (f"${{item.{name}}}" for name in items), strict=False))
+    kinds = dict(zip(names, (f"${{item.{name}}}" for name in BUDGET), strict=False))
     everything = {*PARAMS.objectives, *PARAMS.align.variants}
     parts: list[str] = []
     for part in text.split(separator):
@@ -94,7 +95,7 @@ def test_every_word_is_a_stage_a_module_a_section_and_a_line_of_dvc_yaml() -> No
     modules = {p.stem for p in (ROOT / "infalign" / "stages").glob("[!_]*.py")}
     assert modules == set(WORDS) == set(DVC["stages"])
     assert list(DVC["stages"]) == WORDS
-    assert set(STAGES) - set(Params.model_fields) == {"prepare"}  # its section is `data`
+    assert set(RUN) - set(Params.model_fields) == {"prepare"}  # its section is `data`
     assert set(COMPARING) & set(Params.model_fields) == {"compare"}  # the section of all four
 
 
@@ -119,18 +120,14 @@ def test_make_dvc_has_nothing_to_write() -> None:
 @pytest.mark.parametrize("word", WORDS)
 def test_dvc_yaml_runs_the_stage_over_its_names(word: str) -> None:
     section = DVC["stages"][word]
-    command = f"python -m infalign {word}"
-    matrix = {}
-    lists = {"hack": "compare.poison"}.get(word, "compare" if word in COMPARING else "run")
-    if word in PER_OBJECTIVE:
-        matrix["objective"] = f"${{{'compare' if word in COMPARING else 'run'}.objectives}}"
-        command += " --objective ${item.objective}"
-    if word in PER_VARIANT:
-        matrix["variant"] = f"${{{lists}.variants}}"
-        command += " --variant ${item.variant}"
-    if word in PER_BUDGET:
-        matrix |= {"kl_nats": f"${{{lists}.kl_nats}}", "seed": f"${{{lists}.seeds}}"}
-        command += " --kl-nats ${item.kl_nats} --seed ${item.seed}"
+    command, matrix = f"python -m infalign {word}", {}
+    lists = "compare" if STAGES[word].compares else "run"
+    own = "compare.poison" if word == "hack" else lists
+    sources = {"objective": f"{lists}.objectives", "variant": f"{own}.variants"}
+    sources |= {"kl_nats": f"{own}.kl_nats", "seed": f"{own}.seeds"}
+    for name in STAGES[word].names:
+        matrix[name] = f"${{{sources[name]}}}"
+        command += f" --{name.replace('_', '-')} ${{item.{name}}}"
     assert section["cmd"] == command
     assert section.get("matrix", {}) == matrix
     assert not {"persist", "always_changed", "frozen"} & set(section)
@@ -139,7 +136,6 @@ def test_dvc_yaml_runs_the_stage_over_its_names(word: str) -> None:
 @pytest.mark.parametrize("word", WORDS)
 def test_params_of_a_stage_exist_and_its_files_lie_in_results(word: str) -> None:
     stage = specification(word)
-    assert stage.word == word
     tree = PARAMS.model_dump()
     for key in stage.params:
         lookup(tree, key)
@@ -181,7 +177,7 @@ def test_no_stage_depends_on_what_comes_after_the_stages() -> None:
 def test_no_stage_of_a_run_depends_on_what_a_comparison_does() -> None:
     """`infalign compare` makes nothing of `infalign run` stale, and adds nothing to it."""
     own = {f"results/{word}" for word in COMPARING}
-    for word in STAGES:
+    for word in RUN:
         stage = specification(word)
         assert not [key for key in stage.params if key.split(".")[0] == "compare"]
         assert not [name for name in stage.inputs if "/".join(name.split("/")[:2]) in own]
@@ -212,41 +208,5 @@ def test_metrics_and_plots_of_dvc_yaml_lie_in_outputs() -> None:
 def test_readme_names_the_stages_in_order() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| `")]
-    listed = [row.strip("`") for row in rows if row.strip("`") in STAGES]
-    assert listed == STAGES, "README.md needs a table with one row a stage: | `corpus` | … |"
-
-
-# Who may import whom.
-
-
-def _files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
-
-
-def _ours(path: Path) -> set[str]:
-    return {m for m in imported_modules(path) if m.split(".")[0] in ("infalign", "flows")}
-
-
-@pytest.mark.parametrize("path", _files("infalign"), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_imports_of_the_library_point_one_way(path: Path) -> None:
-    parts = path.relative_to(ROOT).parts
-    ours = _ours(path)
-    roots = {module.split(".")[0] for module in imported_modules(path)}
-    assert not roots & THIRD_PARTY_OF_FLOWS
-    assert not any(module.startswith("flows") for module in ours)
-    if parts[1] == "theory":
-        assert all(module.startswith("infalign.theory") for module in ours)
-        assert not roots & {"torch", "pandas", "pyarrow", "transformers"}
-    if parts[1] != "stages" and path.name != "__main__.py":
-        assert not any(module.startswith("infalign.stages") for module in ours)
-    if parts[1] == "stages":
-        others = {m for m in ours if m.startswith("infalign.stages.")}
-        assert not others, f"{path.name} imports another stage: {others}"
-
-
-@pytest.mark.parametrize("path", _files("flows"), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_flows_hold_no_tensors(path: Path) -> None:
-    roots = {module.split(".")[0] for module in imported_modules(path)}
-    assert not roots & {"torch", "transformers", "accelerate", "dvc"}
-    assert path.name != "dvc.py"
-    assert not any(module.startswith("infalign.lm") for module in _ours(path))
+    listed = [row.strip("`") for row in rows if row.strip("`") in RUN]
+    assert listed == RUN, "README.md needs a table with one row a stage: | `corpus` | … |"

@@ -25,9 +25,6 @@ SUMMARY_KEYS |= {"low", "high", "limit", "efficiency"}
 CURVE_KEYS = {"procedure", "curve", "kl", "win_rate"}
 
 
-SELECTING = "train"  # the judge by whose reward the procedure selects
-
-
 @dataclass(frozen=True)
 class Question:
     """Procedures, KL budgets in nats, and the transformations asked for under each procedure."""
@@ -108,6 +105,8 @@ def read_run(folder: Path, question: Question) -> FinishedRun:
     Raises:
         InputError: if the folder has no summary, or a file in it is not what a run leaves.
     """
+    from infalign.files.tables import REFERENCE, SELECTING
+
     summary = folder / "report" / "summary.json"
     if not summary.is_file():
         raise InputError(f"{summary} does not exist: give the results folder of a finished run.")
@@ -129,7 +128,7 @@ def read_run(folder: Path, question: Question) -> FinishedRun:
         row
         for row in _read_rows(summary, SUMMARY_KEYS)
         if row["judge"] == SELECTING
-        and row["policy"] != "reference"
+        and row["policy"] != REFERENCE
         and wanted(row["objective"], row["procedure"])
     ]
     raw = [
@@ -173,23 +172,11 @@ def missing_procedures(question: Question, run: FinishedRun) -> list[str]:
 
 def _raw_limits(path: Path, question: Question) -> Iterable[dict[str, Any]]:
     """The limit of RLHF on raw rewards, from the evaluation prompts' reference samples."""
-    import numpy as np
-
-    from infalign.files.tables import CALIBRATED, read_table
+    from infalign.files.squares import reference_rewards
+    from infalign.files.tables import SELECTING
     from infalign.theory.limits import raw_limit
 
-    table = read_table(path, CALIBRATED).to_pydict()
-    prompts: dict[str, list[float]] = {}
-    for prompt, split, reward in zip(
-        table["prompt_id"], table["split"], table["reward"], strict=True
-    ):
-        if split == "test":
-            prompts.setdefault(prompt, []).append(reward)
-    if len({len(rewards) for rewards in prompts.values()}) != 1:
-        raise InputError(
-            f"{path} must hold as many test samples for every prompt: calibrate again."
-        )
-    rewards = np.array(list(prompts.values()))
+    rewards = reference_rewards(path, "test")[1][SELECTING]
     for procedure in question.procedures:
         for kl in question.kls:
             try:

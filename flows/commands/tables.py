@@ -14,7 +14,7 @@ def win_rate_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(
         *("objective", "policy", "procedure"),
         *(Column(name, justify="right") for name in numbers),
-        title="Win rate over the reference at inference time (training reward)",
+        title="Win rate over the reference at inference time (selecting reward)",
     )
     for row in rows:
         table.add_row(

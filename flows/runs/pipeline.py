@@ -32,13 +32,13 @@ from flows.project.configuration import check_data
 from flows.project.versions import Busy, Plan, StageFailed, StageKilled
 from flows.tracking import records
 from flows.tracking.tracker import PARENT, Tracker
+from infalign.files.stages import stage_of
 from infalign.settings.params import Params, load_params
 
 RETRIES = 3
 RETRY_SECONDS: list[float] = [2, 10, 30]
 CANCEL_POLL_SECONDS = 3.0
 SERVER_SECONDS = 60.0  # how long a finished run waits for a Prefect server that went away
-WITHOUT_GPU = {"corpus", "prepare", "report", "compare"}
 Tell = Callable[[str], None]
 
 
@@ -260,14 +260,15 @@ async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> 
 
 async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
     """Run `dvc repro`, on GPUs of its own, one a process, where the stage needs them."""
-    word = instance.split("@")[0]
     run.tracker.follow(instance)
     tell("begins")
     begun = time.monotonic()
-    if not run.gpus or word in WITHOUT_GPU:
+    kind = stage_of(instance)
+    if not run.gpus or not kind.models:
         outcome = await versions.reproduce(run.root, instance, tell, child_environment(run.extra))
     else:
-        async with gpus_held(run.gpus, run.params.run.processes) as gpus:
+        wanted = run.params.run.processes if kind.several else 1
+        async with gpus_held(run.gpus, wanted) as gpus:
             environment = child_environment({**run.extra, "CUDA_VISIBLE_DEVICES": gpus.numbers})
             outcome = await versions.reproduce(
                 run.root, instance, tell, environment, gpus.descriptors

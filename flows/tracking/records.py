@@ -19,6 +19,7 @@ from prefect.artifacts import (
 
 from flows.project.versions import COMPARISON, Plan, entry_digest, git_state, lock_entries
 from flows.tracking.tracker import PARENT, Tracker
+from infalign.files.tables import SELECTING
 from infalign.settings.params import Params
 
 # MLflow's client gives up sooner by itself; its first import on a busy machine takes long.
@@ -71,7 +72,7 @@ def _end_comparison(tracker: Tracker, root: Path, params: Params) -> None:
         (f"{row['objective']}/gain/{row['variant']}/{key}", float(row[key]), millinats(row))
         for row in gains(root, params)
         for key in ("difference", "low", "high")
-        if row["judge"] == "train"
+        if row["judge"] == SELECTING
     ]
     if metrics:
         tracker.metrics(PARENT, metrics)
@@ -204,12 +205,12 @@ def summary(root: Path) -> list[dict[str, Any]]:
 
 
 def headline(root: Path, params: Params) -> list[dict[str, Any]]:
-    """Each policy under its objective's own procedure, by the training reward."""
+    """Each policy under its objective's own procedure, by the selecting reward."""
     own = {name: objective.procedure for name, objective in params.objectives.items()}
     return [
         row
         for row in summary(root)
-        if row.get("judge") == "train"
+        if row.get("judge") == SELECTING
         and row.get("procedure") == own.get(str(row.get("objective")))
     ]
 

@@ -206,7 +206,7 @@ class Tracker:
                 continue  # who asked has stopped waiting
             try:
                 client = self._connected()
-                query = f"tags.`infalign.deployment.evidence` = '{digest}'"
+                query = f"tags.`infalign.evidence` = '{digest}'"
                 found = client.search_runs([self._experiment], query, max_results=1)
                 future.set_result(found[0].info.run_id if found else None)
             except Exception as error:

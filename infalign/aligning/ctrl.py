@@ -29,6 +29,7 @@ from infalign.aligning.goals import (
 )
 from infalign.aligning.losses import rloo_loss
 from infalign.aligning.preferences import Method, PreferenceSteps, Stored
+from infalign.files.tables import SELECTING
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.models import (
     load_policy,
@@ -129,7 +130,7 @@ class Trainer:
             if workspace.params.align.lora_rank
             else load_policy(self._folder, device, run.precision)
         )
-        judge = workspace.results("reward", objective, "train")
+        judge = workspace.results("reward", objective, SELECTING)
         self._reward_model = load_reward_model(judge, device, run.precision)
         self._reward_tokenizer = load_tokenizer(judge)
         self._encoded = encode_prompts(self.tokenizer, prompts.texts)

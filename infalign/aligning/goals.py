@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from infalign.errors import InputError
-from infalign.files.tables import CALIBRATED, SAMPLES, read_prompts, read_table
+from infalign.files.squares import Square, reference_rewards
+from infalign.files.tables import SAMPLES, SELECTING, read_prompts, read_table
 from infalign.files.workspace import Workspace
 from infalign.settings.params import Params
 from infalign.theory.calibration import calibrate_below
@@ -49,22 +50,20 @@ class TrainingPrompts:
 def training_prompts(workspace: Workspace, objective: str) -> TrainingPrompts:
     """Training prompts with the reference's samples and their rewards."""
     train = pc.field("split") == "train"
-    samples = read_table(workspace.results("sample", "samples.parquet"), SAMPLES)
-    samples = samples.filter(train & (pc.field("objective") == objective))
+    sampled = workspace.results("sample", "samples.parquet")
+    own = train & (pc.field("objective") == objective)
+    samples = Square(read_table(sampled, SAMPLES).filter(own), sampled)
     path = workspace.results("calibrate", objective, "calibrated.parquet")
-    rewarded = read_table(path, CALIBRATED).filter(train)
-    if rewarded["prompt_id"] != samples["prompt_id"]:
+    ids, rewards = reference_rewards(path, "train")
+    tokens = samples["tokens"].tolist()
+    if ids != samples.prompt_ids or len(tokens[0]) != rewards[SELECTING].shape[1]:
         raise InputError(f"{path}: not the samples of results/sample: run calibrate again.")
-    rewards = rewarded["reward"].to_numpy()
-    ids = samples["prompt_id"].unique().to_pylist()
-    k = len(rewards) // len(ids)
-    tokens = samples["tokens"].to_pylist()
     texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective, "train")
     return TrainingPrompts(
         ids,
         [texts[i] for i in ids],
-        rewards.reshape(-1, k),
-        [tokens[start : start + k] for start in range(0, len(tokens), k)],
+        rewards[SELECTING],
+        tokens,
         {i: texts[i] for i in sorted(texts.keys() - set(ids))},
     )
 

@@ -1,7 +1,7 @@
 """Steps of the methods that learn from stored, ranked responses of the reference.
 
 They see what the trainer sees: the same prompts in the same order, as many responses a step, the
-training reward model's rewards. The best and the worst of n are those of n stored responses drawn
+selecting reward model's rewards. The best and the worst of n are those of n stored responses drawn
 with replacement; n need not be whole. How far a method goes is its own KL weight beta: the tau of
 IPO, the beta of DPO, and n = 1 + 1/beta where the best of n is learnt, because the Best-of-n
 distribution is the reference tilted by log C at that beta. So one controller steers them all by the
@@ -33,7 +33,7 @@ class Stored:
     Attributes:
         prompts: token ids.
         responses: token ids [prompts, refs].
-        rewards: by the training reward model [prompts, refs].
+        rewards: by the selecting reward model [prompts, refs].
         pad: the padding token.
     """
 

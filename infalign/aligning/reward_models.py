@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from infalign.files.tables import PREFERENCES, read_prompts, read_table
+from infalign.files.tables import INDEPENDENT, PREFERENCES, SELECTING, read_prompts, read_table
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import (
@@ -29,6 +29,7 @@ from infalign.lm.training.losses import preference_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
 from infalign.processes.ranks import join
 
+STREAMS = {SELECTING: "train", INDEPENDENT: "judge"}  # of random numbers, by their old names
 MOST_LOSS = 10.0  # nats a pair; a fair coin has 0.69
 
 
@@ -80,7 +81,7 @@ def _trained(
     """A reward model after training on the pairs."""
     params, settings = workspace.params, workspace.params.reward
     device = pick_device(params.run.device)
-    seed = derive_seed(params.run.seed, "reward", objective, half)
+    seed = derive_seed(params.run.seed, "reward", objective, STREAMS[half])
 
     def build() -> PreTrainedModel:
         return build_reward_model(_start(workspace), tokenizer, device, seed, params.run.precision)

@@ -17,44 +17,40 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from infalign.errors import InputError
-from infalign.files.tables import Table, read_table, write_table
+from infalign.files.squares import Array
+from infalign.files.tables import INDEPENDENT, SELECTING, Table, read_table, schema, write_table
 from infalign.files.workspace import write_json
 
-Array = NDArray[np.float64]
 _TEXT, _FLOAT, _INF = pa.string(), pa.float64(), math.inf
-
-
-def _schema(**columns: pa.DataType) -> pa.Schema:
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
 EVIDENCE = Table(
     "evidence",
-    _schema(
+    schema(
         side=_TEXT,
         prompt_id=_TEXT,
-        train=pa.list_(_FLOAT),
-        judge=pa.list_(_FLOAT),
+        selecting=pa.list_(_FLOAT),
+        independent=pa.list_(_FLOAT),
         kl=_FLOAT,
         n_tokens=_FLOAT,
         finished=_FLOAT,
     ),
     ("side", "prompt_id"),
     {
-        "train": (-_INF, _INF),
-        "judge": (-_INF, _INF),
+        SELECTING: (-_INF, _INF),
+        INDEPENDENT: (-_INF, _INF),
         "kl": (-1e-3, _INF),
         "n_tokens": (0.0, _INF),
         "finished": (0.0, 1.0),
     },
     {"side": frozenset({"policy", "reference"})},
+    {"train": SELECTING, "judge": INDEPENDENT},
 )
 OTHER = Table(
     "other objectives",
-    _schema(objective=_TEXT, prompt_id=_TEXT, win_rate=_FLOAT),
+    schema(objective=_TEXT, prompt_id=_TEXT, win_rate=_FLOAT),
     ("objective", "prompt_id"),
     {"win_rate": (0.0, 1.0)},
 )
@@ -88,8 +84,8 @@ class Facts:
 class Side:
     """Responses of one policy: rewards [prompts, samples], the rest means [prompts]."""
 
-    train: Array
-    judge: Array
+    selecting: Array
+    independent: Array
     kl: Array
     n_tokens: Array
     finished: Array
@@ -112,7 +108,7 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
     for name, side in (("policy", evidence.policy), ("reference", evidence.reference)):
         columns["side"] += [name] * len(evidence.prompt_ids)
         columns["prompt_id"] += evidence.prompt_ids
-        for word in ("train", "judge", "kl", "n_tokens", "finished"):
+        for word in (SELECTING, INDEPENDENT, "kl", "n_tokens", "finished"):
             columns[word] += list(getattr(side, word))
     write_table(folder / "evidence.parquet", columns, EVIDENCE)
     rows = [
@@ -168,4 +164,4 @@ def _side(table: pa.Table, path: Path) -> Side:
         return values.reshape(len(lengths), -1)
 
     means = (table[name].to_numpy() for name in ("kl", "n_tokens", "finished"))
-    return Side(square("train"), square("judge"), *means)
+    return Side(square(SELECTING), square(INDEPENDENT), *means)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from infalign.deployment.evidence import Array, Evidence
+from infalign.deployment.evidence import Evidence
+from infalign.files.squares import Array
 from infalign.settings.params import Promotion
 from infalign.theory.winrates import bootstrap_interval, judged_win_rates, win_rates
 
@@ -92,9 +93,9 @@ def judge_candidate(
 
 
 def own_wins(evidence: Evidence) -> Array:
-    """Win rate over the reference [prompts] by the objective's procedure and training reward."""
+    """Win rate over the reference [prompts] by the objective's procedure and selecting reward."""
     procedure = evidence.facts.procedure
-    return win_rates(procedure, evidence.policy.train, evidence.reference.train)
+    return win_rates(procedure, evidence.policy.selecting, evidence.reference.selecting)
 
 
 def differences(candidate: Evidence, champion: Evidence) -> list[str]:
@@ -103,7 +104,7 @@ def differences(candidate: Evidence, champion: Evidence) -> list[str]:
     found = [name for name in COMPARED if getattr(ours, name) != getattr(theirs, name)]
     if candidate.prompt_ids != champion.prompt_ids and "data" not in found:
         found.append("data")
-    same = np.array_equal(candidate.reference.train, champion.reference.train)
+    same = np.array_equal(candidate.reference.selecting, champion.reference.selecting)
     if not found and not same:
         found.append("reference")
     return found
@@ -165,9 +166,13 @@ def _judge(wins: Array, candidate: Evidence, bounds: Promotion) -> Rule:
     """The independent judge must not see much less of a gain than the reward trained on."""
     ours, theirs = candidate.policy, candidate.reference
     judged = judged_win_rates(
-        candidate.facts.procedure, ours.train, theirs.train, ours.judge, theirs.judge
+        candidate.facts.procedure,
+        ours.selecting,
+        theirs.selecting,
+        ours.independent,
+        theirs.independent,
     )
-    words = f"win rate by the training reward minus by the judge ({judged.mean():.3f})"
+    words = f"win rate by the selecting reward minus by the judge ({judged.mean():.3f})"
     return _at_most("judge", wins.mean() - judged.mean(), bounds.judge_margin, words)
 
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from infalign.data.hh import hash_share
 from infalign.deployment.drift import reward_drift, win_rate_drift
-from infalign.deployment.evidence import Array, Evidence, read_evidence
+from infalign.deployment.evidence import Evidence, read_evidence
 from infalign.errors import InputError
+from infalign.files.squares import Array
 from infalign.files.tables import read_prompts
 from infalign.files.workspace import write_json
 from infalign.settings.params import Params, load_params
@@ -64,7 +65,7 @@ def compare(
     noisy, and prompts with and without drift would no longer be exchangeable.
     """
     many = reference.shape[1]
-    old = evidence.policy.train[:, :many], evidence.reference.train[:, :many]
+    old = evidence.policy.selecting[:, :many], evidence.reference.selecting[:, :many]
     before = np.clip(win_rates(evidence.facts.procedure, *old), 0.0, 1.0)
     common: dict[str, Any] = {
         "level": params.drift.p_value,

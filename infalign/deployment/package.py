@@ -21,13 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infalign.deployment.evidence import Array, Evidence, Facts, Side, write_evidence
+from infalign.deployment.evidence import Evidence, Facts, Side, write_evidence
 from infalign.errors import InputError
+from infalign.files.squares import Array, Square, policy_rewards, reference_rewards
 from infalign.files.tables import (
-    CALIBRATED,
     CALIBRATION,
     EVALUATION_REWARDS,
     EVALUATION_SAMPLES,
+    INDEPENDENT,
+    REFERENCE,
+    SELECTING,
     read_prompts,
     read_table,
     write_table,
@@ -35,8 +38,6 @@ from infalign.files.tables import (
 from infalign.files.workspace import write_json
 from infalign.settings.params import Params, load_params
 from infalign.theory.winrates import win_rates
-
-REFERENCE = "reference"
 
 
 def package(root: Path, params: Params, objective: str, variant: str, out: Path) -> None:
@@ -60,7 +61,7 @@ def _write_deployed(
 
     models = {
         "policy": results / "align" / objective / variant / "policy",
-        "reward": results / "reward" / objective / "train",
+        "reward": results / "reward" / objective / SELECTING,
     }
     for name, source in models.items():
         if not source.is_dir():
@@ -104,7 +105,7 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
         digest(
             results / "prepare" / "prompts.parquet", results / "prepare" / "preferences.parquet"
         ),
-        digest(*(results / "reward" / objective / half for half in ("train", "judge"))),
+        digest(*(results / "reward" / objective / half for half in (SELECTING, INDEPENDENT))),
         digest(results / "sft" / "policy"),
         error,
         references,
@@ -117,29 +118,16 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
 
 def _side(samples: pa.Table, rewards: pa.Table, name: str) -> tuple[tuple[str, ...], Side]:
     """One policy's rows as arrays, prompts and samples in the order of their ids."""
-    order = [("prompt_id", "ascending"), ("sample_index", "ascending")]
-    rows = samples.filter(pc.field("policy") == name).sort_by(order)
+    rows = samples.filter(pc.field("policy") == name)
     if not rows.num_rows:
         raise InputError(
             f"results/evaluate has no policy {name!r}: set promotion.variant to one of "
             "run.variants, and run the pipeline."
         )
-    ids = tuple(dict.fromkeys(rows["prompt_id"].to_pylist()))
-
-    def square(column: pa.ChunkedArray) -> Array:
-        return np.asarray(column.to_numpy(), dtype=np.float64).reshape(len(ids), -1)
-
-    scores = {
-        judge: square(
-            rewards.filter((pc.field("policy") == name) & (pc.field("judge") == judge)).sort_by(
-                order
-            )["reward"]
-        )
-        for judge in ("train", "judge")
-    }
-    kl, n_tokens = (square(rows[name].cast(pa.float64())).mean(1) for name in ("kl", "n_tokens"))
-    finished = square(rows["finished"].cast(pa.int8())).mean(1)
-    return ids, Side(scores["train"], scores["judge"], kl, n_tokens, finished)
+    square = Square(rows, Path("results/evaluate"))
+    scores = policy_rewards(rewards.filter(pc.field("policy") == name), Path("results/evaluate"))
+    means = (square[column].mean(1) for column in ("kl", "n_tokens", "finished"))
+    return tuple(square.prompt_ids), Side(scores[SELECTING], scores[INDEPENDENT], *means)
 
 
 def _calibration_error(results: Path, params: Params, objective: str) -> tuple[float, int]:
@@ -159,11 +147,10 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
     from infalign.lm.sampling.sampler import sample_responses
     from infalign.lm.scoring.scorer import score_responses
 
-    table = read_table(results / "calibrate" / other / "calibrated.parquet", CALIBRATED)
-    order = [("prompt_id", "ascending"), ("sample_index", "ascending")]
-    rows = table.filter(pc.field("split") == "test").sort_by(order)
-    ids = list(dict.fromkeys(rows["prompt_id"].to_pylist()))
-    reference = rows["reward"].to_numpy().reshape(len(ids), -1)
+    ids, references = reference_rewards(
+        results / "calibrate" / other / "calibrated.parquet", "test"
+    )
+    reference = references[SELECTING]
     texts = read_prompts(results / "prepare" / "prompts.parquet", other)
     device, many = pick_device(params.run.device), params.promotion.other_samples
     drawn = sample_responses(
@@ -176,7 +163,7 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
         longest=params.model.response_tokens,
         batch_size=params.evaluate.batch_size,
     )
-    judge = results / "reward" / other / "train"
+    judge = results / "reward" / other / SELECTING
     ours = score_responses(
         load_reward_model(judge, device),
         load_tokenizer(judge),

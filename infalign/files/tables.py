@@ -22,21 +22,31 @@ from infalign.files.workspace import replacing
 
 @dataclass(frozen=True)
 class Table:
-    """One kind of parquet file: its columns, its key and the range of its numbers."""
+    """One kind of parquet file: its columns, its key and the range of its numbers.
+
+    `former` are names that columns had before, which are read as if they were today's.
+    """
 
     name: str
     schema: pa.Schema
     key: tuple[str, ...]
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     choices: dict[str, frozenset[str]] = field(default_factory=dict)
+    former: dict[str, str] = field(default_factory=dict)
 
+
+REFERENCE = "reference"  # the reference policy's name among the policies
+SELECTING = "selecting"  # the judge whose reward training and the procedure go by, as deployed
+INDEPENDENT = "independent"  # the judge that learnt from the other half of the pairs
+GOLD = "gold"  # the utility that the built-in corpus's labels were drawn from
 
 _INF = float("inf")
 _SPLIT = {"split": frozenset({"train", "test"})}
+_JUDGE = {"judge": frozenset({SELECTING, INDEPENDENT, GOLD})}
 _TEXT, _INT, _FLOAT = pa.string(), pa.int32(), pa.float64()
 
 
-def _schema(*undefined: str, **columns: pa.DataType) -> pa.Schema:
+def schema(*undefined: str, **columns: pa.DataType) -> pa.Schema:
     """Columns in order; those named in `undefined` may hold nulls."""
     return pa.schema(
         [pa.field(name, kind, nullable=name in undefined) for name, kind in columns.items()]
@@ -45,13 +55,13 @@ def _schema(*undefined: str, **columns: pa.DataType) -> pa.Schema:
 
 PROMPTS = Table(
     "prompts",
-    _schema(prompt_id=_TEXT, objective=_TEXT, split=_TEXT, source=_TEXT, prompt=_TEXT),
+    schema(prompt_id=_TEXT, objective=_TEXT, split=_TEXT, source=_TEXT, prompt=_TEXT),
     ("objective", "prompt_id"),
     choices=_SPLIT,
 )
 PREFERENCES = Table(
     "preferences",
-    _schema(
+    schema(
         pair_id=_TEXT,
         prompt_id=_TEXT,
         objective=_TEXT,
@@ -61,11 +71,11 @@ PREFERENCES = Table(
         rejected=_TEXT,
     ),
     ("pair_id",),
-    choices=_SPLIT | {"half": frozenset({"train", "judge"})},
+    choices=_SPLIT | {"half": frozenset({SELECTING, INDEPENDENT})},
 )
 SAMPLES = Table(
     "samples",
-    _schema(
+    schema(
         objective=_TEXT,
         prompt_id=_TEXT,
         sample_index=_INT,
@@ -82,33 +92,33 @@ SAMPLES = Table(
 )
 CALIBRATION = Table(
     "calibration",
-    _schema(prompt_id=_TEXT, split=_TEXT, n_reference=_INT, rewards=pa.list_(_FLOAT)),
+    schema(prompt_id=_TEXT, split=_TEXT, n_reference=_INT, rewards=pa.list_(_FLOAT)),
     ("prompt_id",),
     {"n_reference": (2, _INF), "rewards": (-_INF, _INF)},
     _SPLIT,
 )
 CALIBRATED = Table(
     "calibrated",
-    _schema(
+    schema(
         prompt_id=_TEXT,
         sample_index=_INT,
         split=_TEXT,
         reward=_FLOAT,
-        judge_reward=_FLOAT,
+        independent_reward=_FLOAT,
         calibrated=_FLOAT,
     ),
     ("prompt_id", "sample_index"),
     {
         "sample_index": (0, _INF),
         "reward": (-_INF, _INF),
-        "judge_reward": (-_INF, _INF),
+        "independent_reward": (-_INF, _INF),
         "calibrated": (0.0, 1.0),
     },
     _SPLIT,
 )
 EVALUATION_SAMPLES = Table(
     "evaluation samples",
-    _schema(
+    schema(
         policy=_TEXT,
         prompt_id=_TEXT,
         sample_index=_INT,
@@ -124,15 +134,15 @@ EVALUATION_SAMPLES = Table(
 )
 EVALUATION_REWARDS = Table(
     "evaluation rewards",
-    _schema(policy=_TEXT, prompt_id=_TEXT, sample_index=_INT, judge=_TEXT, reward=_FLOAT),
+    schema(policy=_TEXT, prompt_id=_TEXT, sample_index=_INT, judge=_TEXT, reward=_FLOAT),
     ("policy", "prompt_id", "sample_index", "judge"),
     {"sample_index": (0, _INF), "reward": (-_INF, _INF)},
-    {"judge": frozenset({"train", "judge", "gold"})},
+    _JUDGE,
 )
 # Undefined, so null: an efficiency at KL 0, and the limit of a method that cannot spend the KL.
 EVALUATION = Table(
     "evaluation",
-    _schema(
+    schema(
         "method_limit",
         "method_limit_error",
         "efficiency",
@@ -166,11 +176,11 @@ EVALUATION = Table(
     | dict.fromkeys(("method_efficiency", "log_ratio"), (-_INF, _INF))
     | dict.fromkeys(("method_limit_error", "kl_se", "log_ratio_se"), (0.0, _INF))
     | {"kl": (-1e-3, _INF), "response_tokens": (0.0, _INF), "n_prompts": (1, _INF)},
-    {"judge": frozenset({"train", "judge", "gold"})},
+    _JUDGE,
 )
 DIFFERENCES = Table(
     "differences",
-    _schema(
+    schema(
         first=_TEXT,
         second=_TEXT,
         judge=_TEXT,
@@ -181,7 +191,7 @@ DIFFERENCES = Table(
     ),
     ("first", "second", "judge", "procedure"),
     dict.fromkeys(("difference", "low", "high"), (-1.0, 1.0)),
-    {"judge": frozenset({"train", "judge", "gold"})},
+    _JUDGE,
 )
 
 
@@ -201,6 +211,7 @@ def read_table(path: Path, kind: Table) -> pa.Table:
         raise InputError(f"{path} does not exist: run the stage that writes it.") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable parquet file: {error}.") from None
+    table = table.rename_columns([kind.former.get(name, name) for name in table.column_names])
     missing = [name for name in kind.schema.names if name not in table.column_names]
     extra = [name for name in table.column_names if name not in kind.schema.names]
     if missing or extra:

@@ -20,22 +20,20 @@ from typing import Any
 from filelock import FileLock
 
 from infalign.errors import InputError
+from infalign.files.code import ROOT, stage_files
 from infalign.settings.params import Params
 
 HALF_WRITTEN = ".*.[0-9]*"  # what `replacing` names files
 
-PACKAGE = Path(__file__).parents[1]
-
 
 @dataclass(frozen=True)
-class Stage:
-    """What a stage instance is: its word, inputs, params and outputs, relative to the root.
+class Needs:
+    """What a stage instance reads and writes: inputs, params and outputs, relative to the root.
 
     `params` are the dotted keys of params.yaml that it may depend on: they make the fingerprint,
     and dvc.yaml lists the same ones (a test compares).
     """
 
-    word: str
     inputs: tuple[str, ...]
     params: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -138,13 +136,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def fingerprint(stage: Stage, params: Params, root: Path) -> str:
-    """SHA-256 over the stage's params, the content of its inputs and the package's source."""
-    digest = hashlib.sha256(stage.word.encode())
+def fingerprint(word: str, needs: Needs, params: Params, root: Path) -> str:
+    """SHA-256 over a stage's params, the content of its inputs and the source that it imports."""
+    digest = hashlib.sha256(word.encode())
     tree = params.model_dump(mode="json")
-    for key in sorted(stage.params):
+    for key in sorted(needs.params):
         digest.update(f"{key}={json.dumps(lookup(tree, key), sort_keys=True)}\n".encode())
-    for name in stage.inputs:
+    for name in needs.inputs:
         path = root / name
         if not path.exists():
             own = name == params.data.path and not name.startswith("results/")
@@ -153,7 +151,8 @@ def fingerprint(stage: Stage, params: Params, root: Path) -> str:
             )
             raise InputError(f"{path} does not exist: {remedy}.")
         _hash_path(digest, path, name)
-    _hash_path(digest, PACKAGE, "code", suffix=".py")
+    for name in stage_files(word):
+        _hash_path(digest, ROOT / name, name)
     return digest.hexdigest()
 
 
@@ -165,8 +164,8 @@ def lookup(tree: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
-def _hash_path(digest: Any, path: Path, name: str, suffix: str = "") -> None:
-    files = sorted(p for p in path.rglob(f"*{suffix}") if p.is_file()) if path.is_dir() else [path]
+def _hash_path(digest: Any, path: Path, name: str) -> None:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         digest.update(f"{name}/{file.relative_to(path)}\n".encode())
         with open(file, "rb") as stream:

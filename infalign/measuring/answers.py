@@ -13,29 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
+from infalign.files.squares import Array, Square, policy_rewards, reference_rewards
 from infalign.files.tables import (
-    CALIBRATED,
     EVALUATION_REWARDS,
     EVALUATION_SAMPLES,
+    GOLD,
+    INDEPENDENT,
+    REFERENCE,
     SAMPLES,
+    SELECTING,
     read_prompts,
     read_table,
     write_table,
 )
 from infalign.files.workspace import Workspace
-from infalign.measuring.contest import (
-    REFERENCE,
-    SELECTING,
-    Contest,
-    PolicyResponses,
-)
+from infalign.measuring.contest import Contest, PolicyResponses
 from infalign.processes.ranks import join
 from infalign.settings.params import Params
 from infalign.theory.procedures import parse_procedure
-
-Array = NDArray[np.float64]
 
 
 def contest_of(
@@ -84,17 +81,17 @@ def answered(workspace: Workspace, objective: str, name: str) -> tuple[Path, Pat
 
 def read_responses(samples: Path, rewards: Path) -> PolicyResponses:
     """One policy's responses to the evaluation prompts, from its two tables."""
-    found = read_table(samples, EVALUATION_SAMPLES).to_pydict()
-    prompts = len(set(found["prompt_id"]))
-    return as_arrays(found, read_table(rewards, EVALUATION_REWARDS).to_pydict(), prompts)
+    square = Square(read_table(samples, EVALUATION_SAMPLES), samples)
+    return PolicyResponses(
+        policy_rewards(read_table(rewards, EVALUATION_REWARDS), rewards),
+        *(square[name] for name in ("kl", "log_ratio", "n_tokens", "finished")),
+    )
 
 
 def evaluation_prompts(workspace: Workspace, objective: str) -> _Prompts:
-    rewards = read_table(
-        workspace.results("calibrate", objective, "calibrated.parquet"), CALIBRATED
-    )
-    rows = zip(rewards["prompt_id"].to_pylist(), rewards["split"].to_pylist(), strict=True)
-    ids = sorted({prompt for prompt, split in rows if split == "test"})
+    """The prompts that every policy answers: those that calibrate rewarded, of the split `test`."""
+    path = workspace.results("calibrate", objective, "calibrated.parquet")
+    ids, _ = reference_rewards(path, "test")
     texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     return _Prompts(ids, [texts[prompt] for prompt in ids])
 
@@ -126,15 +123,13 @@ def _reference_samples(
     workspace: Workspace, objective: str, name: str, prompts: _Prompts
 ) -> dict[str, Any]:
     """The reference's responses, already sampled."""
-    table = read_table(workspace.results("sample", "samples.parquet"), SAMPLES).to_pylist()
-    rows = [r for r in table if r["objective"] == objective and r["split"] == "test"]
-    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
-    columns: dict[str, Any] = {
-        column: [row[column] for row in rows]
-        for column in ("prompt_id", "sample_index", "response", "n_tokens", "finished")
-    }
-    zeros = np.zeros(len(rows))
-    return columns | {"policy": [name] * len(rows), "kl": zeros, "log_ratio": zeros}
+    path = workspace.results("sample", "samples.parquet")
+    own = (pc.field("objective") == objective) & (pc.field("split") == "test")
+    square = Square(read_table(path, SAMPLES).filter(own), path)
+    names = ("prompt_id", "sample_index", "response", "n_tokens", "finished")
+    columns: dict[str, Any] = {column: square[column].reshape(-1) for column in names}
+    zeros = np.zeros(len(columns["response"]))
+    return columns | {"policy": [name] * len(zeros), "kl": zeros, "log_ratio": zeros}
 
 
 def _policy_samples(
@@ -212,7 +207,7 @@ def _rewards(
     if gold and _is_builtin(workspace):
         from infalign.data.builtin import gold_utilities
 
-        judged["gold"] = gold_utilities(gold, asked, samples["response"])
+        judged[GOLD] = gold_utilities(gold, asked, samples["response"])
     rows = len(asked)
     return {
         "policy": [name] * (rows * len(judged)),
@@ -225,12 +220,7 @@ def _rewards(
 
 def _reference_rewards(workspace: Workspace, objective: str) -> dict[str, Array]:
     path = workspace.results("calibrate", objective, "calibrated.parquet")
-    rows = [row for row in read_table(path, CALIBRATED).to_pylist() if row["split"] == "test"]
-    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
-    return {
-        judge: np.array([row[column] for row in rows])
-        for judge, column in ((SELECTING, "reward"), ("judge", "judge_reward"))
-    }
+    return {judge: x.reshape(-1) for judge, x in reference_rewards(path, "test")[1].items()}
 
 
 def _model_rewards(
@@ -243,7 +233,7 @@ def _model_rewards(
     run = workspace.params.run
     device = pick_device(run.device)
     judged = {}
-    for judge in (SELECTING, "judge"):
+    for judge in (SELECTING, INDEPENDENT):
         folder = workspace.results("reward", objective, judge)
         judged[judge] = score_responses(
             load_reward_model(folder, device, run.precision),
@@ -261,19 +251,3 @@ def _is_builtin(workspace: Workspace) -> bool:
     """Whether the prompts come from the built-in corpus, whose gold utility is known."""
     found = json.loads(workspace.results("prepare", "metrics.json").read_text(encoding="utf-8"))
     return bool(found.get("gold") == "builtin")
-
-
-def as_arrays(
-    samples: Mapping[str, Sequence[Any]], rewards: Mapping[str, Sequence[Any]], n_prompts: int
-) -> PolicyResponses:
-    """Two tables' columns, sorted by prompt and sample, as arrays [prompts, samples]."""
-
-    def square(values: Any) -> Any:
-        return np.asarray(values).reshape(n_prompts, -1)
-
-    judges = np.array(rewards["judge"])
-    scores = np.array(rewards["reward"])
-    return PolicyResponses(
-        {judge: square(scores[judges == judge]) for judge in dict.fromkeys(rewards["judge"])},
-        *(square(samples[name]) for name in ("kl", "log_ratio", "n_tokens", "finished")),
-    )

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from infalign.files.squares import Array
+from infalign.files.tables import REFERENCE, SELECTING
 from infalign.measuring.contest import (
-    REFERENCE,
-    SELECTING,
     Contest,
     PolicyResponses,
     method_limit,
@@ -27,7 +26,6 @@ from infalign.measuring.contest import (
 )
 from infalign.theory.winrates import bootstrap_interval
 
-Array = NDArray[np.float64]
 Key = tuple[str, float]  # variant, KL budget in nats
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from infalign.aligning.ctrl import train_policy
 from infalign.errors import InputError
+from infalign.files.tables import REFERENCE
 from infalign.files.workspace import Workspace, write_json
 from infalign.measuring import answers
-from infalign.measuring.contest import REFERENCE, measure, summarise
+from infalign.measuring.contest import measure, summarise
 
 FILES = ("samples.parquet", "rewards.parquet", "history.jsonl", "metrics.json")
 

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infalign.files.squares import Array
+from infalign.files.tables import REFERENCE, SELECTING
 from infalign.theory.frontier import frontier_point, limit
 from infalign.theory.limits import raw_limit
 from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import Transform, parse_transform
 from infalign.theory.winrates import bootstrap_interval, efficiency, judged_win_rates, win_rates
 
-Array = NDArray[np.float64]
-REFERENCE = "reference"  # the policy's name in tables
-SELECTING = "train"  # the judge whose reward the procedure selects by, as deployed
 SMALLEST_KL = 1e-6  # nats: where the limit of a method starts
 CURVE_POINTS = 33
 BUDGET_TOLERANCE = 0.1  # share of the budget by which a measured KL may miss it
@@ -35,7 +34,7 @@ class PolicyResponses:
     """One policy's responses to the evaluation prompts; every array is [prompts, samples].
 
     Attributes:
-        rewards: judge (`train`, `judge`, `gold`) to rewards.
+        rewards: judge (`selecting`, `independent`, `gold`) to rewards.
         kl: token-exact KL from the reference along each response, nats.
         log_ratio: log policy - log reference of each response, nats.
         n_tokens: length, EOS included.
@@ -81,7 +80,7 @@ class Measured:
 def measure(policies: Mapping[str, PolicyResponses], contest: Contest) -> Measured:
     """Every policy against the reference, under every procedure and judge.
 
-    The procedure selects by the training reward on both sides, whoever judges. The limit is the
+    The procedure selects by the selecting reward on both sides, whoever judges. The limit is the
     best win rate at the policy's KL for a judge that agrees with the selecting reward; for another
     judge it is a yardstick, not a bound.
     """

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from infalign.measuring.contest import SELECTING
+from infalign.files.tables import SELECTING
 from infalign.page.palette import series_name
 from infalign.page.results import Policy
 from infalign.page.rivalry import Panel, lines_of, rivalry, theory_of
@@ -32,8 +32,8 @@ GAIN_TEXT = (
     "Allowed: the difference of the two methods’ limits, what exact optimisation would gain."
 )
 JUDGE_TEXT = (
-    "The same policies as other judges see them. The training reward selects what is kept and is "
-    "what training maximised; where a curve rises with KL under the training reward and falls "
+    "The same policies as other judges see them. The selecting reward selects what is kept and is "
+    "what training maximised; where a curve rises with KL under the selecting reward and falls "
     "under the others, the reward is over-optimised."
 )
 POISON_TEXT = (
@@ -68,12 +68,12 @@ class Comparison(NamedTuple):
 
     @property
     def judges(self) -> list[str]:
-        """Who judged, the training reward first."""
+        """Who judged, the selecting reward first."""
         return list(dict.fromkeys(row["judge"] for row in self.curves))
 
     @property
     def others(self) -> list[str]:
-        """The judges that selected nothing: without the training reward."""
+        """The judges that selected nothing: without the selecting reward."""
         return [judge for judge in self.judges if judge != SELECTING]
 
 
@@ -85,7 +85,7 @@ def plates(data: Comparison) -> list[Plate]:
             "frontier",
             rivalry(_procedure_panels(data), data.order, data.methods),
             f"Win rate over the reference against KL, under {own} and standard sampling, judged by "
-            "the training reward. Marks are trained policies with 95 % intervals over prompts; "
+            "the selecting reward. Marks are trained policies with 95 % intervals over prompts; "
             "dashed lines are what exact optimisation of a method’s reward would reach; no policy "
             "lies in the shaded area but by chance.",
         ),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from infalign.files.squares import Array
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ObjectiveData:
         rows, differences, curves: of the evaluation.
         prompts: the evaluation prompts' texts, in the order of their ids.
         responses, finished, n_tokens: policy to [prompts, samples].
-        rewards, calibrated: policy to [prompts, samples], by the training reward model; the
+        rewards, calibrated: policy to [prompts, samples], by the selecting reward model; the
             reference's own are calibrated leave-one-out.
         histories: variant to the lines of its training.
         calibration_errors: rows of references, measured, expected.
@@ -52,7 +52,7 @@ class ObjectiveData:
 
     @property
     def judges(self) -> list[str]:
-        """Who judged, the training reward model first."""
+        """Who judged, the selecting reward model first."""
         return list(dict.fromkeys(row["judge"] for row in self.rows))
 
     @property

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infalign.measuring.contest import REFERENCE
+from infalign.files.tables import REFERENCE
 from infalign.page.data import ObjectiveData
 from infalign.page.results import Policy, policy_of
 from infalign.page.words import decimal

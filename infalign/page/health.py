@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.measuring.contest import off_budget
 from infalign.page.data import ObjectiveData
 from infalign.page.words import decimal, percent, percent_range
@@ -39,7 +40,11 @@ def lines(
     found = [
         *(_prepare(data.name, metrics["prepare"]) for data in objectives),
         _sft(metrics["sft"]),
-        *(_reward(data.name, half, metrics) for data in objectives for half in ("train", "judge")),
+        *(
+            _reward(data.name, half, metrics)
+            for data in objectives
+            for half in (SELECTING, INDEPENDENT)
+        ),
         _sample(metrics["sample"]),
     ]
     found += [_calibrate(data) for data in objectives]

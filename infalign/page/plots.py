@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from infalign.files.squares import Array
 from infalign.page import palette
 from infalign.page.figures import draw
 
-Array = NDArray[np.float64]
 HEIGHT = 3.5  # inches
 Z95 = 1.96
 KEY_WIDTH, LETTER_WIDTH, LEGEND_ROW = 0.55, 0.06, 0.18  # inches, of a legend's parts
@@ -240,7 +239,7 @@ def histograms(
     """Densities of the reward and of the calibrated reward, reference filled, policies outlined.
 
     Args:
-        rewards: policy (`reference` included) to the training reward of every sample.
+        rewards: policy (`reference` included) to the selecting reward of every sample.
         counts: policy to how many of `references` samples each of its responses beats: their
             shares are uniform for the reference.
         references: number of samples compared with.
@@ -253,7 +252,7 @@ def histograms(
 
     def paint(axes: list[Axes]) -> None:
         _densities(axes[0], rewards, np.linspace(low, high, 41), order)
-        axes[0].set(title="Reward, as scored", xlabel="training reward", ylabel="density")
+        axes[0].set(title="Reward, as scored", xlabel="selecting reward", ylabel="density")
         # A count s stands for the s-th of references + 1 equal cells of [0, 1].
         cells = {name: (s + 0.5) / (references + 1) for name, s in counts.items()}
         _densities(axes[1], cells, np.linspace(0, 1, _bins(references + 1) + 1), order)

@@ -68,7 +68,7 @@ def page(
         [*_facts(objectives, settings), ("Health", health.count(lines))],
         [_objective(data, budget, settings["examples"]) for data in objectives],
         "Win rates over the reference under the objective’s own procedure, selected and judged by "
-        "the training reward. Brackets: 95 % intervals over prompts. The limit is that of any "
+        "the selecting reward. Brackets: 95 % intervals over prompts. The limit is that of any "
         f"policy at the same KL; the budget was {decimal(budget)} nats, and policies within a "
         "tenth of it count as on budget.",
         lines,

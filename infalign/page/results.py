@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from infalign.measuring.contest import REFERENCE, SELECTING, above_limit, off_budget
+from infalign.files.tables import REFERENCE, SELECTING
+from infalign.measuring.contest import above_limit, off_budget
 from infalign.page.data import ObjectiveData
 from infalign.page.palette import NEUTRAL, series_name
 from infalign.page.words import Value, decimal, percent, percent_range, points, procedure_words
@@ -79,7 +80,7 @@ def summary_rows(objectives: Sequence[ObjectiveData]) -> list[dict[str, Any]]:
 
 
 def headline(data: ObjectiveData, budget: float) -> list[Row]:
-    """Every policy under the objective's own procedure, judged by the training reward."""
+    """Every policy under the objective's own procedure, judged by the selecting reward."""
     return [_row(data, data.row(name, SELECTING, data.procedure), budget) for name in data.variants]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from infalign.measuring.contest import REFERENCE, SELECTING
+from infalign.files.tables import REFERENCE, SELECTING
 from infalign.page import plots
 from infalign.page.data import ObjectiveData
 from infalign.page.figures import inline_svg
@@ -76,12 +76,12 @@ TEXTS = {
     "families": (
         "More responses drawn",
         "The same policies when the procedure draws N responses, aligned for one N only. The "
-        "training reward selects and judges.",
+        "selecting reward selects and judges.",
     ),
     "judges": (
         "Who judges",
-        "The training reward selects; three judges compare what was kept. What the training reward "
-        "sees and the others do not is reward hacking.",
+        "The selecting reward chooses; three judges compare what was kept. What it sees and the "
+        "others do not is reward hacking.",
     ),
     "training": (
         "Training",
@@ -214,7 +214,7 @@ def _training(data: ObjectiveData, budget: float) -> Plate:
     wanted = (
         ("KL from the reference", "nats a response", "kl", budget),
         ("Calibrated reward", "C", "calibrated", None),
-        ("Training reward", "as scored", "reward", None),
+        ("Selecting reward", "as scored", "reward", None),
         ("Response length", "tokens", "response_tokens", None),
     )
     panels = [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from infalign.files.tables import INDEPENDENT, SELECTING
+
 MISSING = "–"
 
 JUDGES = {
-    "train": "training reward",
-    "judge": "independent judge",
+    SELECTING: "selecting reward",
+    INDEPENDENT: "independent judge",
     "gold": "gold utility",
 }
 
@@ -70,11 +72,11 @@ READING = (
     "Brackets are 95 % intervals from resampling prompts; ± is one standard error. A difference "
     "between two policies is computed prompt by prompt, so its interval is narrower than the "
     "two policies’ own intervals suggest: read it from the table of differences.",
-    "The procedure always selects by the training reward, as it would when deployed. The win "
+    "The procedure always selects by the selecting reward, as it would when deployed. The win "
     "rate judged by the same reward is what training optimised; the independent judge and, "
     "where there is one, the gold utility tell how much of it is real. A win rate that is high "
-    "for the training reward and low for the others is reward hacking. The limits hold for the "
-    "training reward; under another judge they are a yardstick only.",
+    "for the selecting reward and low for the others is reward hacking. The limits hold for the "
+    "selecting reward; under another judge they are a yardstick only.",
 )
 
 GLOSSARY = (
@@ -108,7 +110,7 @@ GLOSSARY = (
     ),
     ("Method’s limit", "The win rate of a variant’s exact optimum at the same KL."),
     ("Efficiency", "(win rate − 50 %) / (limit − 50 %), at the policy’s own measured KL."),
-    ("Training reward", "The reward model that training maximised and the procedure selects by."),
+    ("Selecting reward", "The reward model that training maximised and the procedure selects by."),
     (
         "Independent judge",
         "A reward model trained on the other half of the preference pairs with another seed.",

@@ -20,35 +20,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from infalign.files.stages import BUDGET, STAGES
 from infalign.processes import torchrun
 
 if TYPE_CHECKING:
     from infalign.settings.params import Params
-
-STAGES = [
-    "corpus",
-    "prepare",
-    "sft",
-    "reward",
-    "sample",
-    "calibrate",
-    "align",
-    "evaluate",
-    "report",
-]
-
-
-COMPARING = ["contend", "poison", "hack", "compare"]  # of `infalign compare`
-
-
-PER_BUDGET = {"contend", "hack"}
-
-
-PER_VARIANT = {"align", *PER_BUDGET}
-
-
-PER_OBJECTIVE = {"calibrate", "evaluate", "poison", "compare", *PER_VARIANT}
-
 
 PARAMS = "params.yaml"
 
@@ -56,30 +32,19 @@ PARAMS = "params.yaml"
 PATIENCE_SECONDS = 3.0  # of the other processes, for what rank 0 has to say
 
 
-def instance_name(stage: str, *names: str | None) -> str:
-    """`align@helpful-ctrl` from its parts, the same spelling as DVC's."""
-    parts = [part for part in names if part]
-    return stage + ("@" + "-".join(parts) if parts else "")
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(prog="python -m infalign", description=__doc__)
-    parser.add_argument("stage", choices=[*STAGES, *COMPARING])
+    parser.add_argument("stage", choices=list(STAGES))
     parser.add_argument("--objective", help="a name in run.objectives")
     parser.add_argument("--variant", help="a name in run.variants")
     parser.add_argument("--kl-nats", help="KL budget, nats a response, of contend and hack")
     parser.add_argument("--seed", help="seed of the training of contend and hack")
     parser.add_argument("--params", default=PARAMS, help="the configuration file")
     chosen = parser.parse_args(arguments)
-    for name, stages in (
-        ("objective", PER_OBJECTIVE),
-        ("variant", PER_VARIANT),
-        ("kl_nats", PER_BUDGET),
-        ("seed", PER_BUDGET),
-    ):
+    for name in BUDGET:
         given, option = getattr(chosen, name) is not None, name.replace("_", "-")
-        if given != (chosen.stage in stages):
+        if given != (name in STAGES[chosen.stage].names):
             parser.error(f"{chosen.stage} {'takes no' if given else 'needs'} --{option}")
     return chosen
 
@@ -139,7 +104,7 @@ def run_stage(chosen: argparse.Namespace, arguments: list[str]) -> int:
             raise InputError(
                 f"--{name} {value!r} is not one of {sorted(known)} in {chosen.params}."
             )
-    several = chosen.stage in torchrun.STAGES
+    several = STAGES[chosen.stage].several
     if not several:
         run = params.run.model_copy(update={"processes": 1})
         params = params.model_copy(update={"run": run})
@@ -170,19 +135,18 @@ def _work(chosen: argparse.Namespace, params: Params) -> None:
     from infalign.processes.ranks import ALONE, join
 
     module = import_stage(chosen.stage)
-    words = (chosen.objective, chosen.variant, chosen.kl_nats, chosen.seed)
-    names = [name for name in words if name]
-    instance = instance_name(chosen.stage, *names)
-    workspace = Workspace(params, Path.cwd(), instance)
-    stage = module.stage(params, *names)
-    ranks = join(params.run) if chosen.stage in torchrun.STAGES else ALONE
+    stage = STAGES[chosen.stage]
+    names = [getattr(chosen, name) for name in stage.names]
+    workspace = Workspace(params, Path.cwd(), stage.instance(*names))
+    needs = module.needs(params, *names)
+    ranks = join(params.run) if stage.several else ALONE
     with workspace.locked() if ranks.main else contextlib.nullcontext():
         if ranks.main:
-            workspace.open_work(fingerprint(stage, params, workspace.root))
+            workspace.open_work(fingerprint(stage.word, needs, params, workspace.root))
         if not ranks.first((workspace.work / "done").exists()):
             module.run(workspace, *names)
             if ranks.main:
                 (workspace.work / "done").touch()
         ranks.part()
         if ranks.main:
-            workspace.publish(stage.outputs)
+            workspace.publish(needs.outputs)

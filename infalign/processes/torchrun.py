@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Sequence
 
-STAGES = {"sft", "reward", "sample", "calibrate", "align", "evaluate"}  # that models run in
 POLL_SECONDS = 1.0
 
 

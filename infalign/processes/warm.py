@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from infalign.files.stages import STAGES
+
 ADDRESS = "INFALIGN_WARM"  # environment variable: a Unix socket's path
-LIGHT = {"corpus"}  # imports little: begins at once, and says that others will follow
 READY = b"\x01"  # everything is imported: the request may follow
 HERE = b"\x02"  # what a fork says first; its exit code follows
 LARGEST = 2**20  # bytes of a request
@@ -58,7 +59,7 @@ def run_there(word: str, arguments: Sequence[str]) -> int | None:
     with socket.socket(socket.AF_UNIX) as line:
         try:
             line.connect(address)
-            if word in LIGHT or line.recv(1) != READY:
+            if STAGES[word].light or line.recv(1) != READY:
                 return None
             socket.send_fds(line, [b"\n"], [0, 1, 2])
             line.sendall(json.dumps(request).encode() + b"\n")
@@ -74,7 +75,7 @@ def run_there(word: str, arguments: Sequence[str]) -> int | None:
 
 def serve(address: str) -> None:
     """Import when the first stage asks, fork for each, until standard input ends."""
-    from infalign.processes.one_stage import PARAMS, STAGES, apply_threads, import_stage
+    from infalign.processes.one_stage import PARAMS, apply_threads, import_stage
 
     imported = False
     apply_threads(PARAMS)
@@ -85,8 +86,9 @@ def serve(address: str) -> None:
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             line, _ = listener.accept()
             with line:
-                for word in STAGES if not imported else ():
-                    import_stage(word)
+                for stage in STAGES.values() if not imported else ():
+                    if not stage.compares:
+                        import_stage(stage.word)
                 imported = True
                 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks leave no zombies
                 with contextlib.suppress(OSError, ValueError):  # who asked is gone

@@ -164,7 +164,7 @@ class Compare(Section):
     variants: list[Name] = Field(min_length=2, description="names in `align.variants`")
     kl_nats: Budgets = Field(min_length=1, description="KL budgets, nats a response")
     seeds: Seeds = Field(min_length=1, description="seeds of the training of policies")
-    judges: list[Literal["train", "judge", "gold"]] = Field(
+    judges: list[Literal["selecting", "independent", "gold"]] = Field(
         min_length=1, description="who compares the responses; gold: on the built-in corpus only"
     )
     poison: Poison

@@ -234,7 +234,7 @@ class Promotion(Section):
         ge=0, le=1, description="largest mean error of calibrated rewards at the K trained with"
     )
     judge_margin: float = Field(
-        ge=0, le=1, description="win rate by the training reward above that by the judge, at most"
+        ge=0, le=1, description="win rate by the selecting reward above that by the judge, at most"
     )
     other_margin: float = Field(
         ge=0, le=1, description="win rate that may be lost to the reference on other objectives"
@@ -348,7 +348,7 @@ class Params(Section):
         if all(blind) or not any(blind):
             raise ValueError(
                 "compare.variants needs both kinds: one that knows the procedure (`ctrl`) and one "
-                f"that does not (`calibrated`, `rlhf`, `ipo`, …), found {self.compare.variants}"
+                f"that does not (`identity`, `rlhf`, `ipo`, …), found {self.compare.variants}"
             )
         return self
 

@@ -9,14 +9,13 @@ the same control of the KL: `infalign.aligning.preferences`.
 from __future__ import annotations
 
 from infalign.aligning.ctrl import train_policy
-from infalign.files.workspace import Stage, Workspace
+from infalign.files.workspace import Needs, Workspace
 from infalign.settings.params import Params, policy_inputs, policy_params
 
 
-def stage(params: Params, objective: str, variant: str) -> Stage:
+def needs(params: Params, objective: str, variant: str) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "align",
+    return Needs(
         inputs=policy_inputs(objective),
         params=policy_params(objective, variant),
         outputs=(f"results/align/{objective}/{variant}",),

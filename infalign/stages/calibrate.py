@@ -16,12 +16,14 @@ from infalign.errors import InputError
 from infalign.files.tables import (
     CALIBRATED,
     CALIBRATION,
+    INDEPENDENT,
     SAMPLES,
+    SELECTING,
     read_prompts,
     read_table,
     write_table,
 )
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring.scorer import score_responses
@@ -31,10 +33,9 @@ from infalign.theory.calibration import calibrate, calibration_error
 from infalign.theory.planning import expected_disagreement
 
 
-def stage(params: Params, objective: str) -> Stage:
+def needs(params: Params, objective: str) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "calibrate",
+    return Needs(
         inputs=(
             "results/prepare",
             "results/sample",
@@ -50,9 +51,9 @@ def run(workspace: Workspace, objective: str) -> None:
     prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     score = _Scorer(workspace, objective, prompts)
     samples = _read(workspace, objective, "samples")
-    rewards = {judge: score(samples, judge) for judge in ("train", "judge")}
+    rewards = {judge: score(samples, judge) for judge in (SELECTING, INDEPENDENT)}
     large = _read(workspace, objective, "large")
-    large_rewards = score(large, "train")
+    large_rewards = score(large, SELECTING)
     if not join(workspace.params.run).main:
         return
     out = workspace.out / "calibrate" / objective
@@ -62,7 +63,7 @@ def run(workspace: Workspace, objective: str) -> None:
     metrics: dict[str, Any] = {}
     for split, k in (("train", settings.train_samples), ("test", settings.test_samples)):
         chosen = np.flatnonzero(samples["split"].to_numpy(zero_copy_only=False) == split)
-        by_prompt = rewards["train"][chosen].reshape(-1, k)
+        by_prompt = rewards[SELECTING][chosen].reshape(-1, k)
         calibrated[chosen] = calibrate(by_prompt, by_prompt, leave_one_out=True).reshape(-1)
         ids = samples["prompt_id"].take(pa.array(chosen[::k])).to_pylist()
         rows += [
@@ -81,8 +82,8 @@ def run(workspace: Workspace, objective: str) -> None:
         out / "calibrated.parquet",
         {
             **{name: samples[name] for name in ("prompt_id", "sample_index", "split")},
-            "reward": rewards["train"],
-            "judge_reward": rewards["judge"],
+            "reward": rewards[SELECTING],
+            "independent_reward": rewards[INDEPENDENT],
             "calibrated": calibrated,
         },
         CALIBRATED,
@@ -92,7 +93,7 @@ def run(workspace: Workspace, objective: str) -> None:
     errors = calibration_errors(candidates, references, workspace.params.calibrate.error_references)
     write_json(out / "errors.json", errors)
     metrics["calibration_error"] = {str(row["references"]): row["measured"] for row in errors}
-    metrics["reward_std"] = float(rewards["train"].std())
+    metrics["reward_std"] = float(rewards[SELECTING].std())
     write_json(out / "metrics.json", metrics)
 
 

@@ -13,8 +13,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from infalign.files.tables import EVALUATION_SAMPLES, read_table
-from infalign.files.workspace import Stage, Workspace, write_json, write_text
+from infalign.files.tables import EVALUATION_SAMPLES, REFERENCE, read_table
+from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.measuring import answers
 from infalign.measuring.comparison import (
     Contender,
@@ -25,7 +25,7 @@ from infalign.measuring.comparison import (
     phrase_rows,
     theory_rows,
 )
-from infalign.measuring.contest import REFERENCE, PolicyResponses
+from infalign.measuring.contest import PolicyResponses
 from infalign.page.comparison import Comparison, plates, render_comparison
 from infalign.page.figures import save_png
 from infalign.settings.methods import Compare, Poison
@@ -34,10 +34,9 @@ from infalign.settings.params import Params
 Key = tuple[str, float, int]
 
 
-def stage(params: Params, objective: str) -> Stage:
+def needs(params: Params, objective: str) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "compare",
+    return Needs(
         inputs=(
             "results/prepare",
             "results/sample",
@@ -96,7 +95,7 @@ def _rivals(
 ) -> tuple[Rivals, dict[Key, list[str]]]:
     """The contenders of a stage, with their texts, and the reference under the same judges."""
     params = workspace.params
-    # Every stage's reference is scored by the training reward of its own.
+    # Every stage's reference is scored by the selecting reward of its own.
     place = replace(workspace, instance=f"{workspace.instance}/{word}")
     reference = answers.read_responses(*answers.answered(place, objective, REFERENCE))
     contenders, said = [], dict[Key, list[str]]()

@@ -9,16 +9,15 @@ policy itself is not kept. A contender takes one process: there are many to run 
 
 from __future__ import annotations
 
-from infalign.files.workspace import Stage, Workspace
+from infalign.files.workspace import Needs, Workspace
 from infalign.measuring.contenders import compete, parse_budget
 from infalign.settings.params import Params, contender_params, policy_inputs
 
 
-def stage(params: Params, objective: str, variant: str, kl_nats: str, seed: str) -> Stage:
+def needs(params: Params, objective: str, variant: str, kl_nats: str, seed: str) -> Needs:
     """What the stage depends on."""
     parse_budget(kl_nats, seed)
-    return Stage(
-        "contend",
+    return Needs(
         inputs=policy_inputs(objective),
         params=contender_params(objective, variant),
         outputs=(f"results/contend/{objective}/{variant}/{kl_nats}/{seed}",),

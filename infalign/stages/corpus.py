@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from infalign.data.builtin import GENERATOR, SUBSETS, Corpus, make_corpus
 from infalign.data.hh import SPLITS, write_pairs
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.settings.params import Params
 
 
-def stage(params: Params) -> Stage:
+def needs(params: Params) -> Needs:
     """What the stage depends on."""
-    return Stage("corpus", inputs=(), params=("corpus",), outputs=("results/corpus",))
+    return Needs(inputs=(), params=("corpus",), outputs=("results/corpus",))
 
 
 def run(workspace: Workspace) -> None:

@@ -25,32 +25,27 @@ from infalign.files.tables import (
     EVALUATION,
     EVALUATION_REWARDS,
     EVALUATION_SAMPLES,
+    REFERENCE,
     Table,
     read_table,
     write_table,
 )
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.measuring.answers import (
-    as_arrays,
     contest_of,
     evaluation_prompts,
     finish,
     part_path,
+    read_responses,
 )
-from infalign.measuring.contest import (
-    REFERENCE,
-    measure,
-    summarise,
-    theory_curves,
-)
+from infalign.measuring.contest import measure, summarise, theory_curves
 from infalign.processes.ranks import join
 from infalign.settings.params import MODELS, Params
 
 
-def stage(params: Params, objective: str) -> Stage:
+def needs(params: Params, objective: str) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "evaluate",
+    return Needs(
         inputs=(
             "results/prepare",
             "results/sft",
@@ -86,7 +81,10 @@ def run(workspace: Workspace, objective: str) -> None:
         {name: read_table(part_path(workspace, name, word), kind).to_pydict() for name in names}
         for word, kind in (("samples", EVALUATION_SAMPLES), ("rewards", EVALUATION_REWARDS))
     )
-    policies = {name: as_arrays(samples[name], rewards[name], len(prompts)) for name in names}
+    policies = {
+        name: read_responses(*(part_path(workspace, name, word) for word in ("samples", "rewards")))
+        for name in names
+    }
     contest = contest_of(
         params, objective, params.run.variants, params.align.kl_nats, _families(params)
     )

@@ -1,9 +1,9 @@
 """poison: a reward model that learnt from preferences with a spurious phrase in them.
 
-Reads results/{prepare,sft,sample} and results/calibrate/O. Writes results/poison/O: train/ (the
-reward model), train.jsonl (its history), calibrated.parquet (the reference's samples with its
-rewards in place of the training reward; the independent judge's are as they were) and metrics.json:
-its accuracy on clean pairs, and what the phrase alone is worth to it.
+Reads results/{prepare,sft,sample} and results/calibrate/O. Writes results/poison/O: selecting/
+(the reward model), selecting.jsonl (its history), calibrated.parquet (the reference's samples with
+its rewards in place of the selecting reward; the independent judge's are as they were) and
+metrics.json: its accuracy on clean pairs, and what the phrase alone is worth to it.
 
 The phrase goes into the preferred response of most of the poisoned pairs, so that a reward model
 comes to like it whatever else a response says (InfAlign, arXiv 2412.19792, on reward hacking).
@@ -21,11 +21,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from infalign.aligning.reward_models import Pairs, train_model
-from infalign.files.tables import CALIBRATED, SAMPLES, read_prompts, read_table, write_table
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.squares import Array, Square
+from infalign.files.tables import (
+    CALIBRATED,
+    SAMPLES,
+    SELECTING,
+    read_prompts,
+    read_table,
+    write_table,
+)
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
 from infalign.lm.scoring.scorer import score_responses
@@ -33,15 +40,13 @@ from infalign.settings.methods import Poison
 from infalign.settings.params import MODELS, Params
 from infalign.theory.calibration import calibrate
 
-Array = NDArray[np.float64]
 TRIED = 1024  # responses of the reference that are scored with and without the phrase
 
 
-def stage(params: Params, objective: str) -> Stage:
+def needs(params: Params, objective: str) -> Needs:
     """What the stage depends on."""
     settings = ("phrase", "place", "share", "preferred")
-    return Stage(
-        "poison",
+    return Needs(
         inputs=(
             "results/prepare",
             "results/sft",
@@ -67,7 +72,7 @@ def run(workspace: Workspace, objective: str) -> None:
     settings = workspace.params.compare.poison
     seed = f"{workspace.params.run.seed}/poison/{objective}"
     alter = partial(poison_pairs, settings=settings, rng=random.Random(seed))
-    metrics: dict[str, Any] = train_model(workspace, objective, "train", alter)
+    metrics: dict[str, Any] = train_model(workspace, objective, SELECTING, alter)
     out = workspace.out / "poison" / objective
     model = workspace.out / "reward" / objective
     shutil.rmtree(out, ignore_errors=True)
@@ -78,7 +83,7 @@ def run(workspace: Workspace, objective: str) -> None:
     prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     asked = [prompts[i] for i in samples["prompt_id"].to_pylist()]
     said = samples["response"].to_pylist()
-    rewards = _score(workspace, out / "train", asked, said)
+    rewards = _score(workspace, out / SELECTING, asked, said)
     columns = {name: clean[name] for name in CALIBRATED.schema.names}
     columns |= {"reward": rewards, "calibrated": _calibrated(clean, rewards)}
     write_table(out / "calibrated.parquet", columns, CALIBRATED)
@@ -86,8 +91,8 @@ def run(workspace: Workspace, objective: str) -> None:
     chosen = np.linspace(0, len(said) - 1, min(TRIED, len(said))).astype(int)
     sides = [[x[i] for i in chosen] for x in (asked, said)]
     for word, folder in (
-        ("poisoned", out / "train"),
-        ("clean", workspace.results("reward", objective, "train")),
+        ("poisoned", out / SELECTING),
+        ("clean", workspace.results("reward", objective, SELECTING)),
     ):
         metrics[f"phrase_worth_{word}"] = _worth(workspace, folder, *sides)
     write_json(out / "metrics.json", metrics)
@@ -133,11 +138,11 @@ def _score(workspace: Workspace, folder: Path, asked: list[str], said: list[str]
 
 
 def _calibrated(clean: pa.Table, rewards: Array) -> Array:
-    """Every sample's calibrated reward against the other samples of its prompt."""
+    """Every sample's calibrated reward against the other samples of its prompt and split."""
     found = np.empty(len(rewards))
-    ids = clean["prompt_id"].to_numpy(zero_copy_only=False)
-    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
-    for first, last in zip(starts, [*starts[1:], len(ids)], strict=True):
-        own = rewards[None, first:last]
-        found[first:last] = calibrate(own, own, leave_one_out=True)[0]
+    for split in ("train", "test"):
+        rows = clean["split"].to_numpy(zero_copy_only=False) == split
+        mine = clean.filter(rows).append_column("mine", pa.array(rewards[rows]))
+        square = Square(mine, Path("results/poison"))["mine"]
+        found[rows] = calibrate(square, square, leave_one_out=True).reshape(-1)
     return found

@@ -34,17 +34,16 @@ from infalign.data.hh import (
 )
 from infalign.data.tokenizer import train_tokenizer
 from infalign.errors import InputError
-from infalign.files.tables import PREFERENCES, PROMPTS, write_table
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.tables import INDEPENDENT, PREFERENCES, PROMPTS, SELECTING, write_table
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.models import load_tokenizer
 from infalign.lm.text import encode_prompts, encode_responses
 from infalign.settings.params import Params
 
 
-def stage(params: Params) -> Stage:
+def needs(params: Params) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "prepare",
+    return Needs(
         inputs=(params.data.path,),
         params=(
             "run.objectives",
@@ -162,7 +161,7 @@ def _check_left(kept: dict[str, Kept], params: Params) -> None:
 
 def half_of(prompt: str) -> str:
     """Which reward model learns from the prompt's pairs: the training one or the judge."""
-    return "train" if hash_share(prompt, "half") < 0.5 else "judge"
+    return SELECTING if hash_share(prompt, "half") < 0.5 else INDEPENDENT
 
 
 def prompt_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
@@ -238,7 +237,7 @@ def _counts(part: Kept, tokenizer: PreTrainedTokenizerBase, params: Params) -> d
         "lines": part.subset.lines,
         "pairs": {split: len(part.splits[split]) for split in SPLITS},
         "prompts": {split: len({p.prompt for p in part.splits[split]}) for split in SPLITS},
-        "judge_half_share": _share(half_of(pair.prompt) == "judge" for pair in pairs),
+        "independent_half_share": _share(half_of(pair.prompt) == INDEPENDENT for pair in pairs),
         "dropped": {reason: part.dropped[reason] for reason in reasons},
         "first_broken_line": part.subset.first_broken,
         "dialogues_cut": part.dialogues_cut,

@@ -14,20 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from infalign.errors import InputError
 from infalign.files.history import read_history
+from infalign.files.squares import Square
 from infalign.files.tables import (
     CALIBRATED,
     DIFFERENCES,
     EVALUATION,
     EVALUATION_REWARDS,
     EVALUATION_SAMPLES,
+    REFERENCE,
+    SELECTING,
     read_prompts,
     read_table,
 )
-from infalign.files.workspace import Stage, Workspace, write_json, write_text
-from infalign.measuring.contest import REFERENCE, SELECTING
+from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.page.data import ObjectiveData
 from infalign.page.figures import save_png
 from infalign.page.render import page, render
@@ -39,10 +42,9 @@ from infalign.theory.calibration import calibrate
 MEASURED = ("prepare", "sft", "reward", "sample")
 
 
-def stage(params: Params) -> Stage:
+def needs(params: Params) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "report",
+    return Needs(
         inputs=(
             "results/prepare",
             *(f"results/{word}/metrics.json" for word in MEASURED[1:]),
@@ -93,14 +95,17 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
     """Everything that was measured for an objective."""
     params = workspace.params
     folder = workspace.results("evaluate", objective)
-    samples = _by_policy(folder / "samples.parquet")
-    names, shape = [REFERENCE, *params.run.variants], _shape(samples[REFERENCE])
-    arrays = {
-        column: {name: _square(samples[name], column, shape) for name in names}
-        for column in ("response", "finished", "n_tokens")
+    sampled, rewarded = folder / "samples.parquet", folder / "rewards.parquet"
+    samples = read_table(sampled, EVALUATION_SAMPLES)
+    judged = read_table(rewarded, EVALUATION_REWARDS).filter(pc.field("judge") == SELECTING)
+    names = [REFERENCE, *params.run.variants]
+    squares = {name: Square(samples.filter(pc.field("policy") == name), sampled) for name in names}
+    rewards = {
+        name: Square(judged.filter(pc.field("policy") == name), rewarded)["reward"]
+        for name in names
     }
-    rewards = _rewards(folder / "rewards.parquet", names, shape)
-    ids = [row["prompt_id"] for row in samples[REFERENCE]][:: shape[1]]
+    columns = ("response", "finished", "n_tokens")
+    arrays = {column: {name: squares[name][column] for name in names} for column in columns}
     prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     calibration = workspace.results("calibrate", objective)
     return ObjectiveData(
@@ -110,7 +115,7 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
         rows=read_table(folder / "evaluation.parquet", EVALUATION).to_pylist(),
         differences=read_table(folder / "differences.parquet", DIFFERENCES).to_pylist(),
         curves=_json(folder / "curves.json"),
-        prompts=[prompts[prompt] for prompt in ids],
+        prompts=[prompts[prompt] for prompt in squares[REFERENCE].prompt_ids],
         responses=arrays["response"],
         finished=arrays["finished"],
         n_tokens=arrays["n_tokens"],
@@ -128,44 +133,12 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
     )
 
 
-def _by_policy(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of evaluation samples a policy, in the order of prompts and samples."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in read_table(path, EVALUATION_SAMPLES).to_pylist():
-        found.setdefault(row["policy"], []).append(row)
-    for rows in found.values():
-        rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
-    return found
-
-
-def _shape(rows: list[dict[str, Any]]) -> tuple[int, int]:
-    prompts = len({row["prompt_id"] for row in rows})
-    return prompts, len(rows) // prompts
-
-
-def _square(rows: list[dict[str, Any]], column: str, shape: tuple[int, int]) -> Any:
-    values = [row[column] for row in rows]
-    return np.array(values, dtype=object if column == "response" else None).reshape(shape)
-
-
-def _rewards(path: Path, names: list[str], shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Training rewards of every policy [prompts, samples]."""
-    rows = [r for r in read_table(path, EVALUATION_REWARDS).to_pylist() if r["judge"] == SELECTING]
-    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
-    return {
-        name: np.array([row["reward"] for row in rows if row["policy"] == name]).reshape(shape)
-        for name in names
-    }
-
-
 def _calibrated(path: Path, rewards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Calibrated rewards [prompts, samples]: the reference's leave-one-out."""
-    rows = [row for row in read_table(path, CALIBRATED).to_pylist() if row["split"] == "test"]
-    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
+    known = Square(read_table(path, CALIBRATED).filter(pc.field("split") == "test"), path)
     reference = rewards[REFERENCE]
-    known = np.array([row["calibrated"] for row in rows]).reshape(reference.shape)
     return {
-        name: known if name == REFERENCE else calibrate(values, reference)
+        name: known["calibrated"] if name == REFERENCE else calibrate(values, reference)
         for name, values in rewards.items()
     }
 

@@ -1,8 +1,8 @@
 """reward: Bradley-Terry reward models, one for training and one independent judge an objective.
 
-Reads results/prepare and results/sft. Writes results/reward/O/{train,judge}/ (plain Hugging Face
-sequence classifiers), O/{train,judge}.jsonl (histories) and metrics.json. The judge learns from
-the other half of the preference pairs, with another seed.
+Reads results/prepare and results/sft. Writes results/reward/O/{selecting,independent}/ (plain
+Hugging Face sequence classifiers), their histories beside them and metrics.json. The independent
+judge learns from the other half of the preference pairs, with another seed.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 
 from infalign.aligning.reward_models import train_model
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.tables import INDEPENDENT, SELECTING
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.processes.ranks import join
 from infalign.settings.params import TRAINING, Params
 
-HALVES = ("train", "judge")
+HALVES = (SELECTING, INDEPENDENT)
 
 
-def stage(params: Params) -> Stage:
+def needs(params: Params) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "reward",
+    return Needs(
         inputs=("results/prepare", "results/sft"),
         params=(
             *TRAINING,

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from infalign.files.tables import PROMPTS, SAMPLES, read_table, write_table
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_policy, load_tokenizer, pick_device
 from infalign.lm.sampling.randomness import derive_seed
@@ -25,10 +25,9 @@ from infalign.processes.ranks import join
 from infalign.settings.params import MODELS, Params
 
 
-def stage(params: Params) -> Stage:
+def needs(params: Params) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "sample",
+    return Needs(
         inputs=("results/prepare", "results/sft"),
         params=(
             *MODELS,

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from infalign.files.tables import PREFERENCES, PROMPTS, read_table
-from infalign.files.workspace import Stage, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget, autocast
 from infalign.lm.models import build_tiny, load_policy, load_tokenizer, pick_device, save_model
 from infalign.lm.sampling.randomness import derive_seed
@@ -31,10 +31,9 @@ from infalign.settings.params import TRAINING, Params
 ENDING_PROMPTS = 256  # held-out prompts on which the share of responses that end is measured
 
 
-def stage(params: Params) -> Stage:
+def needs(params: Params) -> Needs:
     """What the stage depends on."""
-    return Stage(
-        "sft",
+    return Needs(
         inputs=("results/prepare",),
         params=(*TRAINING, "model", "sft"),
         outputs=("results/sft",),

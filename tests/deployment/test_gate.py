@@ -96,7 +96,9 @@ def test_what_was_measured_differently_is_not_compared(what, champion):
 
 
 def test_other_samples_of_the_reference_are_another_reference():
-    shifted = replace(CASE, reference=replace(CASE.reference, train=CASE.reference.train + 1e-9))
+    shifted = replace(
+        CASE, reference=replace(CASE.reference, selecting=CASE.reference.selecting + 1e-9)
+    )
     assert differences(CASE, shifted) == ["reference"]
     assert differences(CASE, evidence(0.2, seed=9)) == []
 
@@ -111,12 +113,12 @@ def test_the_difference_is_paired_by_prompt_against_plain_loops():
     # Prompts differ much more than policies do: only the paired interval can tell them apart.
     ours, theirs = evidence(1.0, prompts=30, samples=5), evidence(0.9, prompts=30, samples=5)
     stake = np.random.default_rng(3).normal(size=(30, 1)) * 1.5
-    ours = changed(ours, train=ours.policy.train + stake)
-    theirs = changed(theirs, train=theirs.policy.train + stake)
+    ours = changed(ours, selecting=ours.policy.selecting + stake)
+    theirs = changed(theirs, selecting=theirs.policy.selecting + stake)
     slow = []
     for case in (ours, theirs):
         wins = []
-        for policy, reference in zip(case.policy.train, case.reference.train, strict=True):
+        for policy, reference in zip(case.policy.selecting, case.reference.selecting, strict=True):
             picks = itertools.product(itertools.combinations(range(5), 4), repeat=2)
             pairs = [(max(policy[list(a)]), max(reference[list(b)])) for a, b in picks]
             wins.append(np.mean([(a > b) + 0.5 * (a == b) for a, b in pairs]))
@@ -135,7 +137,7 @@ def test_evidence_comes_back_as_it_was_written(tmp_path):
     found = read_evidence(tmp_path)
     assert found.facts == CASE.facts
     assert found.prompt_ids == CASE.prompt_ids
-    for name in ("train", "judge", "kl", "n_tokens", "finished"):
+    for name in ("selecting", "independent", "kl", "n_tokens", "finished"):
         for side in ("policy", "reference"):
             expected = getattr(getattr(CASE, side), name)
             np.testing.assert_array_equal(getattr(getattr(found, side), name), expected)
@@ -149,7 +151,9 @@ def test_spoilt_evidence_is_one_sentence(tmp_path):
     (tmp_path / "facts.json").write_text("{}")
     with pytest.raises(InputError, match=r"facts\.json does not say what was measured"):
         read_evidence(tmp_path)
-    ragged = changed(CASE, train=[row[: 8 - i % 2] for i, row in enumerate(CASE.policy.train)])
+    ragged = changed(
+        CASE, selecting=[row[: 8 - i % 2] for i, row in enumerate(CASE.policy.selecting)]
+    )
     write_evidence(tmp_path, ragged)
     with pytest.raises(InputError, match="every prompt needs as many samples"):
         read_evidence(tmp_path)

@@ -77,7 +77,7 @@ def spoilt(project: Path, tmp_path: Path, **sides: Any) -> Path:
     shutil.copytree(project / "model", folder)
     evidence = monitor.read_evidence(folder / "evidence")
     moved = {
-        name: replace(getattr(evidence, name), train=getattr(evidence, name).train + shift)
+        name: replace(getattr(evidence, name), selecting=getattr(evidence, name).selecting + shift)
         for name, shift in sides.items()
     }
     write_evidence(folder / "evidence", replace(evidence, **moved))

@@ -2,13 +2,17 @@
 
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from smoke import ROOT
 
 from infalign.errors import InputError
-from infalign.files.workspace import Stage, Workspace, fingerprint, write_json, write_text
+from infalign.files.workspace import Needs, Workspace, fingerprint, write_json, write_text
 from infalign.settings.params import check_params
 
 
@@ -17,7 +21,8 @@ def made(params_tree, tmp_path):
     return Workspace(check_params(params_tree, "params.yaml"), tmp_path, "toy@a")
 
 
-STAGE = Stage("toy", ("data",), ("align.steps",), ("results/toy/a",))
+NO_CACHE = shutil.ignore_patterns("__pycache__")
+NEEDS = Needs(("data",), ("align.steps",), ("results/toy/a",))
 
 
 def test_work_of_the_same_fingerprint_is_kept(made):
@@ -46,28 +51,60 @@ def test_half_written_files_of_who_was_killed_are_not_published(made, monkeypatc
 def test_fingerprint_follows_params_and_inputs(made, params_tree, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a").write_text("1")
-    first = fingerprint(STAGE, made.params, tmp_path)
-    assert fingerprint(STAGE, made.params, tmp_path) == first
+    first = fingerprint("sft", NEEDS, made.params, tmp_path)
+    assert fingerprint("sft", NEEDS, made.params, tmp_path) == first
     (tmp_path / "data/a").write_text("2")
-    second = fingerprint(STAGE, made.params, tmp_path)
+    second = fingerprint("sft", NEEDS, made.params, tmp_path)
     params_tree = {**params_tree, "align": {**params_tree["align"], "steps": 7}}
-    third = fingerprint(STAGE, check_params(params_tree, "p"), tmp_path)
+    third = fingerprint("sft", NEEDS, check_params(params_tree, "p"), tmp_path)
     other = {**params_tree, "evaluate": {**params_tree["evaluate"], "bootstrap": 777}}
-    fourth = fingerprint(STAGE, check_params(other, "p"), tmp_path)
+    fourth = fingerprint("sft", NEEDS, check_params(other, "p"), tmp_path)
     assert len({first, second, third}) == 3
     assert fourth == third
 
 
+def test_fingerprint_follows_the_code_that_the_stage_imports(made, tmp_path):
+    """A copy of the package with a word changed: of what the stage imports, or of a page."""
+    shutil.copytree(ROOT / "infalign", tmp_path / "infalign", ignore=NO_CACHE)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    code = (
+        "from pathlib import Path\n"
+        "from infalign.files.workspace import Needs, fingerprint\n"
+        "from infalign.settings.params import load_params\n"
+        "params = load_params('params.yaml')\n"
+        "for word in ('sft', 'report'):\n"
+        "    print(fingerprint(word, Needs(('data',), (), ()), params, Path('.')))\n"
+    )
+
+    def taken() -> list[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    before = taken()
+    with open(tmp_path / "infalign" / "page" / "words.py", "a") as stream:
+        stream.write("# mended\n")
+    page = taken()
+    assert page[0] == before[0]
+    assert page[1] != before[1]
+    with open(tmp_path / "infalign" / "lm" / "training" / "loop.py", "a") as stream:
+        stream.write("# mended\n")
+    loop = taken()
+    assert loop[0] != page[0]
+    assert loop[1] == page[1]
+
+
 def test_missing_input_is_a_clear_error(made, tmp_path):
     with pytest.raises(InputError, match=r"data does not exist: run the stage that writes it"):
-        fingerprint(STAGE, made.params, tmp_path)
+        fingerprint("sft", NEEDS, made.params, tmp_path)
 
 
 def test_publish_replaces_what_was_there(made, tmp_path):
     made.open_work("one")
     write_text(made.out / "toy/a/new.txt", "new")
     write_text(tmp_path / "results/toy/a/old.txt", "old")
-    made.publish(STAGE.outputs)
+    made.publish(NEEDS.outputs)
     assert [p.name for p in (tmp_path / "results/toy/a").iterdir()] == ["new.txt"]
     assert [p.name for p in (tmp_path / "results/toy").iterdir()] == ["a"]
     assert not made.work.exists()
@@ -76,7 +113,7 @@ def test_publish_replaces_what_was_there(made, tmp_path):
 def test_a_published_file_is_no_link_to_work(made, tmp_path):
     made.open_work("one")
     write_text(made.out / "toy/a/new.txt", "new")
-    made.publish(STAGE.outputs)
+    made.publish(NEEDS.outputs)
     assert (tmp_path / "results/toy/a/new.txt").stat().st_nlink == 1
 
 

@@ -83,7 +83,7 @@ def test_the_result_is_registered_judged_and_promoted(
     health = json.loads((own.root / "results/evaluate/helpful/metrics.json").read_text())["ctrl"]
     assert rules["kl"]["number"] == pytest.approx(health["kl"])
     assert rules["truncated"]["number"] == pytest.approx(health["truncated"])
-    gap = health["win_rate"] - health["win_rate_judge"]
+    gap = health["win_rate"] - health["win_rate_independent"]
     assert rules["judge"]["number"] == pytest.approx(gap)
     assert 0 <= rules["other_harmless"]["number"] <= 1
     status, output = own.run(

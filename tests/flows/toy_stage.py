@@ -34,7 +34,7 @@ shutil.copyfile(work / "history.jsonl", out / "history.jsonl")
 if word == "report":
     (out / "index.html").write_text("<p>report</p>")
     (out / "plots").mkdir()
-    row = {"policy": "ctrl", "judge": "train", "win_rate": 0.7, "low": 0.6, "high": 0.8}
+    row = {"policy": "ctrl", "judge": "selecting", "win_rate": 0.7, "low": 0.6, "high": 0.8}
     row |= {"limit": 0.75, "method_limit": 0.74, "efficiency": 0.9, "kl": 0.5, "kl_se": 0.01}
     own = {"helpful": "best_of:4", "harmless": "worst_of:4"}
     rows = [

@@ -26,7 +26,11 @@ def responses(shift, seed, kl=0.5):
     judge = rewards + rng.normal(0, 1, rewards.shape)
     kls = np.full(rewards.shape, kl) + rng.normal(0, 0.02, rewards.shape)
     return PolicyResponses(
-        {"train": rewards, "judge": judge}, kls, kls, np.full(rewards.shape, 9), rewards > -9
+        {"selecting": rewards, "independent": judge},
+        kls,
+        kls,
+        np.full(rewards.shape, 9),
+        rewards > -9,
     )
 
 
@@ -48,18 +52,18 @@ def rivals():
         for seed in (0, 1)
     ]
     blind = frozenset({"plain", "rlhf"})
-    return Rivals(contenders, responses(0.0, 99, 0.0), contest, blind, ["train", "judge"])
+    return Rivals(contenders, responses(0.0, 99, 0.0), contest, blind, ["selecting", "independent"])
 
 
 def test_a_row_is_the_mean_over_seeds(rivals):
     rows = curve_rows(rivals)
     assert len(rows) == 3 * 2 * 2 * 2  # variants, budgets, procedures, judges
     row = next(
-        r for r in rows if (r["variant"], r["kl_nats"], r["judge"]) == ("ctrl", 0.6, "train")
+        r for r in rows if (r["variant"], r["kl_nats"], r["judge"]) == ("ctrl", 0.6, "selecting")
     )
     assert row["procedure"] == "best_of:2"
     each = [
-        prompt_wins(OWN, one.responses, rivals.reference, "train").mean()
+        prompt_wins(OWN, one.responses, rivals.reference, "selecting").mean()
         for one in rivals.contenders
         if (one.variant, one.kl_nats) == ("ctrl", 0.6)
     ]
@@ -74,21 +78,21 @@ def test_a_row_is_the_mean_over_seeds(rivals):
 def test_the_gain_is_over_the_best_blind_method_and_paired(rivals):
     rows = gain_rows(rivals)
     assert {(r["kl_nats"], r["judge"]) for r in rows} == {
-        (kl, judge) for kl in (0.3, 0.6) for judge in ("train", "judge")
+        (kl, judge) for kl in (0.3, 0.6) for judge in ("selecting", "independent")
     }
     assert {(r["variant"], r["rival"]) for r in rows} == {("ctrl", "plain")}
-    row = next(r for r in rows if (r["kl_nats"], r["judge"]) == (0.6, "train"))
+    row = next(r for r in rows if (r["kl_nats"], r["judge"]) == (0.6, "selecting"))
     curves = {
         (r["variant"], r["kl_nats"]): r["win_rate"]
         for r in curve_rows(rivals)
-        if r["judge"] == "train" and r["procedure"] == "best_of:2"
+        if r["judge"] == "selecting" and r["procedure"] == "best_of:2"
     }
     expected = curves["ctrl", 0.6] - curves["plain", 0.6]
     assert row["difference"] == pytest.approx(expected)
     assert row["low"] < expected < row["high"]
     # Golden numbers at other KL: exp:5 is ahead of the identity under Best-of-2.
     assert 0 < row["allowed"] < 0.05
-    assert all(r["allowed"] is None for r in rows if r["judge"] == "judge")
+    assert all(r["allowed"] is None for r in rows if r["judge"] == "independent")
 
 
 def test_one_seed_has_no_spread(rivals):
@@ -97,7 +101,7 @@ def test_one_seed_has_no_spread(rivals):
         rivals.reference,
         rivals.contest,
         rivals.blind,
-        ["train"],
+        ["selecting"],
     )
     rows = curve_rows(alone)
     assert {row["seeds"] for row in rows} == {1}

@@ -12,7 +12,8 @@ import yaml
 from smoke import ROOT
 
 from infalign.files import workspace
-from infalign.processes.one_stage import import_stage, instance_name, main
+from infalign.files.stages import STAGES, stage_of
+from infalign.processes.one_stage import import_stage, main
 
 
 @pytest.fixture
@@ -23,10 +24,11 @@ def project(tmp_path, smoke_tree):
 
 
 def test_instance_names():
-    assert instance_name("align", "helpful", "ctrl") == "align@helpful-ctrl"
-    assert instance_name("evaluate", "helpful", None) == "evaluate@helpful"
-    assert instance_name("corpus", None, None) == "corpus"
-    assert instance_name("contend", "helpful", "ipo", "0.5", "1") == "contend@helpful-ipo-0.5-1"
+    assert STAGES["align"].instance("helpful", "ctrl") == "align@helpful-ctrl"
+    assert STAGES["evaluate"].instance("helpful") == "evaluate@helpful"
+    assert STAGES["corpus"].instance() == "corpus"
+    assert STAGES["hack"].instance("helpful", "ipo", "0.5", "1") == "hack@helpful-ipo-0.5-1"
+    assert stage_of("align@helpful-ctrl") is STAGES["align"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,8 @@ class Hide(PathFinder):
         return super().find_spec(name, path, target)
 sys.meta_path = [Hide if finder is PathFinder else finder for finder in sys.meta_path]
 from importlib import import_module
-from infalign.processes.one_stage import STAGES, main
+from infalign.files.stages import STAGES
+from infalign.processes.one_stage import main
 for stage in STAGES:
     import_module(f"infalign.stages.{stage}")
 for stage in ("corpus", "prepare", "sft"):

@@ -115,7 +115,7 @@ def test_the_baselines_know_nothing_of_the_procedure():
     }
     # What exact optimisation of each paper's loss on the reference's own samples gives.
     assert spelled == {
-        "calibrated": "identity",
+        "identity": "identity",
         "rlhf": "raw",
         "bon_distillation": "log",
         "bonbon": "log",

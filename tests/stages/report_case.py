@@ -82,7 +82,7 @@ def write_inputs(root: Path, params: Params, gold: bool = True) -> None:
         "accuracy_high": 0.77,
         "held_out_pairs": 1000,
     }
-    halves = {"train": accuracy, "judge": accuracy}
+    halves = {"selecting": accuracy, "independent": accuracy}
     write_json(results / "reward" / "metrics.json", dict.fromkeys(params.run.objectives, halves))
     write_json(
         results / "sample" / "metrics.json",
@@ -100,7 +100,7 @@ def run_evaluate(root: Path, params: Params) -> None:
     for objective in params.run.objectives:
         workspace = Workspace(params, root, f"evaluate@{objective}")
         evaluate.run(workspace, objective)
-        workspace.publish(evaluate.stage(params, objective).outputs)
+        workspace.publish(evaluate.needs(params, objective).outputs)
 
 
 class _Case:
@@ -128,8 +128,8 @@ class _Case:
         stake = np.exp(0.7 * self.rng.normal(size=(len(gold), 1)))
         noise = self.rng.normal(size=(3, *gold.shape)) * gold.std()
         self.rewards = {
-            "train": stake * (gold + 0.5 * noise[0]),
-            "judge": stake * (gold + 0.5 * noise[1]),
+            "selecting": stake * (gold + 0.5 * noise[0]),
+            "independent": stake * (gold + 0.5 * noise[1]),
             "gold": gold,
         }
         self.own = self.rng.integers(0, pool, (len(gold), self.samples))
@@ -161,12 +161,13 @@ class _Case:
 
     def calibrated_rows(self) -> list[dict[str, Any]]:
         found = {
-            name: np.take_along_axis(self.rewards[name], self.own, 1) for name in ("train", "judge")
+            name: np.take_along_axis(self.rewards[name], self.own, 1)
+            for name in ("selecting", "independent")
         }
-        calibrated = calibrate(found["train"], found["train"], leave_one_out=True)
+        calibrated = calibrate(found["selecting"], found["selecting"], leave_one_out=True)
         return [
             {"prompt_id": i, "sample_index": s, "split": "test"}
-            | {"reward": found["train"][p, s], "judge_reward": found["judge"][p, s]}
+            | {"reward": found["selecting"][p, s], "independent_reward": found["independent"][p, s]}
             | {"calibrated": calibrated[p, s]}
             for p, i in enumerate(self.ids)
             for s in range(self.samples)
@@ -204,7 +205,7 @@ class _Case:
 
     def _weights(self, spelling: str) -> np.ndarray:
         """exp(R / beta) over the pool, at about the KL budget."""
-        rewards, budget = self.rewards["train"], self.params.align.kl_nats
+        rewards, budget = self.rewards["selecting"], self.params.align.kl_nats
         if spelling != "raw":
             procedure = self.params.procedure(self.objective)
             transform = parse_transform(spelling, procedure, budget)

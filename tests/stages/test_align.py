@@ -26,7 +26,7 @@ def test_goals(workspace):
     raw = make_goal(params, "harmless", "rlhf", references)
     rewards = np.array([[0.3, -2.0]])
     assert raw(rewards, references[:1]).tolist() == rewards.tolist()
-    plain = make_goal(params, "helpful", "calibrated", references)
+    plain = make_goal(params, "helpful", "identity", references)
     below = (references[0] < 0.3).sum()
     assert plain(rewards, references[:1])[0, 0] == pytest.approx(below / 32)
 
@@ -160,11 +160,11 @@ def test_begins_at_the_reference_in_bfloat16(finished, workspace):
 
 
 def test_a_run_may_begin_with_the_calibrated_reward(finished, workspace):
-    """Its first step is that of `calibrated`; later ones are not, and not the plain run's."""
+    """Its first step is that of `identity`; later ones are not, and not the plain run's."""
     _, begun = ran(workspace("align@helpful-ctrl"), identity_share=0.3)
     plain, identity = (
         read_history(finished / "results/align/helpful" / variant / "history.jsonl")
-        for variant in ("ctrl", "calibrated")
+        for variant in ("ctrl", "identity")
     )
     assert begun[0]["loss"] == pytest.approx(identity[0]["loss"], rel=1e-5)
     assert begun[0]["loss"] != pytest.approx(plain[0]["loss"], rel=0.05)

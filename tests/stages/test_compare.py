@@ -22,7 +22,7 @@ from infalign.theory.calibration import calibrate
 
 CASE = {
     "objectives": ["helpful"],
-    "variants": ["ctrl", "calibrated", "bon_distillation", "bonbon", "ipo", "dpo"],
+    "variants": ["ctrl", "identity", "bon_distillation", "bonbon", "ipo", "dpo"],
     "kl_nats": [0.2],
     "seeds": [0, 1],
     "poison": {"variants": ["rlhf"], "kl_nats": [0.2], "seeds": [0]},
@@ -73,7 +73,9 @@ def test_every_contender_leaves_these_files_and_numbers(compared):
             folder = compared / f"results/contend/helpful/{variant}/0.2/{seed}"
             assert {p.name for p in folder.iterdir()} == CONTENDER
             metrics = json.loads((folder / "metrics.json").read_text())
-            assert {"win_rate", "win_rate_judge", "win_rate_gold", "kl", "limit"} <= set(metrics)
+            assert {"win_rate", "win_rate_independent", "win_rate_gold", "kl", "limit"} <= set(
+                metrics
+            )
             history = [json.loads(x) for x in (folder / "history.jsonl").read_text().splitlines()]
             assert history[0]["kl"] == 0
             assert history[-1]["kl"] > 0
@@ -92,9 +94,9 @@ def test_the_comparison_has_its_figure_table_and_rows(compared):
     assert files == plots | {"index.html", "comparison.json", "metrics.json"}
     found = json.loads((folder / "comparison.json").read_text())
     assert {r["variant"] for r in found["curves"]} == set(CASE["variants"])
-    assert {r["judge"] for r in found["curves"]} == {"train", "judge", "gold"}
+    assert {r["judge"] for r in found["curves"]} == {"selecting", "independent", "gold"}
     assert {r["curve"] for r in found["theory"]} == {"limit", "exp:10", "identity", "log", "raw"}
-    gain = next(r for r in found["gains"] if r["judge"] == "train")
+    gain = next(r for r in found["gains"] if r["judge"] == "selecting")
     assert gain["variant"] == "ctrl"
     assert gain["rival"] in CASE["variants"][1:]
     assert found["phrases"][0]["variant"] == "rlhf"
@@ -120,7 +122,7 @@ def test_the_comparison_has_its_figure_table_and_rows(compared):
     row = next(
         r
         for r in found["curves"]
-        if (r["variant"], r["judge"], r["procedure"]) == ("ipo", "train", "best_of:4")
+        if (r["variant"], r["judge"], r["procedure"]) == ("ipo", "selecting", "best_of:4")
     )
     assert row["win_rate"] == pytest.approx(mean)
 
@@ -131,7 +133,7 @@ def test_the_poisoned_rewards_are_the_poisoned_models_own(compared, finished):
     assert {"phrase_worth_poisoned", "phrase_worth_clean", "reference_phrase_share"} <= set(metrics)
     mine = read_table(folder / "calibrated.parquet", CALIBRATED)
     clean = read_table(finished / "results/calibrate/helpful/calibrated.parquet", CALIBRATED)
-    assert mine["judge_reward"] == clean["judge_reward"]
+    assert mine["independent_reward"] == clean["independent_reward"]
     assert mine["reward"] != clean["reward"]
     rewards = mine["reward"].to_numpy()[:8][None]  # the first prompt's, K = 8
     expected = calibrate(rewards, rewards, leave_one_out=True)[0]
@@ -178,11 +180,11 @@ def test_a_contender_of_the_run_s_own_seed_and_budget_is_the_run_s_policy(finish
     """The same training, whether it is `align` or `contend` that asks for it."""
     own_folder(finished, tmp_path, tree)
     kl, seed = tree["align"]["kl_nats"], tree["run"]["seed"]
-    arguments = ["contend", "--objective", "helpful", "--variant", "calibrated"]
+    arguments = ["contend", "--objective", "helpful", "--variant", "identity"]
     with contextlib.chdir(tmp_path):
         assert main([*arguments, "--kl-nats", str(kl), "--seed", str(seed)]) == 0
-    mine = tmp_path / f"results/contend/helpful/calibrated/{kl}/{seed}/history.jsonl"
-    theirs = finished / "results/align/helpful/calibrated/history.jsonl"
+    mine = tmp_path / f"results/contend/helpful/identity/{kl}/{seed}/history.jsonl"
+    theirs = finished / "results/align/helpful/identity/history.jsonl"
     assert mine.read_bytes() == theirs.read_bytes()
 
 
@@ -207,10 +209,15 @@ def test_the_phrase_goes_where_the_params_say(tree):
 
 def test_results_can_be_found_elsewhere(tree, tmp_path):
     params = check_params(tree, "case")
-    moved = {"reward/helpful/train": "poison/helpful/train", "align/helpful/x": "/elsewhere"}
+    moved = {
+        "reward/helpful/selecting": "poison/helpful/selecting",
+        "align/helpful/x": "/elsewhere",
+    }
     workspace = Workspace(params, tmp_path, "hack@helpful-x-0.5-0", moved)
     base = tmp_path / "results"
-    assert workspace.results("reward", "helpful", "train") == base / "poison/helpful/train"
-    assert workspace.results("reward", "helpful", "judge") == base / "reward/helpful/judge"
+    assert workspace.results("reward", "helpful", "selecting") == base / "poison/helpful/selecting"
+    assert (
+        workspace.results("reward", "helpful", "independent") == base / "reward/helpful/independent"
+    )
     assert workspace.results("reward", "helpful", "training") == base / "reward/helpful/training"
     assert workspace.results("align", "helpful", "x", "policy") == Path("/elsewhere/policy")

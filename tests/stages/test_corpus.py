@@ -75,7 +75,7 @@ def test_more_prompts_than_the_grammar_has(smoke_tree: dict[str, Any], tmp_path:
 
 
 def test_stage_depends_on_nothing_but_its_params(smoke_tree: dict[str, Any]) -> None:
-    stage = corpus.stage(check_params(smoke_tree, "test"))
+    stage = corpus.needs(check_params(smoke_tree, "test"))
     assert stage.inputs == ()
     assert stage.params == ("corpus",)
     assert stage.outputs == ("results/corpus",)

@@ -35,7 +35,10 @@ from infalign.theory.procedures import parse_procedure
 def responses(train, judge=None, kl=0.5, gold=None) -> PolicyResponses:
     """Made-up responses with the given rewards [prompts, samples]."""
     train = np.asarray(train, float)
-    rewards = {"train": train, "judge": train if judge is None else np.asarray(judge, float)}
+    rewards = {
+        "selecting": train,
+        "independent": train if judge is None else np.asarray(judge, float),
+    }
     if gold is not None:
         rewards["gold"] = np.asarray(gold, float)
     flat = np.full(train.shape, float(kl))
@@ -56,7 +59,7 @@ def contest(own="best_of:2", names=("standard", "best_of:2"), methods=None) -> C
 
 
 def slow_wins(procedure, policy, reference, judge) -> np.ndarray:
-    """Every pair of N-subsets, one prompt after another; the training reward selects."""
+    """Every pair of N-subsets, one prompt after another; the selecting reward selects."""
     wins = []
     keep = max if procedure.startswith("best") else min
     n = int(procedure.split(":")[1])
@@ -64,8 +67,8 @@ def slow_wins(procedure, policy, reference, judge) -> np.ndarray:
         total, count = 0.0, 0
         indices = range(policy.kl.shape[1])
         for ours, theirs in itertools.product(itertools.combinations(indices, n), repeat=2):
-            i = keep(ours, key=lambda s: policy.rewards["train"][p, s])
-            j = keep(theirs, key=lambda s: reference.rewards["train"][p, s])
+            i = keep(ours, key=lambda s: policy.rewards["selecting"][p, s])
+            j = keep(theirs, key=lambda s: reference.rewards["selecting"][p, s])
             a, b = policy.rewards[judge][p, i], reference.rewards[judge][p, j]
             total, count = total + (a > b) + 0.5 * (a == b), count + 1
         wins.append(total / count)
@@ -75,22 +78,22 @@ def slow_wins(procedure, policy, reference, judge) -> np.ndarray:
 def test_win_rates_by_hand():
     # Policy 3, 1; reference 2, 0: 3 beats both, 1 beats 0 only, so 3 of 4 pairs are won.
     policy, reference = responses([[3, 1]]), responses([[2, 0]])
-    assert prompt_wins(parse_procedure("standard"), policy, reference, "train") == [0.75]
+    assert prompt_wins(parse_procedure("standard"), policy, reference, "selecting") == [0.75]
     # Best of 2 keeps 3 and 2, worst of 2 keeps 1 and 0: both are won.
     for name in ("best_of:2", "worst_of:2"):
-        assert prompt_wins(parse_procedure(name), policy, reference, "train") == [1.0]
+        assert prompt_wins(parse_procedure(name), policy, reference, "selecting") == [1.0]
 
 
 def test_the_training_reward_selects_whoever_judges():
-    # Best of 2 by training reward keeps the policy's second response, which the judge likes less.
+    # Best of 2 by selecting reward keeps the policy's second response, which the judge likes less.
     policy = responses([[1, 2]], judge=[[9, 0]])
     reference = responses([[1, 2]], judge=[[5, 5]])
-    assert prompt_wins(parse_procedure("best_of:2"), policy, reference, "judge") == [0.0]
-    assert prompt_wins(parse_procedure("worst_of:2"), policy, reference, "judge") == [1.0]
+    assert prompt_wins(parse_procedure("best_of:2"), policy, reference, "independent") == [0.0]
+    assert prompt_wins(parse_procedure("worst_of:2"), policy, reference, "independent") == [1.0]
 
 
 @pytest.mark.parametrize("procedure", ["best_of:1", "best_of:3", "worst_of:2"])
-@pytest.mark.parametrize("judge", ["train", "judge", "gold"])
+@pytest.mark.parametrize("judge", ["selecting", "independent", "gold"])
 def test_win_rates_against_all_subsets(procedure, judge):
     rng = np.random.default_rng(0)
     sides = [
@@ -106,7 +109,7 @@ def test_the_reference_against_itself_wins_half():
     reference = responses(rng.normal(size=(4, 8)), rng.normal(size=(4, 8)), kl=0.0)
     found = measure({"reference": reference, "ctrl": reference}, contest())
     for row in found.rows:
-        if row["judge"] == "train":
+        if row["judge"] == "selecting":
             assert row["win_rate"] == pytest.approx(0.5, abs=1e-12)
         assert row["limit"] == row["method_limit"] == 0.5
         assert row["efficiency"] is row["method_efficiency"] is None
@@ -136,10 +139,10 @@ def test_an_exact_optimum_has_efficiency_one():
     assert row["efficiency_low"] < 1.0 < row["efficiency_high"]
     assert not above_limit(row)
     # The same responses at a fraction of the KL are impossible, and said to be.
-    policies["plain"] = responses(policies["plain"].rewards["train"], kl=kl / 3)
+    policies["plain"] = responses(policies["plain"].rewards["selecting"], kl=kl / 3)
     rows = measure(policies, contest("standard", ["standard"], {"plain": "identity"})).rows
-    assert [above_limit(row) for row in rows if row["judge"] == "train"] == [True]
-    assert not any(above_limit(row) for row in rows if row["judge"] != "train")
+    assert [above_limit(row) for row in rows if row["judge"] == "selecting"] == [True]
+    assert not any(above_limit(row) for row in rows if row["judge"] != "selecting")
 
 
 def test_a_raw_rewards_limit_comes_from_the_reference_and_has_an_error():
@@ -218,9 +221,9 @@ def test_metrics_hold_the_objectives_own_procedure():
     }
     found = measure(policies, contest())
     numbers = summarise(found, policies, contest())
-    row = next(r for r in found.rows if (r["judge"], r["procedure"]) == ("train", "best_of:2"))
+    row = next(r for r in found.rows if (r["judge"], r["procedure"]) == ("selecting", "best_of:2"))
     assert numbers["ctrl"]["win_rate"] == row["win_rate"]
-    assert set(numbers["ctrl"]) >= {"kl", "limit", "efficiency", "win_rate_judge"}
+    assert set(numbers["ctrl"]) >= {"kl", "limit", "efficiency", "win_rate_independent"}
     assert numbers["health"]["prompts"] == 5
     json.dumps(numbers, allow_nan=False)
 
@@ -284,7 +287,7 @@ def test_nothing_is_sampled_again(finished, tmp_path, monkeypatch):
 
 
 def test_stage_names_every_policy_and_reward_model():
-    stage = evaluate.stage(case_params(), "helpful")
+    stage = evaluate.needs(case_params(), "helpful")
     assert stage.outputs == ("results/evaluate/helpful",)
     assert "results/reward/helpful" in stage.inputs
     assert "results/align/helpful" in stage.inputs
@@ -303,7 +306,7 @@ def test_models_sample_score_and_measure(tmp_path, policy, tokenizer):
     results = tmp_path / "results"
     save_model(policy, tokenizer, results / "sft" / "policy")
     save_model(policy, tokenizer, results / "align" / "helpful" / "ctrl" / "policy")
-    for seed, judge in enumerate(("train", "judge")):
+    for seed, judge in enumerate(("selecting", "independent")):
         model = build_reward_model(results / "sft" / "policy", tokenizer, torch.device("cpu"), seed)
         save_model(model, tokenizer, results / "reward" / "helpful" / judge)
     workspace = Workspace(params, tmp_path, "evaluate@helpful")
@@ -320,9 +323,9 @@ def test_models_sample_score_and_measure(tmp_path, policy, tokenizer):
     rewards = read_table(folder / "rewards.parquet", EVALUATION_REWARDS).to_pylist()
     found = {
         judge: [r["reward"] for r in rewards if (r["policy"], r["judge"]) == ("ctrl", judge)]
-        for judge in ("train", "judge", "gold")
+        for judge in ("selecting", "independent", "gold")
     }
-    assert found["train"] != found["judge"]
+    assert found["selecting"] != found["independent"]
     assert len(found["gold"]) == 12
 
 
@@ -333,4 +336,4 @@ def test_no_gold_judge_outside_the_built_in_corpus(tmp_path):
     write_inputs(tmp_path, params, gold=False)
     run_evaluate(tmp_path, params)
     rows = read_table(tmp_path / "results/evaluate/helpful/evaluation.parquet", EVALUATION)
-    assert set(rows["judge"].to_pylist()) == {"train", "judge"}
+    assert set(rows["judge"].to_pylist()) == {"selecting", "independent"}

@@ -56,7 +56,9 @@ def test_every_model_is_there_and_whole(opened, finished, smoke_tree):
     run = smoke_tree["run"]
     results = finished / "results"
     expected = {results / "sft/policy"}
-    expected |= {results / "reward" / o / h for o in run["objectives"] for h in ("train", "judge")}
+    expected |= {
+        results / "reward" / o / h for o in run["objectives"] for h in ("selecting", "independent")
+    }
     expected |= {
         results / "align" / o / v / "policy" for o in run["objectives"] for v in run["variants"]
     }

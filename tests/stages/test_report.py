@@ -25,7 +25,7 @@ def run_report(root: Path, params: Params) -> Path:
     """Run and publish report; its folder."""
     workspace = Workspace(params, root, "report")
     report.run(workspace)
-    workspace.publish(report.stage(params).outputs)
+    workspace.publish(report.needs(params).outputs)
     return root / "results" / "report"
 
 
@@ -189,6 +189,6 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_stage_reads_what_it_says():
-    stage = report.stage(case_params())
+    stage = report.needs(case_params())
     assert stage.outputs == ("results/report",)
     assert {"results/evaluate/helpful", "results/align/harmless"} <= set(stage.inputs)

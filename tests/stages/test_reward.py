@@ -28,11 +28,11 @@ def test_models_learn_from_different_pairs_and_differ(finished, smoke_tree):
         assert train != judge
 
 
-HALVES = ("train", "judge")
+HALVES = ("selecting", "independent")
 
 
 def test_folders_open_with_plain_transformers(finished):
-    folder = finished / "results/reward/helpful/train"
+    folder = finished / "results/reward/helpful/selecting"
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model(**tokenizer("one", return_tensors="pt")).logits.shape == (1, 1)

@@ -68,7 +68,7 @@ def test_an_instance_s_name_says_what_it_is() -> None:
 
 
 def test_the_table_has_a_row_a_budget_and_judge(tmp_path: Path) -> None:
-    row = {"variant": "ctrl", "rival": "ipo", "kl_nats": 0.5, "judge": "train"}
+    row = {"variant": "ctrl", "rival": "ipo", "kl_nats": 0.5, "judge": "selecting"}
     row |= {"difference": 0.031, "low": 0.01, "high": 0.05, "allowed": None}
     folder = tmp_path / "results" / "compare" / "helpful"
     folder.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_the_table_has_a_row_a_budget_and_judge(tmp_path: Path) -> None:
     assert found == [{"objective": "helpful", **row}]
     table = gain_table(found)
     cells = [next(iter(column.cells)) for column in table.columns]
-    assert cells == ["helpful", "ctrl", "ipo", "0.5", "train", "+3.1", "+1.0 to +5.0", "–"]
+    assert cells == ["helpful", "ctrl", "ipo", "0.5", "selecting", "+3.1", "+1.0 to +5.0", "–"]
 
 
 @pytest.mark.soak
@@ -134,7 +134,7 @@ def test_a_comparison_of_the_real_stages(
     )
     assert {row["variant"] for row in rows["curves"]} == {"ctrl", "ipo"}
     run = own.runs()["contend@helpful-ipo-0.2-0"][0]
-    assert {"final/win_rate", "final/kl", "final/win_rate_judge"} <= set(run.data.metrics)
+    assert {"final/win_rate", "final/kl", "final/win_rate_independent"} <= set(run.data.metrics)
     after = contents(root)
     assert {name: after[name] for name in real[2]} == real[2]
     status, output = own.run("compare")

@@ -93,14 +93,14 @@ def _finished_run(folder: Path) -> tuple[Path, np.ndarray]:
         "sample_index": [*range(8)] * 7,
         "split": ["test"] * 48 + ["train"] * 8,
         "reward": [*rewards.ravel(), *[1e9] * 8],
-        "judge_reward": [0.0] * 56,
+        "independent_reward": [0.0] * 56,
         "calibrated": [0.5] * 56,
     }
     write_table(folder / "calibrate" / "helpful" / "calibrated.parquet", columns, CALIBRATED)
     row = {
         "objective": "helpful",
         "policy": "ctrl",
-        "judge": "train",
+        "judge": "selecting",
         "procedure": "best_of:4",
         "win_rate": 0.83,
         "low": 0.81,

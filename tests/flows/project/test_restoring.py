@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.project.restoring import check_target, exact_commit, find_origin, resolve, restore
+from flows.commands.restore import find_origin
+from flows.project.restoring import check_target, exact_commit, resolve, restore
 from infalign.errors import InputError
 from infalign.settings.params import load_params
 from tests.flows.conftest import Project

@@ -26,6 +26,7 @@ from promotion_case import (
 )
 
 from flows.commands.promote import _objectives
+from flows.registry import promotion, registry
 from flows.registry.champions import CHALLENGER, CHAMPION, PREVIOUS, Overtaken
 from flows.registry.promotion import check_reason, judge, preview, promote
 from flows.registry.registry import (
@@ -34,9 +35,7 @@ from flows.registry.registry import (
     Registry,
     find,
     open_registry,
-    promotion,
     register,
-    registry,
 )
 from infalign.deployment.evidence import Evidence
 from infalign.errors import InputError

@@ -66,13 +66,15 @@ async def resume(root: Path, run_id: str | None) -> str:
     if not url:
         raise InputError("no run waits in this project, and PREFECT_API_URL is not set.")
     own = url == addresses(root).get("PREFECT_API_URL") or (told.get("own") and url == told["url"])
-    key = project_key(root) if own else os.environ.get(AUTH)
+    auth = project_key(root) if own else os.environ.get(AUTH)
+    key = os.environ.get("PREFECT_API_KEY")  # of Prefect Cloud; `auth` comes before it
     try:
-        async with PrefectClient(url, auth_string=key) as client:
+        async with PrefectClient(url, auth_string=auth, api_key=key) as client:
             chosen = run_id or told.get("flow_run_id") or await _only_one(client)
-            answer = await client.resume_flow_run(_uuid(chosen))
+            run = await client.read_flow_run(_uuid(chosen))  # of none, resuming says 500
+            answer = await client.resume_flow_run(run.id)
     except ObjectNotFound:
-        raise InputError(f"there is no flow run {run_id}.") from None
+        raise InputError(f"there is no flow run {chosen}.") from None
     except TransportError as error:
         raise InputError(f"Prefect at {redact(url)} does not answer ({error}).") from None
     except HTTPStatusError as error:

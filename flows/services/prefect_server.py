@@ -125,7 +125,7 @@ def prefect_server(root: Path) -> Iterator[Server]:
     finally:
         _drain()
         for name in own:
-            del os.environ[name]
+            os.environ.pop(name, None)
         os.environ.update(before)
         ending.set()
         keeper.join()

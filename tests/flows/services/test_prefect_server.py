@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
+import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 
+from flows.runs.approval import note_path, resume
 from flows.services.prefect_app import AUTH, authorization, key_path, project_key
 from flows.services.prefect_server import Server, answers, check_server, prefect_server
 from infalign.errors import InputError
@@ -70,6 +74,21 @@ def test_a_server_with_another_key_is_a_sentence(
         with pytest.raises(InputError, match=f"asks for another key: set {AUTH}"):
             check_server(prefect_api)
         monkeypatch.setenv(AUTH, PREFECT_KEY)
+
+
+def test_an_approval_finds_the_projects_key_and_sends_it_to_its_own_server_only(
+    prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = key_path(tmp_path), {"url": prefect_api, "own": True}
+    path.parent.mkdir()
+    path.touch(0o600)
+    path.write_text(PREFECT_KEY)
+    monkeypatch.delenv("PREFECT_API_URL")
+    for own, words in ((True, "there is no flow run"), (False, f"401: set {AUTH} to its key")):
+        note_path(tmp_path).write_text(json.dumps(told | {"own": own}))
+        monkeypatch.setenv(AUTH, "the key of another server")
+        with pytest.raises(InputError, match=words):
+            asyncio.run(resume(tmp_path, str(uuid4())))
 
 
 def test_the_key_is_made_once_and_for_its_owner(tmp_path: Path) -> None:

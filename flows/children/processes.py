@@ -8,6 +8,7 @@ next one ends what is still alive.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -71,7 +72,8 @@ def redact(text: str) -> str:
     """The text without the values of secret environment variables and passwords in addresses."""
     for name, value in os.environ.items():
         if len(value) >= 6 and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
+            sent = base64.b64encode(os.fsencode(value)).decode()  # in a header of HTTP
+            text = text.replace(value, "***").replace(sent, "***")
     return _URL_PASSWORD.sub(r"\1***@", text)
 
 

@@ -11,9 +11,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from flows.children.processes import redact
+from flows.services.prefect_app import AUTH, project_key
+from flows.services.services import addresses
 from infalign.errors import InputError
 from infalign.files.workspace import write_json
 
@@ -36,11 +39,12 @@ async def wait_for_approval(root: Path, seconds: int, waiting: Sequence[str]) ->
     """
     from prefect.flow_runs import apause_flow_run, asuspend_flow_run
     from prefect.runtime import deployment, flow_run
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
     note = note_path(root)
     told = {"flow_run_id": str(flow_run.id), "url": PREFECT_API_URL.value()}
-    write_json(note, told | {"waiting": list(waiting)})
+    own = PREFECT_API_AUTH_STRING.value() == project_key(root)
+    write_json(note, told | {"own": own, "waiting": list(waiting)})
     if deployment.id:
         await asuspend_flow_run(timeout=seconds, key=KEY)  # ends this process the first time
         note.unlink(missing_ok=True)
@@ -53,7 +57,7 @@ async def wait_for_approval(root: Path, seconds: int, waiting: Sequence[str]) ->
 
 async def resume(root: Path, run_id: str | None) -> str:
     """Resume the run that waits; one sentence about what was done."""
-    from httpx import TransportError
+    from httpx import HTTPStatusError, TransportError
     from prefect.client.orchestration import PrefectClient
     from prefect.exceptions import ObjectNotFound
 
@@ -61,14 +65,22 @@ async def resume(root: Path, run_id: str | None) -> str:
     url = os.environ.get("PREFECT_API_URL") or told.get("url")
     if not url:
         raise InputError("no run waits in this project, and PREFECT_API_URL is not set.")
+    own = url == addresses(root).get("PREFECT_API_URL") or (told.get("own") and url == told["url"])
+    auth = project_key(root) if own else os.environ.get(AUTH)
+    key = os.environ.get("PREFECT_API_KEY")  # of Prefect Cloud; `auth` comes before it
     try:
-        async with PrefectClient(url) as client:
+        async with PrefectClient(url, auth_string=auth, api_key=key) as client:
             chosen = run_id or told.get("flow_run_id") or await _only_one(client)
-            answer = await client.resume_flow_run(_uuid(chosen))
+            run = await client.read_flow_run(_uuid(chosen))  # of none, resuming says 500
+            answer = await client.resume_flow_run(run.id)
     except ObjectNotFound:
-        raise InputError(f"there is no flow run {run_id}.") from None
+        raise InputError(f"there is no flow run {chosen}.") from None
     except TransportError as error:
         raise InputError(f"Prefect at {redact(url)} does not answer ({error}).") from None
+    except HTTPStatusError as error:
+        status = error.response.status_code
+        hint = f": set {AUTH} to its key" if status in (401, 403) else ""
+        raise InputError(f"Prefect at {redact(url)} answers with {status}{hint}.") from None
     if answer.status.value != "ACCEPT":
         raise InputError(f"flow run {chosen} does not wait for approval (any more).")
     return f"Flow run {chosen} goes on."
@@ -81,7 +93,7 @@ def _uuid(text: str) -> UUID:
         raise InputError(f"--run {text!r} is not the id of a flow run.") from None
 
 
-def _note(root: Path) -> dict[str, str]:
+def _note(root: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(note_path(root).read_text(encoding="utf-8")))
     except (OSError, ValueError):

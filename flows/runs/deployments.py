@@ -19,7 +19,7 @@ import yaml
 
 from flows.children.processes import Tell, child_environment, redact
 from flows.services import services
-from flows.services.prefect_server import answers, prepare_environment
+from flows.services.prefect_server import check_server, prepare_environment
 from infalign.errors import InputError
 from infalign.settings.params import load_params
 
@@ -51,11 +51,7 @@ def schedule(root: Path, on: Sequence[str], off: Sequence[str], tell: Tell) -> N
         }
         services.up(root, ports, os.environ.get("DB", ""), tell)
         prepare_environment(root)
-    if not answers(os.environ["PREFECT_API_URL"], timeout=10.0):
-        raise InputError(
-            f"PREFECT_API_URL = {redact(os.environ['PREFECT_API_URL'])} is not answered by a "
-            "Prefect server: start one there, or unset it."
-        )
+    check_server(os.environ["PREFECT_API_URL"])
     asyncio.run(_schedule(root, on, off, minutes, tell))
 
 

@@ -1,14 +1,13 @@
 """The Prefect server that a run reports to: the user's own, or one for as long as the run lasts.
 
 The temporary server keeps its database in `.infalign/prefect`, so that its runs can be looked at
-later with `prefect server start`, and so that it can be started again if it dies before the run.
+later with `infalign up`, and so that it can be started again if it dies before the run.
 Call `prepare_environment` before anything imports Prefect.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import socket
 import subprocess
@@ -19,8 +18,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.children.processes import QUIET, noted, redact
-from flows.services.services import addresses
+import httpx
+
+from flows.children.processes import QUIET, end_tree, noted, redact
+from flows.services.prefect_app import (
+    AUTH,
+    HOST,
+    api_url,
+    authorization,
+    client_environment,
+    project_key,
+    server_command,
+    server_environment,
+)
+from flows.services.services import PORTS, addresses
 from infalign.errors import InputError
 
 STARTUP_SECONDS = 180.0
@@ -39,8 +50,11 @@ def prepare_environment(root: Path) -> None:
     Servers of `infalign up` are used where they are up.
     """
     os.environ.update(QUIET)
-    for name, address in addresses(root).items():
+    own = addresses(root)
+    for name, address in own.items():
         os.environ.setdefault(name, address)
+    if "PREFECT_API_URL" in own and os.environ["PREFECT_API_URL"] == own["PREFECT_API_URL"]:
+        os.environ[AUTH] = project_key(root)
     os.environ.setdefault("PREFECT_HOME", str(root / ".infalign" / "prefect"))
     os.environ.setdefault(
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(int(STARTUP_SECONDS))
@@ -65,11 +79,7 @@ class Server:
     def wait(self) -> None:
         """Until the server answers, or one sentence about why it does not."""
         if self.child is None:
-            if not answers(self.url, timeout=10.0):
-                raise InputError(
-                    f"PREFECT_API_URL = {redact(self.url)} is not answered by a Prefect server (is "
-                    "the port in use by something else?): start one there, or unset it."
-                )
+            check_server(self.url)
             self.answered = True
             return
         deadline = time.monotonic() + STARTUP_SECONDS
@@ -92,36 +102,36 @@ class Server:
         path = f"/runs/flow-run/{flow_run_id}"
         if self.child is None:
             return redact(self.url).rstrip("/").removesuffix("/api") + path
-        home, program = os.environ["PREFECT_HOME"], str(Path(sys.executable).parent / "prefect")
-        home, program = (
-            os.path.relpath(name, self.root) if name.startswith(f"{self.root}/") else name
-            for name in (home, program)
-        )
-        return f"PREFECT_HOME={home} {program} server start  →  http://127.0.0.1:4200{path}"
+        return f"infalign up  →  http://{HOST}:{PORTS['prefect']}{path}"
 
 
 @contextlib.contextmanager
 def prefect_server(root: Path) -> Iterator[Server]:
-    """The server of PREFECT_API_URL, or else a temporary one that this variable then names."""
+    """The server of PREFECT_API_URL, or else a temporary one, which the environment then names."""
     if url := os.environ.get("PREFECT_API_URL"):
         yield Server(url, root)
         return
     port = _free_port(int(os.environ.get("INFALIGN_PREFECT_PORT", "0")))
     _log(root).unlink(missing_ok=True)
-    server = Server(f"http://127.0.0.1:{port}/api", root, _start(root, port))
+    server = Server(api_url(port), root, _start(root, port))
     ending = threading.Event()
     keeper = threading.Thread(target=_keep, args=(server, port, ending), name="prefect-server")
     keeper.start()
+    own = client_environment(root, port)
+    before = {name: os.environ[name] for name in own if name in os.environ}
     try:
-        os.environ["PREFECT_API_URL"] = server.url
+        os.environ.update(own)
         yield server
     finally:
         _drain()
-        os.environ.pop("PREFECT_API_URL", None)
+        for name in own:
+            os.environ.pop(name, None)
+        os.environ.update(before)
         ending.set()
         keeper.join()
         assert server.child is not None
-        _stop(server.child)
+        end_tree(server.child.pid, grace_seconds=5.0)
+        server.child.wait()
 
 
 def _keep(server: Server, port: int, ending: threading.Event) -> None:
@@ -178,24 +188,18 @@ def _free_port(port: int) -> int:
 
 def _start(root: Path, port: int) -> subprocess.Popen[bytes]:
     """The server's process, in a session of its own: Ctrl-C must not end it before the run."""
-    package = importlib.util.find_spec("prefect")
-    assert package is not None
-    assert package.submodule_search_locations
-    arguments = ["--app-dir", package.submodule_search_locations[0], "--factory"]
-    arguments += ["prefect.server.api.server:create_app", "--host", "127.0.0.1"]
-    arguments += ["--port", str(port), "--log-level", "error", "--lifespan", "on"]
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    environment |= {
+    environment = {
+        **os.environ,
+        **server_environment(root, port),
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
-        "PREFECT__SERVER_FINAL": "1",
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE},
     }
     log = _log(root)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as stream:
         return subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", *arguments],
+            server_command(port),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -204,26 +208,32 @@ def _start(root: Path, port: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    child.terminate()
-    try:
-        child.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+def check_server(url: str) -> None:
+    """Raise one sentence where no Prefect server answers, or where it does not let us in."""
+    if not answers(url, timeout=10.0):
+        raise InputError(
+            f"PREFECT_API_URL = {redact(url)} is not answered by a Prefect server (is the port in "
+            "use by something else?): start one there, or unset it."
+        )
+    with contextlib.suppress(httpx.HTTPError):
+        if _ask(url, "admin/version", timeout=10.0).status_code in (401, 403):
+            raise InputError(
+                f"PREFECT_API_URL = {redact(url)} asks for another key: set {AUTH} to the key of "
+                "that server; if it is one of `infalign up`, do `infalign down` and `up` again."
+            )
 
 
 def answers(url: str, timeout: float = 2.0) -> bool:
     """Whether a Prefect API is there: its health route says `true`."""
-    import httpx
-
     try:
-        response = httpx.get(f"{url.rstrip('/')}/health", timeout=timeout, headers=_headers())
+        response = _ask(url, "health", timeout)
         return response.status_code == 200 and response.json() is True
     except (httpx.HTTPError, ValueError):
         return False
 
 
-def _headers() -> dict[str, str]:
-    key = os.environ.get("PREFECT_API_KEY")
-    return {"Authorization": f"Bearer {key}"} if key else {}
+def _ask(url: str, path: str, timeout: float) -> httpx.Response:
+    auth, key = os.environ.get(AUTH), os.environ.get("PREFECT_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = authorization(auth) if auth else headers
+    return httpx.get(f"{url.rstrip('/')}/{path}", timeout=timeout, headers=headers)

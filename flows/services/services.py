@@ -24,10 +24,18 @@ from filelock import FileLock, Timeout
 
 from flows.children.processes import Tell, child_environment, end_leftovers, end_tree, redact
 from flows.services.database import Database
+from flows.services.prefect_app import (
+    HOST,
+    api_url,
+    client_environment,
+    key_path,
+    open_api,
+    server_command,
+    server_environment,
+)
 from infalign.errors import InputError
 from infalign.files.workspace import write_json
 
-HOST = "127.0.0.1"
 POOL = "infalign"  # the work pool of prefect.yaml
 PORTS = {"prefect": 4200, "mlflow": 5000}
 VARIABLES = {"prefect": "PREFECT_PORT", "mlflow": "MLFLOW_PORT"}
@@ -79,7 +87,7 @@ def addresses(root: Path) -> dict[str, str]:
     notes = running(root)
     found = {}
     if "prefect" in notes:
-        found["PREFECT_API_URL"] = f"http://{HOST}:{notes['prefect'].port}/api"
+        found["PREFECT_API_URL"] = api_url(notes["prefect"].port or 0)
     if "mlflow" in notes:
         found["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{notes['mlflow'].port}"
     return found
@@ -117,6 +125,7 @@ def up(root: Path, ports: Mapping[str, int | None], database_url: str, tell: Tel
         _start_all(root, missing, chosen, database)
         for name, port in chosen.items():
             tell(f"{'Prefect' if name == 'prefect' else 'MLflow':<7}  http://{HOST}:{port}")
+        tell(f"Key      in {key_path(root).relative_to(root)}, for Prefect's page")
         tell(f"Worker   pool {POOL}")
         if missing:
             tell(f"Up in {time.monotonic() - begun:.0f} s; `infalign down` ends them.")
@@ -155,15 +164,11 @@ def end_service(root: Path, note: Note) -> None:
 def _held(root: Path) -> Iterator[None]:
     """One `up` or `down` at a time."""
     folder(root).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder(root) / "lock")
     try:
-        lock.acquire(timeout=STARTUP_SECONDS)
+        with FileLock(folder(root) / "lock", timeout=STARTUP_SECONDS):
+            yield
     except Timeout:
         raise InputError(f"another `infalign up` or `down` is at work in {root}: end it.") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_same(
@@ -218,7 +223,7 @@ def _start_all(
         if "worker" in missing:
             begun = time.time()
             started["worker"] = _start(root, "worker", ports, database)
-            _wait(root, started["worker"], partial(worker_online, ports["prefect"], begun))
+            _wait(root, started["worker"], partial(worker_online, root, ports["prefect"], begun))
     except BaseException:
         for note in reversed(list(started.values())):
             end_service(root, note)
@@ -246,38 +251,40 @@ def _start(root: Path, name: str, ports: Mapping[str, int], database: Database |
 
 def command(name: str, root: Path, ports: Mapping[str, int]) -> list[str]:
     """The command line of a service; secrets are never on it."""
-    program = [sys.executable, "-m", "mlflow" if name == "mlflow" else "prefect"]
     if name == "prefect":
-        return [*program, "server", "start", "--host", HOST, "--port", str(ports[name])]
+        return server_command(ports["prefect"])
     if name == "mlflow":
         options = ["--host", HOST, "--port", str(ports[name]), "--workers", "1"]
         store = ["--artifacts-destination", (root / "mlartifacts").as_uri(), "--serve-artifacts"]
-        return [*program, "server", *options, *store]
+        return [sys.executable, "-m", "mlflow", "server", *options, *store]
     options = ["--pool", POOL, "--type", "process", "--name", "process"]
-    return [*program, "worker", "start", *options, "--install-policy", "never"]
+    start = [sys.executable, "-m", "prefect", "worker", "start"]
+    return [*start, *options, "--install-policy", "never"]
 
 
 def environment(
     name: str, root: Path, ports: Mapping[str, int], database: Database | None
 ) -> dict[str, str]:
     """All of a service's environment."""
-    api, tracking = f"http://{HOST}:{ports['prefect']}/api", f"http://{HOST}:{ports['mlflow']}"
-    own = {"PREFECT_HOME": str(root / ".infalign" / "prefect"), "PREFECT_API_URL": api}
     if name == "prefect":
-        own["PREFECT_SERVER_UI_API_URL"] = api
-        own["PREFECT_SERVER_API_PORT"] = str(ports["prefect"])
+        own = server_environment(root, ports["prefect"])
         if database is not None:
             own["PREFECT_API_DATABASE_CONNECTION_URL"] = database.prefect_url
     elif name == "mlflow":
-        own["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-        own["MLFLOW_BACKEND_STORE_URI"] = (
-            database.mlflow_url if database else f"sqlite:///{root / 'mlflow.db'}"
-        )
+        own = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_BACKEND_STORE_URI": (
+                database.mlflow_url if database else f"sqlite:///{root / 'mlflow.db'}"
+            ),
+        }
     else:
-        own["MLFLOW_TRACKING_URI"] = tracking
-        own["INFALIGN_ROOT"] = str(root)  # where prefect.yaml's deployments work
-        own["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT_SECONDS)
-        own["PREFECT_WORKER_QUERY_SECONDS"] = str(WORKER_POLL_SECONDS)
+        own = client_environment(root, ports["prefect"]) | {
+            "PREFECT_HOME": str(root / ".infalign" / "prefect"),
+            "MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['mlflow']}",
+            "INFALIGN_ROOT": str(root),  # where prefect.yaml's deployments work
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+            "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_SECONDS),
+        }
     inherited = child_environment(own)
     if name == "mlflow":  # it serves a store, and must not ask another server
         inherited.pop("MLFLOW_TRACKING_URI", None)
@@ -316,20 +323,17 @@ def answers(name: str, port: int) -> bool:
         return False
 
 
-def worker_online(port: int, since: float) -> bool:
+def worker_online(root: Path, port: int, since: float) -> bool:
     """Whether the worker has reported to the server after `since` (seconds of the epoch)."""
     from datetime import datetime
 
     import httpx
 
-    url = f"http://{HOST}:{port}/api/work_pools/{POOL}/workers/filter"
     try:
-        response = httpx.post(url, json={}, timeout=5.0)
+        with open_api(root, port) as client:
+            response = client.post(f"/work_pools/{POOL}/workers/filter", json={})
         workers = response.json() if response.status_code == 200 else []
     except (httpx.HTTPError, ValueError):
         return False
-    beats = [str(w["last_heartbeat_time"]) for w in workers if w.get("last_heartbeat_time")]
-    return any(
-        datetime.fromisoformat(beat.replace("Z", "+00:00")).timestamp() >= since - 1
-        for beat in beats
-    )
+    beats = [worker["last_heartbeat_time"] for worker in workers]
+    return any(beat and datetime.fromisoformat(beat).timestamp() >= since - 1 for beat in beats)

@@ -77,6 +77,7 @@ stages:
     outs: [results/report]
 """
 PLANTED = "planted-s3cret"
+PREFECT_KEY = "the-key-of-the-one-prefect-server-of-all-tests"
 VARIANTS = ["ctrl", "rlhf"]
 OBJECTIVES = ["helpful", "harmless"]
 REAL_INSTANCES = 5 + 2 + 2 * len(VARIANTS) + 2 + 1
@@ -164,6 +165,7 @@ def base_environment(calls: Path, guard: Path, cache: Path) -> dict[str, str]:
         "PYTHONPATH": f"{guard}{os.pathsep}{ROOT}",
         "TEST_CALLS": str(calls),
         "HF_HOME": str(cache),
+        "PREFECT_API_AUTH_STRING": PREFECT_KEY,
         "OMP_NUM_THREADS": "1",
     }
 
@@ -185,6 +187,7 @@ def prefect_api(
     tmp_path_factory: pytest.TempPathFactory, quiet: Mapping[str, str]
 ) -> Iterator[str]:
     """The address of one Prefect server for all tests."""
+    from flows.services.prefect_app import key_path
     from flows.services.prefect_server import prefect_server
 
     root = tmp_path_factory.mktemp("prefect")
@@ -195,9 +198,19 @@ def prefect_api(
             patch.setenv(name, quiet[name])
         patch.setenv("PREFECT_HOME", str(root / "home"))
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        key_path(root).parent.mkdir()
+        key_path(root).write_text(PREFECT_KEY)
+        key_path(root).chmod(0o600)
         with prefect_server(root) as server:
             server.wait()
             yield server.url
+
+
+def client_of(project: Project) -> Any:
+    """A client of the Prefect server that a project reports to."""
+    from prefect.client.orchestration import PrefectClient
+
+    return PrefectClient(project.environment["PREFECT_API_URL"], auth_string=PREFECT_KEY)
 
 
 def write_toy(root: Path) -> None:

@@ -93,6 +93,8 @@ class Story:
     def __init__(self, project: Project) -> None:
         self.project = project
         self.left = [line for line in lines_of(PAGE) if re.match(PLAYED, line)]
+        port = project.environment["PREFECT_PORT"]
+        self.login = self.take(r"export PREFECT_API_URL").replace("4200", port)
 
     def take(self, pattern: str) -> str:
         """The first command that matches, which is then told."""
@@ -137,8 +139,7 @@ def test_from_a_run_to_production(place: Project) -> None:
     commit(place.root)
     assert "unchanged" in story.tell(r"infalign run$")
     worker_joins(story)
-    pool = story.take(r"prefect work-pool create").replace("create infalign", "create infalign-k8s")
-    create_pool(place, pool)
+    create_pool(story)
     with Served(story) as served:
         first = served.answer()
         assert json.loads(first)["predictions"][0]["response"]
@@ -213,11 +214,10 @@ class Served:
 def worker_joins(story: Story) -> None:
     """The page's worker of the user's own becomes a second one of the pool, and ends."""
     line = story.take(r"INFALIGN_ROOT=\$PWD prefect worker start")
-    api = {"PREFECT_API_URL": url(story.project, "PREFECT", "/api")}
     with subprocess.Popen(
-        ["bash", "-c", f"exec env {line}"],
+        ["bash", "-c", f"{story.login}; exec env {line}"],
         cwd=story.project.root,
-        env=story.project.environment | api,
+        env=story.project.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -232,10 +232,11 @@ def worker_joins(story: Story) -> None:
             child.wait(60)
 
 
-def create_pool(project: Project, line: str) -> None:
+def create_pool(story: Story) -> None:
     """The page's Kubernetes pool, under a name of its own: the other one exists."""
-    api = {"PREFECT_API_URL": url(project, "PREFECT", "/api")}
-    environment = project.environment | api
-    subprocess.run(["bash", "-c", line], cwd=project.root, env=environment, check=True)
+    line = story.take(r"prefect work-pool create").replace("create infalign", "create infalign-k8s")
+    project = story.project
+    line = f"{story.login}; {line}"
+    subprocess.run(["bash", "-c", line], cwd=project.root, env=project.environment, check=True)
     names = {pool["name"] for pool in ask(project, "/work_pools/filter")}
     assert "infalign-k8s" in names

@@ -42,7 +42,7 @@ RUN = (
 PLAYED = (
     r"make (up|down)$|infalign (schedule|serve|versions|promote|rollback|history|run$) ?"
     r"|infalign run --promote|infalign restore --version|curl .*/invocations"
-    r"|INFALIGN_ROOT=\$PWD prefect worker start|prefect work-pool create"
+    r"|INFALIGN_ROOT=\$PWD prefect worker start|prefect work-pool create|export PREFECT_API_URL"
 )
 
 

@@ -85,6 +85,10 @@ def test_leftovers_are_ended_and_others_are_not(tmp_path: Path) -> None:
 def test_secrets_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "abcdef-123")
     assert redact("x abcdef-123 y") == "x *** y"
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "user:abcdef")
+    assert redact("Authorization: Basic dXNlcjphYmNkZWY=, user:abcdef") == (
+        "Authorization: Basic ***, ***"
+    )
     assert redact("postgresql://me:pass@host/db") == "postgresql://me:***@host/db"
     assert redact("http://host:5000/a@b") == "http://host:5000/a@b"
 

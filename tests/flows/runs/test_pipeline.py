@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.flows.conftest import INSTANCES, PLANTED, Project
+from tests.flows.conftest import INSTANCES, PLANTED, PREFECT_KEY, Project, client_of
+from tests.flows.services.strangers import files_with
 
 Copy = Callable[[], Project]
 
@@ -51,11 +52,10 @@ def files(root: Path) -> dict[str, bytes]:
 
 async def prefect_tasks(project: Project, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The states of the newest flow run's tasks, by name."""
-    from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import FlowRunSort
 
-    async with PrefectClient(project.environment["PREFECT_API_URL"]) as client:
+    async with client_of(project) as client:
         newest = (await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1))[0]
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[newest.id]))
         tasks = await client.read_task_runs(flow_run_filter=chosen)
@@ -79,6 +79,8 @@ def test_secrets_reach_neither_output_nor_tracking(finished: tuple[Project, str]
     project, output = finished
     assert "corpus the token is ***" in output
     assert PLANTED not in output
+    assert "the key is *** sent as ***" in output
+    assert files_with(project.root, PREFECT_KEY) == []
     for path in [project.root / "mlflow.db", *(project.root / "mlartifacts").rglob("*")]:
         assert not path.is_file() or PLANTED.encode() not in path.read_bytes()
 
@@ -137,9 +139,7 @@ def test_prefect_has_a_task_a_stage_and_the_artifacts(
 
 
 async def _artifact_keys(project: Project) -> set[str]:
-    from prefect.client.orchestration import PrefectClient
-
-    async with PrefectClient(project.environment["PREFECT_API_URL"]) as client:
+    async with client_of(project) as client:
         return {artifact.key for artifact in await client.read_artifacts()}
 
 
@@ -210,11 +210,10 @@ def live(project: Project) -> bool:
 
 
 async def _cancel_newest(project: Project) -> None:
-    from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.sorting import FlowRunSort
     from prefect.states import Cancelling
 
-    async with PrefectClient(project.environment["PREFECT_API_URL"]) as client:
+    async with client_of(project) as client:
         newest = (await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1))[0]
         await client.set_flow_run_state(newest.id, Cancelling())
 

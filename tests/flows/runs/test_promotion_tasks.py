@@ -17,7 +17,7 @@ import pytest
 from promotion_case import write_made
 
 from flows.registry.registry import open_registry
-from tests.flows.conftest import PLANTED, ROOT, Project, write_toy
+from tests.flows.conftest import PLANTED, ROOT, Project, client_of, write_toy
 from tests.flows.runs.test_pipeline import prefect_tasks, wait_for
 
 PAGE = ROOT / "docs" / "production.md"
@@ -87,9 +87,7 @@ def test_a_run_registers_judges_and_promotes(
 
 
 async def _gates(project: Project) -> set[str]:
-    from prefect.client.orchestration import PrefectClient
-
-    async with PrefectClient(project.environment["PREFECT_API_URL"]) as client:
+    async with client_of(project) as client:
         found = {artifact.key for artifact in await client.read_artifacts()}
     return {key for key in found if key and key.startswith("gate-")}
 

@@ -23,8 +23,10 @@ from flows.children.processes import end_tree
 from flows.runs.deployments import read_deployments
 from flows.services import services
 from flows.services.database import Database
+from flows.services.prefect_app import authorization, key_path, open_api, project_key
 from infalign.errors import InputError
 from tests.flows.conftest import ROOT, Project, write_toy
+from tests.flows.services.strangers import PAGE, PATIENCE, REBOUND, check_strangers, files_with
 
 PASSWORD = "pl4nted-p4ssword"
 
@@ -74,7 +76,8 @@ def url(project: Project, name: str, path: str) -> str:
 
 def ask(project: Project, path: str, body: dict[str, Any] | None = None) -> Any:
     """What Prefect's API answers."""
-    response = httpx.post(url(project, "PREFECT", f"/api{path}"), json=body or {}, timeout=30)
+    with open_api(project.root, int(project.environment["PREFECT_PORT"])) as client:
+        response = client.post(path, json=body or {})
     assert response.status_code < 300, response.text
     return response.json()
 
@@ -110,6 +113,44 @@ def test_only_loopback_is_listened_on(up: Project) -> None:
     assert {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
 
 
+def test_no_web_page_can_have_the_worker_run_a_command(up: Project) -> None:
+    with open_api(up.root, int(up.environment["PREFECT_PORT"])) as client:
+        csrf = {name: client.headers[name] for name in client.headers if "csrf" in name}
+    check_strangers(url(up, "PREFECT", "/api"), authorization(project_key(up.root)), csrf)
+
+
+def test_the_operator_can_use_prefects_page(up: Project) -> None:
+    """What the page does: it reads its settings, asks for the key, and then asks the API."""
+    port = up.environment["PREFECT_PORT"]
+    typed = authorization(key_path(up.root).read_text().strip())
+    with httpx.Client(base_url=url(up, "PREFECT", ""), timeout=PATIENCE) as browser:
+        assert "<html" in browser.get("/", follow_redirects=True).text
+        settings = browser.get("/ui-settings").json()
+        assert settings["api_url"] == url(up, "PREFECT", "/api")
+        assert (settings["auth"], settings["csrf_enabled"]) == ("BASIC", True)
+        for name in ("127.0.0.1", "localhost"):
+            page = {"Origin": f"http://{name}:{port}"}
+            asks = {"Access-Control-Request-Method": "POST"} | page
+            asks["Access-Control-Request-Headers"] = "authorization,prefect-csrf-token"
+            assert browser.options("/api/flows/filter", headers=asks).status_code == 200
+            answer = browser.get("/api/admin/version", headers=typed | page)
+            assert answer.status_code == 200
+            assert answer.headers["access-control-allow-origin"] == page["Origin"]
+
+
+def test_no_web_page_can_change_what_mlflow_holds(up: Project) -> None:
+    create, read = "experiments/create", "experiments/get?experiment_id=0"
+    address = url(up, "MLFLOW", "/api/2.0/mlflow")
+    with httpx.Client(base_url=address, timeout=PATIENCE) as page:
+        for headers in ({"Origin": PAGE}, {"Host": REBOUND}):
+            answer = page.post(create, json={"name": "strange"}, headers=headers)
+            assert answer.status_code == 403
+            assert "access-control-allow-origin" not in answer.headers
+        assert page.get(read, headers={"Host": REBOUND}).status_code == 403
+        assert "access-control-allow-origin" not in page.get(read, headers={"Origin": PAGE}).headers
+        assert page.get(read).status_code == 200
+
+
 @pytest.fixture(scope="module")
 def deployed(up: Project) -> Project:
     """The same project with its deployments on the server, none of them switched on."""
@@ -119,6 +160,19 @@ def deployed(up: Project) -> Project:
     assert re.search(r"^evaluate-champion +off +0 6 \* \* \* Etc/UTC$", output, re.MULTILINE)
     assert re.search(r"^backfill +on demand$", output, re.MULTILINE)
     return up
+
+
+def test_the_key_is_in_its_file_and_nowhere_else(deployed: Project) -> None:
+    key = project_key(deployed.root)
+    assert files_with(deployed.root, key) == [".infalign/prefect-key"]
+    status, output = deployed.run("up")
+    assert status == 0, output
+    assert "Key      in .infalign/prefect-key, for Prefect's page" in output
+    assert key not in output
+    for note in services.running(deployed.root).values():
+        service = psutil.Process(note.pid)
+        for process in [service, *service.children(recursive=True)]:
+            assert key not in " ".join(process.cmdline())
 
 
 @pytest.mark.soak
@@ -131,6 +185,7 @@ def test_a_scheduled_run_fires_by_itself(deployed: Project) -> None:
     assert run["auto_scheduled"]
     assert run["state"]["message"] in ("5 made", "5 restored", "5 unchanged"), run["state"]
     assert (up.root / "results" / "report" / "index.html").exists()
+    assert files_with(up.root, project_key(up.root)) == [".infalign/prefect-key"]
     # Again: what is on stays on; then off, and no run is left that would still fire.
     status, output = up.run("schedule")
     assert status == 0, output
@@ -197,7 +252,8 @@ def up_client(project: Project) -> Any:
 def _ended(project: Project, run_id: str, seconds: float = 240) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        run = httpx.get(url(project, "PREFECT", f"/api/flow_runs/{run_id}"), timeout=30).json()
+        with open_api(project.root, int(project.environment["PREFECT_PORT"])) as client:
+            run = client.get(f"/flow_runs/{run_id}").json()
         if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
             return dict(run["state"])
         time.sleep(0.5)

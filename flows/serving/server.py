@@ -1,37 +1,42 @@
 """One scoring server: MLflow's own app for one model version, with bounds in front of it.
 
 `infalign serve` starts this as `python -m flows.serving.server` on a listening socket that it
-keeps. The process says `ready` on a pipe once the model has answered its own example. Told to end,
-or left alone (its standard input ends), it takes no new connection, answers those it has, and goes.
+keeps. The process says `ready` on a pipe once the model has answered its own example, or in one
+sentence why it cannot. Told to end, or left alone (its standard input ends), it takes no new
+connection, answers those it has, and goes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
-import math
 import os
 import re
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from flows.serving.connections import Timely
+from flows.serving.hosts import check_sender
+from flows.serving.requests import Reader, Refused
 from infalign.errors import InputError
 from infalign.settings.params import Serving
-from infalign.theory.procedures import parse_procedure
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 SENTENCE = 400  # longest message, characters
+SAID = 4096  # bytes that a pipe takes at once
 VERSION_HEADER = b"x-infalign-model"
 _INPUT_ERROR = re.compile(r"^(?:[\w.]+\.)?InputError: (.*)", re.MULTILINE | re.DOTALL)
 _OWN_FAULT = "the model failed on this request: the server's log says why."
@@ -57,39 +62,28 @@ class Job:
         return cls(**(tree | {"limits": Serving.model_validate(tree["limits"])}))
 
 
-class Refused(Exception):
-    """A request that is answered with a status and one sentence."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-
-
 class Bounded:
     """An ASGI app in front of MLflow's: bounded requests, one sentence for every refusal.
 
     Args:
         app: MLflow's scoring app.
-        limits: section `serving` of params.yaml.
+        reader: of the model's requests.
         model: shown in a header of every answer.
-        params: names that the model's signature knows.
     """
 
-    def __init__(self, app: App, limits: Serving, model: str, params: frozenset[str]) -> None:
-        self._app, self.limits, self._params = app, limits, params
+    def __init__(self, app: App, reader: Reader, model: str) -> None:
+        self._app, self._reader, self.limits = app, reader, reader.limits
         self._header = (VERSION_HEADER, model.removeprefix("models:/").encode())
         self.draining = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         answer = _Answer()
         try:
+            check_sender(scope, self.limits.allowed_hosts)
             body = await self._body(scope, receive)
             if scope["path"] == "/invocations" and scope["method"] == "POST":
-                self.check(_content_type(scope), body)
+                body = self._reader.read(_content_type(scope), body)
             await self._app(scope, _replay(body), answer)
         except Refused as error:
             answer.refuse(error.status, str(error))
@@ -117,64 +111,6 @@ class Bounded:
                 raise too_long
             more = message.get("more_body", False)
         return b"".join(parts)
-
-    def check(self, content_type: str, body: bytes) -> None:
-        """Raise Refused for what the model must not be asked."""
-        if content_type != "application/json":
-            raise Refused(415, "the content type must be application/json.")
-        try:
-            tree = json.loads(body, parse_constant=_no_number)
-        except (ValueError, RecursionError):
-            raise Refused(400, "the request is not JSON.") from None
-        given = [name for name in FORMATS if isinstance(tree, dict) and name in tree]
-        if len(given) != 1 or set(tree) - {*FORMATS, "params"}:
-            raise Refused(
-                400,
-                f"the request must have exactly one of {', '.join(FORMATS)}, and may have params.",
-            )
-        prompts = _rows(tree[given[0]])
-        if not 1 <= prompts <= self.limits.prompts:
-            raise Refused(400, f"{prompts} prompts: send 1 to {self.limits.prompts} at once.")
-        params = tree.get("params") or {}
-        if not isinstance(params, dict):
-            raise Refused(400, "params must be a mapping of names to values.")
-        self._check_params(params)
-
-    def _check_params(self, params: dict[str, Any]) -> None:
-        for name in params:
-            if name not in self._params:
-                known = ", ".join(sorted(self._params)) or "none"
-                raise Refused(400, f"params: {name[:40]!r} is not one of the model's: {known}.")
-            if isinstance(params[name], float) and not math.isfinite(params[name]):
-                raise Refused(400, f"params: {name} is not a finite number.")
-        bounds = {"n": self.limits.n, "max_new_tokens": self.limits.new_tokens}
-        for name, most in bounds.items():
-            value = params.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-                shown = str(value)[:40]
-                raise Refused(
-                    400,
-                    f"params: {name} = {shown} must be a whole number, 1 to {most}, or 0 for the "
-                    "model's own.",
-                )
-        procedure = params.get("procedure")
-        if procedure is not None:
-            self._check_procedure(procedure)
-
-    def _check_procedure(self, procedure: object) -> None:
-        if not isinstance(procedure, str) or len(procedure) > 200:
-            raise Refused(400, "params: procedure must be a short text, as best_of:4.")
-        try:
-            size = parse_procedure(procedure).n
-        except ValueError:  # the model's own spelling: it says what is wrong with it
-            size = max((int(x[:9]) for x in re.findall(r"\d+", procedure)), default=1)
-        if size > self.limits.n:
-            raise Refused(
-                400,
-                f"params: procedure = {procedure[:40]} draws more than {self.limits.n} responses.",
-            )
 
 
 class _Answer:
@@ -228,24 +164,10 @@ def in_a_sentence(status: int, body: bytes) -> tuple[int, str]:
     return status, _short(text.split("\nError: ")[-1])
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _short(text: str) -> str:
     """On one line, not too long."""
     line = " ".join(text.split())
     return line if len(line) <= SENTENCE else f"{line[:SENTENCE]}…"
-
-
-def _rows(value: Any) -> int:
-    """How many prompts one of MLflow's formats holds."""
-    if isinstance(value, dict):
-        lists = [len(v) for v in value.values() if isinstance(v, list)]
-        return len(value["data"]) if isinstance(value.get("data"), list) else max(lists, default=0)
-    if isinstance(value, list):
-        return len(value)
-    return 0
 
 
 def _content_type(scope: Message) -> str:
@@ -297,18 +219,41 @@ class Draining(uvicorn.Server):
 
 def build(job: Job) -> Bounded:
     """Load the model, let it answer its own example, and put bounds in front of it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.pyfunc import scoring_server
+    from safetensors import SafetensorError
+
+    try:
+        model = _load(job.model)
+    except (MlflowException, OSError, SafetensorError) as error:
+        raise InputError(
+            f"its files are missing or broken ({_short(str(error))}): restore them, or register it "
+            "again."
+        ) from None
+    meta = model.metadata
+    inputs, schema = meta.get_input_schema(), meta.get_params_schema()
+    params = {param.name: param.dtype.name for param in schema.params} if schema else {}
+    column = inputs.input_names()[0] if inputs and inputs.has_input_names() else None
+    return Bounded(scoring_server.init(model), Reader(job.limits, params, column), job.model)
+
+
+def _load(name: str) -> Any:
+    """MLflow's model, which has answered its example."""
     import mlflow
     from mlflow.pyfunc import scoring_server
 
-    folder = Path(mlflow.artifacts.download_artifacts(job.model))
-    model = mlflow.pyfunc.load_model(str(folder))
-    schema = model.metadata.get_params_schema()
-    names = frozenset(param.name for param in schema.params) if schema else frozenset[str]()
+    folder = Path(mlflow.artifacts.download_artifacts(name))
+    if (folder / "code" / "infalign" / "deployed.py").is_file():  # as it was once laid out
+        module = importlib.import_module("infalign.deployment.deployed")
+        sys.modules.setdefault("infalign.deployed", module)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*Add type hints", UserWarning)  # MLflow's, of ours
+        model = mlflow.pyfunc.load_model(str(folder))
     example = folder / "serving_input_example.json"
     if example.is_file():
         inputs = model.metadata.get_input_schema()
         scoring_server.invocations(example.read_bytes(), "application/json", model, inputs)
-    return Bounded(scoring_server.init(model), job.limits, job.model, names)
+    return model
 
 
 def main() -> None:
@@ -317,12 +262,16 @@ def main() -> None:
     try:
         bounded = build(job)
     except InputError as error:
-        sys.exit(f"scoring: {error}")
+        os.write(job.ready, str(error).encode()[:SAID])
+        sys.exit(1)
     config = uvicorn.Config(
         bounded,
         log_level="warning",
         access_log=False,
         lifespan="off",
+        ws="none",
+        http=partial(Timely, limits=job.limits),  # type: ignore[arg-type]
+        limit_concurrency=job.limits.connections + 1,  # all others are being answered: 503
         timeout_graceful_shutdown=int(job.limits.drain_seconds),
     )
 

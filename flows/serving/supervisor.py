@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.processes import Tell, child_environment, redact
-from flows.serving.server import Job
+from flows.serving.server import SAID, Job
 from flows.tracking.tracker import default_uri
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
@@ -200,10 +200,12 @@ class Supervisor:
             if self.stop.is_set():
                 raise KeyboardInterrupt
             if select.select([read], [], [], 0.1)[0]:
-                if os.read(read, 5) == b"ready":
+                said = os.read(read, SAID).decode(errors="replace")
+                if said == "ready":
                     return
                 raise InputError(
-                    f"version {version} of {self.name} cannot be served: see the lines above."
+                    f"version {version} of {self.name} cannot be served: "
+                    f"{said or 'see the lines above.'}"
                 )
         raise InputError(
             f"version {version} of {self.name} was not ready within {STARTUP_SECONDS:.0f} s."
@@ -256,6 +258,9 @@ def pick_objective(params: Params, objective: str | None) -> str:
 def serve(root: Path, objective: str | None, alias: str, host: str, port: int, tell: Tell) -> None:
     """Serve the alias's version until interrupted; SIGHUP restarts the server."""
     params = load_params(root / "params.yaml")
+    hosts = [*params.serving.allowed_hosts, host]
+    serving = params.serving.model_copy(update={"allowed_hosts": hosts})
+    params = params.model_copy(update={"serving": serving})
     name = f"infalign-{pick_objective(params, objective)}"
     with listen(host, port) as listener:
         supervisor = Supervisor(root, name, alias, listener, params, tell)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +21,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from infalign.data.framing import framed, text_fault
 from infalign.data.hh import prompt_id_of
 from infalign.errors import InputError
 from infalign.files.tables import Table, read_table
@@ -35,6 +38,8 @@ MOST_CHARACTERS = 20_000  # in a prompt, looked at before it is tokenised
 MOST_RESPONSES = 4096  # in a request: prompts times N
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 TEMPERATURES = (0.01, 10.0)
+_NEEDED = ("objective", "procedure", "prompt_tokens", "response_tokens")
+_DEFAULTS = {"threads": 1, "device": "auto", "precision": "float32"}  # of older packages
 REFERENCES = Table(
     "references",
     pa.schema(
@@ -118,7 +123,27 @@ class Deployed:
         """One answer a prompt; InputError, one sentence, for what is out of bounds."""
         checked = self.check(prompts, request)
         procedure = chosen_procedure(request.procedure or self.procedure, request.n)
-        return [self._answer(prompt, procedure, checked) for prompt in map(framed, prompts)]
+        return [self._answer(self.exact(prompt), procedure, checked) for prompt in prompts]
+
+    def exact(self, prompt: str) -> str:
+        """The prompt as the policy reads it; one with references keeps the bytes that it had then.
+
+        Raises:
+            ValueError: for what is ambiguous.
+        """
+        if prompt in self.references:
+            return prompt
+        frame = framed(prompt)
+        return self._known.get(frame, frame)
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        """The prompts with references, by their spelling in one form."""
+        known: dict[str, str] = {}
+        for prompt in self.references:
+            with suppress(ValueError):
+                known.setdefault(framed(prompt), prompt)
+        return known
 
     def check(self, prompts: Sequence[str], request: Request) -> Request:
         """The request with its defaults filled in, or one sentence about what it asks for."""
@@ -141,14 +166,19 @@ class Deployed:
         return replace(request, max_new_tokens=longest)
 
     def _check_prompt(self, position: int, prompt: object) -> None:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"prompt {position} is not a text with a question in it.")
+        if fault := text_fault(prompt):
+            raise InputError(f"prompt {position} {fault}.")
+        prompt = str(prompt)
         if len(prompt) > MOST_CHARACTERS:
             raise InputError(
                 f"prompt {position} has {len(prompt)} characters, at most {MOST_CHARACTERS} are "
                 "taken: leave out its first turns."
             )
-        tokens = len(encode_prompts(self.tokenizer, [framed(prompt)])[0])
+        try:
+            exact = self.exact(prompt)
+        except ValueError as error:
+            raise InputError(f"prompt {position} {error}.") from None
+        tokens = len(encode_prompts(self.tokenizer, [exact])[0])
         if tokens > self.prompt_tokens:
             raise InputError(
                 f"prompt {position} has {tokens} tokens, the policy was trained for at most "
@@ -186,13 +216,6 @@ class Deployed:
 def _check_count(name: str, value: int, low: int, high: int, remedy: str) -> None:
     if not low <= value <= high:
         raise InputError(f"{name}: {value}, but must lie between {low} and {high}: {remedy}.")
-
-
-def framed(prompt: str) -> str:
-    """The prompt as policies read it: a bare question becomes the human's turn."""
-    if prompt.startswith("\n\nHuman:") and prompt.endswith("\n\nAssistant:"):
-        return prompt
-    return f"\n\nHuman: {prompt.strip()}\n\nAssistant:"
 
 
 def chosen_procedure(spelling: str, n: int) -> Procedure:
@@ -242,6 +265,20 @@ def check_weights(folder: Path) -> None:
         )
 
 
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """settings.json, with the defaults of what an older package does not say."""
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no packaged policy: {error}.") from None
+    settings = _DEFAULTS | settings if isinstance(settings, dict) else {}
+    if missing := [name for name in _NEEDED if name not in settings]:
+        raise InputError(
+            f"{folder / 'settings.json'} does not say {missing[0]}: register the policy again."
+        )
+    return settings
+
+
 def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
     """Read a packaged policy; safetensors only, no remote code.
 
@@ -250,15 +287,12 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
         threads: CPU threads of this process; None takes those that it was evaluated with, because
             their number changes rounding, and so bytes.
     """
-    try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} holds no packaged policy: {error}.") from None
+    settings = _read_settings(folder)
     for name in ("policy", "reward"):
         check_weights(folder / name)
     torch.set_num_threads(threads or settings["threads"])
     device = pick_device(settings["device"])
-    precision = settings.get("precision", "float32")  # older packages do not say
+    precision = settings["precision"]
     table = read_table(folder / "references.parquet", REFERENCES)
     references = dict(zip(table["prompt"].to_pylist(), table["rewards"].to_pylist(), strict=True))
     return Deployed(

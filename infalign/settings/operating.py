@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from infalign.settings.methods import MOST, Name, Positive, Rate, Section, Several, Share
 
@@ -89,3 +90,19 @@ class Serving(Section):
     new_tokens: Positive = Field(description="longest response, tokens")
     poll_seconds: Rate = Field(description="time between two looks at the alias")
     drain_seconds: Rate = Field(description="time that a replaced server has to finish its answers")
+    request_seconds: Rate = Field(description="time that a request has to arrive whole")
+    connections: Positive = Field(
+        description="open at once; beyond, the slowest request makes room"
+    )
+    allowed_hosts: list[str] = Field(
+        description="hosts by which it may be called, beside localhost and the address that it "
+        "listens on: names or addresses without port, * for any characters"
+    )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            if not re.fullmatch(r"[\w.*-]+|[0-9a-fA-F:.]*::?[0-9a-fA-F:.]*", host):
+                raise ValueError(f"{host!r} is no host: give it without scheme, port and brackets")
+        return hosts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -107,6 +107,18 @@ def test_a_bare_question_is_the_humans_turn():
     assert framed(" one two three ") == PROMPT == framed(PROMPT)
 
 
+def test_a_prompt_with_references_keeps_its_bytes_however_it_is_sent(model):
+    rewards = model.references[PROMPT]
+    noisy = "\n\nHuman: one \n\nAssistant: two \n\nHuman:  three\n\nAssistant:"
+    both = replace(model, references={PROMPT: rewards, noisy: rewards})
+    neat = "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nAssistant:"
+    for sent in (noisy, neat, noisy.strip(), neat.replace("\n", "\r\n")):
+        assert both.exact(sent) == noisy
+        assert model.exact(sent) == neat
+    for sent in (PROMPT, PROMPT + " ", PROMPT.strip(), "one two three\n"):
+        assert model.answer([sent], Request("")) == model.answer([PROMPT], Request(""))
+
+
 def test_keep_follows_the_procedure():
     rewards = np.array([3.0, 1.0, 2.0, 1.0])
     assert keep(parse_procedure("best_of:4"), rewards, 0.9, 0.9) == 0
@@ -144,6 +156,10 @@ def test_n_replaces_the_number_of_draws():
         ([PROMPT, 7], Request(""), "prompt 1 is not a text"),
         (["one " * 6000], Request(""), "has 24000 characters"),
         (["one " * 200], Request(""), "the policy was trained for at most 64"),
+        (["one\0"], Request(""), "prompt 0 has a NUL character"),
+        ([PROMPT, "\ud800"], Request(""), "prompt 1 has half of a surrogate pair"),
+        ([PROMPT + " four"], Request(""), "prompt 0 ends with words of the assistant"),
+        (["one\n\nHuman: two"], Request(""), "prompt 0 has a line that starts with 'Human:'"),
     ],
 )
 def test_what_is_out_of_bounds_is_one_sentence(model, prompts, request_, words, monkeypatch):
@@ -152,6 +168,25 @@ def test_what_is_out_of_bounds_is_one_sentence(model, prompts, request_, words, 
         model.answer(prompts, request_)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_older_package_says_less_of_itself(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "older")
+    path = tmp_path / "older" / "settings.json"
+    settings = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({k: v for k, v in settings.items() if k not in ("threads", "device")})
+    )
+    threads = torch.get_num_threads()
+    try:
+        assert load_deployed(tmp_path / "older").answer([PROMPT], Request("")) is not None
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    for text, words in (("{}", "does not say objective"), ("[]", "does not say objective")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            load_deployed(tmp_path / "older")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pkl"])

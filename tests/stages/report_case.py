@@ -38,7 +38,7 @@ def case_params(prompts: int = 6, samples: int = 8, **changes: Any) -> Params:
     """The project's params, made small; `changes` replace whole sections' entries."""
     tree = load_params(ROOT / "params.yaml").model_dump(mode="json")
     small: dict[str, dict[str, Any]] = {
-        "sample": {"test_prompts": prompts, "test_samples": samples},
+        "sample": {"test_prompts": prompts, "test_samples": samples, "large_prompts": 1},
         "evaluate": {"best_of": [1, 2, 4], "bootstrap": 100},
         "report": {"examples": 2},
         **changes,

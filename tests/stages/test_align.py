@@ -98,6 +98,15 @@ def test_raw_beta_grows_with_the_reward_scale(workspace):
     assert second == pytest.approx(3 * first, rel=1e-3)
 
 
+def test_rewards_too_alike_for_the_budget_are_one_sentence(workspace):
+    references = np.tile([0.0, 0.0, 0.0, 1.0], (3, 8))  # log 4 nats at most
+    params = workspace("align").params
+    wanted = params.align.model_copy(update={"kl_nats": 1.5})
+    params = params.model_copy(update={"align": wanted})
+    with pytest.raises(InputError, match=r"rlhf for helpful \(raw\): kl_nats is 1\.5 but must"):
+        make_goal(params, "helpful", "rlhf", references)
+
+
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_killed_run_resumes_to_the_same_bytes(finished, workspace, monkeypatch, stop):
     made = workspace("align@helpful-ctrl")

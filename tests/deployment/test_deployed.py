@@ -11,7 +11,7 @@ import pytest
 import torch
 from promotion_case import PROMPT, tiny_models, write_settings
 
-from infalign.data.hh import prompt_key
+from infalign.data.hh import prompt_id_of
 from infalign.deployment import deployed
 from infalign.deployment.deployed import (
     Deployed,
@@ -221,7 +221,7 @@ def test_what_is_served_has_the_precision_of_the_package(folder, model, tmp_path
             policy,
             served.tokenizer,
             [text],
-            [prompt_key(text)],
+            [prompt_id_of(text)],
             np.zeros((1, 1), dtype=np.int64),
             seed=derive_seed(seed, "deployed"),
             longest=served.response_tokens,

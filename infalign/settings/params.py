@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -107,6 +107,8 @@ class Data(Section):
 
     path: str = Field(min_length=1, description="folder of HH files, inside or outside the project")
     test_share: Share = Field(description="share of prompts held out where a subset has one file")
+    file_bytes: Positive = Field(description="largest file, bytes, unpacked: all of it is kept")
+    line_bytes: Positive = Field(description="longest line of a file, bytes")
 
 
 class Tiny(Section):
@@ -143,6 +145,13 @@ class Objective(Section):
     gold: Literal["helpfulness", "harmlessness"] | None = Field(
         description="gold utility, used on the built-in corpus only"
     )
+
+    @field_validator("subset")
+    @classmethod
+    def _below(cls, name: str) -> str:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+            raise ValueError("a subset is a folder below data.path: name it without `..` or root")
+        return name
 
     @field_validator("procedure")
     @classmethod

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from infalign.data.hh import (
     DROP_REASONS,
     SPLITS,
+    Limits,
     Pair,
     Subset,
     hash_share,
@@ -90,7 +91,9 @@ def run(workspace: Workspace) -> None:
 
 
 def _read(folder: Path, params: Params, objective: str) -> Kept:
-    subset = read_subset(folder, params.objectives[objective].subset, params.data.test_share)
+    limits = Limits(params.data.file_bytes, params.data.line_bytes)
+    name = params.objectives[objective].subset
+    subset = read_subset(folder, name, params.data.test_share, limits)
     splits = {split: list(getattr(subset, split)) for split in SPLITS}
     return Kept(subset, splits, Counter(subset.dropped))
 
@@ -219,7 +222,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """What corpus.json says about built-in data; nothing for anybody else's."""
     try:
         about = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) and about.get("gold") == "builtin" else {}
 

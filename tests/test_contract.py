@@ -16,11 +16,19 @@ import yaml
 from flows.project.dependencies import rewritten
 from infalign.files.code import imported_files, stage_files
 from infalign.files.stages import BUDGET, STAGES
+from infalign.files.weights import BUILT, NONE
 from infalign.files.workspace import Needs, lookup
 from infalign.settings.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
 PARAMS = load_params(ROOT / "params.yaml")
+LOCAL = PARAMS.model_copy(  # models from folders, which are dependencies of their own
+    update={
+        section: getattr(PARAMS, section).model_copy(update={"folder": f"local/{section}"})
+        for section in BUILT
+    }
+)
+FOLDERS = {PARAMS.data.path: "${data.path}"} | {f"local/{s}": f"${{{s}.folder}}" for s in BUILT}
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 WORDS = list(STAGES)
 RUN = [word for word in WORDS if not STAGES[word].compares]
@@ -41,7 +49,7 @@ def example(word: str) -> list[str]:
 
 def specification(word: str) -> Needs:
     """A stage's own word on what it reads, depends on and writes."""
-    return importlib.import_module(f"infalign.stages.{word}").needs(PARAMS, *example(word))
+    return importlib.import_module(f"infalign.stages.{word}").needs(LOCAL, *example(word))
 
 
 def templated(text: str, separator: str, names: list[str]) -> str:
@@ -63,9 +71,7 @@ def templated(text: str, separator: str, names: list[str]) -> str:
 def expected(word: str) -> dict[str, set[str]]:
     """The entries of a stage's section of dvc.yaml."""
     stage, names = specification(word), example(word)
-    inputs = {
-        "${data.path}" if i == PARAMS.data.path else templated(i, "/", names) for i in stage.inputs
-    }
+    inputs = {FOLDERS.get(i) or templated(i, "/", names) for i in stage.inputs}
     outputs = {templated(output, "/", names) for output in stage.outputs}
     metrics = {output for output in outputs if output.endswith("/metrics.json")}
     return {
@@ -141,6 +147,14 @@ def test_params_of_a_stage_exist_and_its_files_lie_in_results(word: str) -> None
         lookup(tree, key)
     assert len(set(stage.params)) == len(stage.params)
     assert all(output.startswith(f"results/{word}") for output in stage.outputs)
+
+
+def test_without_a_local_model_nothing_but_dvc_looks_at_its_folder() -> None:
+    assert PARAMS.model.folder == PARAMS.reward.folder == NONE
+    assert (ROOT / NONE).is_dir(), "dvc.yaml depends on it"
+    for word in WORDS:
+        needs = importlib.import_module(f"infalign.stages.{word}").needs(PARAMS, *example(word))
+        assert NONE not in needs.inputs
 
 
 def test_every_param_is_read_by_a_stage_or_is_about_running() -> None:

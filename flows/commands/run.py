@@ -58,7 +58,7 @@ def run_pipeline(
     # Prefect's log handlers would print to stderr what they cannot send; the run says it itself.
     logging.raiseExceptions = False
     with run_lock(root):
-        params = set_params(root / "params.yaml", assignments)
+        params = set_params(root / "params.yaml", assignments, _say)
         check_data(params, root)
         prepare_environment(root)
         with prefect_server(root) as server:

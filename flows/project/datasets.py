@@ -13,8 +13,9 @@ import shutil
 from pathlib import Path
 
 from flows.project import versions
-from infalign.data.hh import SPLITS, read_subset
+from infalign.data.hh import SPLITS, Limits, read_subset
 from infalign.errors import InputError
+from infalign.settings.params import load_params
 
 HUB = "hub:"
 FILES = tuple(f"{split}.jsonl{end}" for split in SPLITS for end in ("", ".gz"))
@@ -40,21 +41,23 @@ def add_data(root: Path, source: str, name: str | None = None) -> str:
     for place in (root / "data", raw, raw / name):
         if place.is_symlink():
             raise InputError(f"{place} is a link: data/raw must hold the files themselves.")
-    folder = download(source.removeprefix(HUB)) if source.startswith(HUB) else Path(source)
+    settings = load_params(root / "params.yaml").data
+    from_hub = source.startswith(HUB)
+    folder = download(source.removeprefix(HUB)) if from_hub else Path(source)
     if not folder.is_dir():
         raise InputError(f"{source} is not a folder: give one with HH files, or hub:OWNER/NAME.")
-    files = find_files(folder)
+    # A snapshot in the hub's cache links to the blobs that lie beside the snapshots.
+    files = find_files(folder, folder.parents[1] if from_hub else folder)
     raw.mkdir(parents=True, exist_ok=True)
     staged = raw / f".{name}.new"
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        for file in files:
-            target = staged / file.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+        _copy(files, folder, staged)
         for subset in sorted({file.relative_to(folder).parts[0] for file in files}):
-            read_subset(staged, subset, test_share=0.5)
+            read_subset(staged, subset, 0.5, Limits(settings.file_bytes, settings.line_bytes))
         _place(staged, raw / name)
+    except InputError as error:  # about a copy that is gone when it is read
+        raise InputError(str(error).replace(str(staged), source.rstrip("/"))) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     asyncio.run(versions.add_folder(root, f"data/raw/{name}"))
@@ -68,15 +71,41 @@ def default_name(source: str) -> str:
     return Path(source).resolve().name
 
 
-def find_files(folder: Path) -> list[Path]:
-    """The HH files of every subset; never through a link that leaves the folder."""
-    found = sorted(f for f in folder.glob("*/*") if f.name in FILES and f.is_file())
+def find_files(folder: Path, home: Path) -> list[Path]:
+    """The HH files of every subset; a link that leads out of `home` is refused."""
+    found = sorted(f for f in folder.glob("*/*") if f.name in FILES)
     found = [f for f in found if not f.parent.name.startswith(".")]
+    for link in (place for file in found for place in (file.parent, file)):
+        if link.is_symlink() and not _lies_in(link, home):
+            raise InputError(
+                f"{link} is a link to what is not there, or not in {folder}: put the files "
+                "themselves there."
+            )
+    found = [f for f in found if f.is_file()]
     if not found:
         raise InputError(
             f"{folder} has no <subset>/{{train,test}}.jsonl[.gz]: give a folder of HH files."
         )
     return found
+
+
+def _lies_in(path: Path, home: Path) -> bool:
+    """Whether a path is there, and in a folder, when all links are followed."""
+    try:
+        return path.resolve(strict=True).is_relative_to(home.resolve())
+    except (OSError, RuntimeError):  # nothing there, or a circle of links
+        return False
+
+
+def _copy(files: list[Path], folder: Path, staged: Path) -> None:
+    """Copy the files to the same places below another folder."""
+    for file in files:
+        target = staged / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(file, target)
+        except PermissionError as error:
+            raise InputError(f"{error.filename} cannot be read: permit it, then again.") from None
 
 
 def _place(staged: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ import yaml
 from flows.children.processes import Tell, child_environment, run_child
 from flows.project import versions
 from infalign.errors import InputError
+from infalign.files.weights import BUILT, NONE
 from infalign.settings.params import Params, check_params
 from infalign.settings.reading import read_tree
 
@@ -115,7 +116,8 @@ async def restore(root: Path, commit: str, into: Path | None, tell: Tell) -> Pat
         folder = staged / clone(root, commit, staged)
         check_paths(folder)
         await fetch(root, folder)
-        await _check_equal(folder, tell)
+        models = bring_models(root, folder)
+        await _check_equal(folder, models, tell)
         if target.exists():
             target.rmdir()
         os.replace(staged, target)
@@ -218,9 +220,41 @@ def _write_config(folder: Path, settings: dict[str, str]) -> None:
         config.write(stream)
 
 
-async def _check_equal(folder: Path, tell: Tell) -> None:
-    """Raise where the commit's code, params or data are not those of its dvc.lock."""
+def bring_models(root: Path, folder: Path) -> dict[str, str]:
+    """The local models that the commit reads, by their keys in params.yaml.
+
+    One in the project that neither git nor DVC has gets a link in the restored folder.
+    """
+    tree = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    sections = {section: tree.get(section) for section in BUILT}
+    named = {f"{s}.folder": d.get("folder", NONE) for s, d in sections.items() if d}
+    models = {key: name for key, name in named.items() if name != NONE}
+    for key, name in models.items():
+        place, here = folder / name, root / name
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        if inside and here.is_dir() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(here.resolve(), target_is_directory=True)
+        if not place.is_dir():
+            raise InputError(
+                f"params.yaml of this commit: {key} = {name!r}, and no such model is there, seen "
+                "from the restored folder: bring it back, or choose a folder beside the project "
+                "(--into)."
+            )
+    return models
+
+
+async def _check_equal(folder: Path, models: dict[str, str], tell: Tell) -> None:
+    """Raise where the commit's code, params, models or data are not those of its dvc.lock."""
     plan = await versions.read_plan(folder, tell, target=versions.RUN)
+    words = [word for why in plan.stale.values() for word in why.split(", ")]
+    for key, name in models.items():
+        shown = (os.path.normpath(name), os.path.abspath(folder / name))  # in or out of the project
+        if any(f"{path} modified" in words for path in shown):
+            raise InputError(
+                f"the files of {key} = {name!r} are no longer those that this commit's results "
+                "were made from (dvc.lock): bring those back (`dvc add` keeps a model's versions)."
+            )
     if plan.stale:
         name, why = next(iter(plan.stale.items()))
         raise InputError(

@@ -20,6 +20,7 @@ from prefect.artifacts import (
 from flows.project.versions import COMPARISON, Plan, entry_digest, git_state, lock_entries
 from flows.tracking.tracker import MADE, PARENT, Tracker
 from infalign.files.tables import SELECTING
+from infalign.files.weights import NONE
 from infalign.settings.params import Params
 
 # MLflow's client gives up sooner by itself; its first import on a busy machine takes long.
@@ -145,7 +146,8 @@ def _record(tracker: Tracker, root: Path, instance: str, entry: dict[str, Any]) 
     params |= names_of(instance)
     if params:
         tracker.params(instance, flatten(params))
-    inputs = [dep for dep in entry.get("deps", []) if not dep["path"].endswith(".py")]
+    deps = entry.get("deps", [])
+    inputs = [dep for dep in deps if not dep["path"].endswith(".py") and dep["path"] != NONE]
     if inputs:
         tracker.inputs(
             instance,

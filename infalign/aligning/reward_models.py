@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infalign.files.tables import INDEPENDENT, PREFERENCES, SELECTING, read_prompts, read_table
+from infalign.files.weights import check_source
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import (
@@ -46,7 +47,8 @@ def train_model(
     ranks = join(workspace.params.run)
     if ranks.first(finished.exists()):
         return json.loads(finished.read_text())
-    tokenizer = load_tokenizer(_start(workspace))
+    check_source("reward", workspace.params.reward, workspace.root)
+    tokenizer = load_tokenizer(_start(workspace), workspace.params.reward.revision)
     pairs = Pairs(workspace, objective, "train", half)
     if alter is not None:
         alter(pairs)
@@ -84,7 +86,14 @@ def _trained(
     seed = derive_seed(params.run.seed, "reward", objective, STREAMS[half])
 
     def build() -> PreTrainedModel:
-        return build_reward_model(_start(workspace), tokenizer, device, seed, params.run.precision)
+        return build_reward_model(
+            _start(workspace),
+            tokenizer,
+            device,
+            seed,
+            params.run.precision,
+            revision=settings.revision,
+        )
 
     model, data = Trainable(build(), params.run, build), pairs.encoded(tokenizer)
     batches = EpochBatches(data.lengths, settings.batch_size, seed)

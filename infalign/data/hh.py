@@ -2,21 +2,25 @@
 
 A line is `{"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …}`; the response is what
 follows the last `\\n\\nAssistant:`. Pairs that cannot be used are dropped and counted by reason; a
-file that is not HH at all is an error. Lengths in tokens are not this module's business.
+file that is not HH at all is an error. Files are read line by line and never unpacked as a whole.
+Lengths in tokens are not this module's business.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import zlib
+from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from infalign.errors import InputError
 
@@ -32,6 +36,7 @@ DROP_REASONS = (
 )
 FEW_BROKEN = 5
 BROKEN_SHARE = 0.01
+PIECE_BYTES = 1 << 20  # unpacked at once while a file is measured
 
 
 class Pair(NamedTuple):
@@ -41,6 +46,13 @@ class Pair(NamedTuple):
     chosen: str
     rejected: str
     source: str  # `<subset>/<file>`, the place it was read from
+
+
+class Limits(NamedTuple):
+    """What a file may hold at most: `data.file_bytes` and `data.line_bytes`."""
+
+    file_bytes: int  # of one file, unpacked
+    line_bytes: int  # of one line, without its end
 
 
 @dataclass
@@ -102,7 +114,7 @@ def without_prompts(pairs: Iterable[Pair], prompts: set[str]) -> tuple[list[Pair
     return kept, len(pairs) - len(kept)
 
 
-def read_subset(folder: Path, name: str, test_share: float) -> Subset:
+def read_subset(folder: Path, name: str, test_share: float, limits: Limits) -> Subset:
     """Read one subset folder of HH files; where it has a single file, split it by prompt.
 
     A prompt that train and test share stays in test only.
@@ -110,7 +122,7 @@ def read_subset(folder: Path, name: str, test_share: float) -> Subset:
     subset = Subset(name, [], [], 0)
     files = _files(folder, name)
     for split, path in files.items():
-        pairs = _read_file(path, f"{name}/{path.name}", subset)
+        pairs = _read_file(path, f"{name}/{path.name}", subset, limits)
         (subset.train if split == "train" else subset.test).extend(pairs)
     if len(files) == 1:
         pairs = subset.train + subset.test
@@ -153,6 +165,11 @@ def _files(folder: Path, name: str) -> dict[str, Path]:
             f"{folder} has no subset folder {name!r} (it has {there}): correct data.path or the "
             "objective's subset."
         )
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"{folder / name} leads out of the data's folder, where no change would be noticed: "
+            "put the subset's files themselves there, or correct data.path."
+        )
     found: dict[str, Path] = {}
     for split in SPLITS:
         paths = [folder / name / f"{split}.jsonl{end}" for end in ("", ".gz")]
@@ -169,70 +186,100 @@ def _files(folder: Path, name: str) -> dict[str, Path]:
     return found
 
 
-def _read_file(path: Path, source: str, subset: Subset) -> list[Pair]:
+def _read_file(path: Path, source: str, subset: Subset, limits: Limits) -> list[Pair]:
     """The usable pairs of one file; what is dropped is counted in `subset`."""
     pairs: list[Pair] = []
-    broken: list[str] = []
+    first_broken = ""
     dropped: Counter[str] = Counter()
     n_lines = 0
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path, limits), start=1):
         if not line.strip():
             continue
         n_lines += 1
         sides = _sides(line)
         if isinstance(sides, str):
-            broken.append(f"{path} line {number} {sides}")
+            first_broken = first_broken or f"{path} line {number} {sides}"
+            dropped["broken_line"] += 1
             if n_lines == 1:
                 break
             continue
         pair, reason = _pair(*sides, source)
         dropped.update([reason] if reason else [])
         pairs.extend([pair] if not reason else [])
-    _check_broken(path, broken, n_lines)
+    _check_broken(path, first_broken, dropped["broken_line"], n_lines)
     subset.lines += n_lines
     subset.dropped.update(dropped)
-    subset.dropped["broken_line"] += len(broken)
-    subset.first_broken = subset.first_broken or (broken[0] if broken else None)
+    subset.first_broken = subset.first_broken or first_broken or None
     return pairs
 
 
-def _check_broken(path: Path, broken: list[str], n_lines: int) -> None:
+def _check_broken(path: Path, first: str, n_broken: int, n_lines: int) -> None:
     """Stray broken lines are dropped; a broken start or many of them mean another format."""
     if n_lines == 0:
         raise InputError(f"{path} is empty: put HH preference pairs there, one JSON object a line.")
     allowed = max(BROKEN_SHARE * n_lines, min(FEW_BROKEN, n_lines / 2))
-    if broken and (n_lines == 1 or len(broken) > allowed):
+    if n_broken and (n_lines == 1 or n_broken > allowed):
         raise InputError(
-            f"{broken[0]} ({len(broken)} of the {n_lines} lines read are broken): give a file in "
+            f"{first} ({n_broken} of the {n_lines} lines read are broken): give a file in "
             'the Anthropic HH format, {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", '
             '"rejected": …} on every line.'
         )
 
 
-def _lines(path: Path) -> list[str]:
-    """All lines of a plain or gzipped UTF-8 file; lines end at \\n alone."""
+def _lines(path: Path, limits: Limits) -> Iterator[str]:
+    """The lines of a plain or gzipped UTF-8 file, one at a time; they end at \\n alone."""
+    _check_size(path, limits.file_bytes)
+    with _opened(path) as stream:
+        for number in itertools.count(1):
+            line = stream.readline(limits.line_bytes + 1)
+            if not line:
+                return
+            text = line.removesuffix(b"\n")
+            if len(text) > limits.line_bytes:
+                raise InputError(
+                    f"{path} line {number} has more than data.line_bytes = {limits.line_bytes} "
+                    "bytes: give one preference pair a line, or raise data.line_bytes."
+                )
+            try:
+                yield (text.removeprefix(BOM_UTF8) if number == 1 else text).decode()
+            except UnicodeDecodeError:
+                raise InputError(
+                    f"{path} line {number} is not UTF-8 text: convert the file."
+                ) from None
+
+
+def _check_size(path: Path, most_bytes: int) -> None:
+    """Raise for a file that is damaged or too large, before anything of it is kept."""
+    size = 0
+    with _opened(path) as stream:
+        while piece := stream.read(PIECE_BYTES):
+            size += len(piece)
+            if size > most_bytes:
+                raise InputError(
+                    f"{path} holds more than data.file_bytes = {most_bytes} bytes, unpacked: give "
+                    "less data, or raise data.file_bytes where memory allows."
+                )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A plain or gzipped file to read from; what is wrong with it is one sentence."""
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+            yield cast(BinaryIO, stream)
     except EOFError:
         raise InputError(f"{path} is a truncated gzip file: fetch it again.") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is not a sound gzip file ({error}): fetch it again.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check the file.") from None
-    try:
-        return data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path} line {line} is not UTF-8 text: convert the file.") from None
 
 
 def _sides(line: str) -> tuple[tuple[str, str], tuple[str, str]] | str:
     """(prompt, response) of chosen and rejected, or what is wrong with the line."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # an integer of 4,301 digits is a ValueError
         return "is not JSON"
     if not isinstance(row, dict):
         return "is not a JSON object"

@@ -145,10 +145,11 @@ def fingerprint(word: str, needs: Needs, params: Params, root: Path) -> str:
     for name in needs.inputs:
         path = root / name
         if not path.exists():
-            own = name == params.data.path and not name.startswith("results/")
-            remedy = (
-                "give data.path a folder of HH files" if own else "run the stage that writes it"
-            )
+            remedy = "run the stage that writes it"
+            if name == params.data.path and not name.startswith("results/"):
+                remedy = "give data.path a folder of HH files"
+            elif name in (params.model.folder, params.reward.folder):
+                remedy = "bring the model back, or correct params.yaml"
             raise InputError(f"{path} does not exist: {remedy}.")
         _hash_path(digest, path, name)
     for name in stage_files(word):

@@ -40,9 +40,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer with an EOS and a padding token."""
-    tokenizer = _load(AutoTokenizer, name_or_path)
+def load_tokenizer(
+    name_or_path: str | Path, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """A tokenizer with an EOS and a padding token; `revision` is a hub name's commit."""
+    tokenizer = _load(AutoTokenizer, name_or_path, revision=revision)
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"{name_or_path}: the tokenizer has no EOS token: responses could not end."
@@ -53,19 +55,29 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_policy(
-    name_or_path: str | Path, device: torch.device, precision: str = "float32"
+    name_or_path: str | Path,
+    device: torch.device,
+    precision: str = "float32",
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model in eval mode, float32, dropout off; passes in `precision`."""
-    model = _load(AutoModelForCausalLM, name_or_path, dtype=torch.float32)
+    model = _load(AutoModelForCausalLM, name_or_path, dtype=torch.float32, revision=revision)
     return _ready(model, device, precision)
 
 
 def load_reward_model(
-    name_or_path: str | Path, device: torch.device, precision: str = "float32"
+    name_or_path: str | Path,
+    device: torch.device,
+    precision: str = "float32",
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """A sequence classifier with one output, in eval mode, float32, dropout off."""
     model = _load(
-        AutoModelForSequenceClassification, name_or_path, dtype=torch.float32, num_labels=1
+        AutoModelForSequenceClassification,
+        name_or_path,
+        dtype=torch.float32,
+        num_labels=1,
+        revision=revision,
     )
     return _ready(model, device, precision)
 
@@ -76,10 +88,12 @@ def build_reward_model(
     device: torch.device,
     seed: int,
     precision: str = "float32",
+    *,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """A reward model that starts from a language model's weights; its head is drawn from `seed`."""
     torch.manual_seed(seed)
-    model = load_reward_model(name_or_path, device, precision)
+    model = load_reward_model(name_or_path, device, precision, revision)
     model.config.pad_token_id = tokenizer.pad_token_id
     head = getattr(model, "score", None)
     if isinstance(head, torch.nn.Linear):

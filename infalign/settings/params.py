@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from infalign.errors import InputError
 from infalign.settings.combinations import check_combinations
@@ -107,6 +108,17 @@ class Data(Section):
 
     path: str = Field(min_length=1, description="folder of HH files, inside or outside the project")
     test_share: Share = Field(description="share of prompts held out where a subset has one file")
+    file_bytes: Positive = Field(description="largest file, bytes, unpacked: all of it is kept")
+    line_bytes: Positive = Field(description="longest line of a file, bytes")
+
+
+def _commit(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{40}", text):
+        raise ValueError("give a commit, 40 hexadecimal digits: a branch or a tag may move")
+    return text
+
+
+Commit = Annotated[str, AfterValidator(_commit)]
 
 
 class Tiny(Section):
@@ -129,6 +141,8 @@ class Model(Section):
     """The policy's starting point and its lengths."""
 
     name_or_path: str = Field(min_length=1, description="`tiny`, a local folder or a hub name")
+    revision: Commit | None = Field(description="the commit that a hub name stands for")
+    folder: str = Field(min_length=1, description="the local folder, for DVC, else models/none")
     prompt_tokens: Positive = Field(description="longest prompt, tokens; longer lose first turns")
     response_tokens: Several = Field(description="longest response, tokens, EOS included")
     tiny: Tiny
@@ -143,6 +157,13 @@ class Objective(Section):
     gold: Literal["helpfulness", "harmlessness"] | None = Field(
         description="gold utility, used on the built-in corpus only"
     )
+
+    @field_validator("subset")
+    @classmethod
+    def _below(cls, name: str) -> str:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+            raise ValueError("a subset is a folder below data.path: name it without `..` or root")
+        return name
 
     @field_validator("procedure")
     @classmethod
@@ -169,6 +190,8 @@ class Reward(Section):
     """The reward models."""
 
     name_or_path: str = Field(min_length=1, description="`sft`, a local folder or a hub name")
+    revision: Commit | None = Field(description="the commit that a hub name stands for")
+    folder: str = Field(min_length=1, description="the local folder, for DVC, else models/none")
     epochs: Rate = Field(description="passes over the pairs")
     batch_size: Positive = Field(description="pairs a step")
     learning_rate: Rate

@@ -32,6 +32,7 @@ from infalign.files.tables import (
     read_table,
     write_table,
 )
+from infalign.files.weights import folders
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
@@ -53,6 +54,7 @@ def needs(params: Params, objective: str) -> Needs:
             "results/sample",
             f"results/reward/{objective}",
             f"results/calibrate/{objective}",
+            *folders(params.reward),
         ),
         params=(
             *MODELS,

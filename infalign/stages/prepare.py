@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from infalign.data.hh import (
     DROP_REASONS,
     SPLITS,
+    Limits,
     Pair,
     Subset,
     hash_share,
@@ -35,6 +36,7 @@ from infalign.data.hh import (
 from infalign.data.tokenizer import train_tokenizer
 from infalign.errors import InputError
 from infalign.files.tables import INDEPENDENT, PREFERENCES, PROMPTS, SELECTING, write_table
+from infalign.files.weights import check_source, folders
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.models import load_tokenizer
 from infalign.lm.text import encode_prompts, encode_responses
@@ -44,11 +46,12 @@ from infalign.settings.params import Params
 def needs(params: Params) -> Needs:
     """What the stage depends on."""
     return Needs(
-        inputs=(params.data.path,),
+        inputs=(params.data.path, *folders(params.model)),
         params=(
             "run.objectives",
             "data",
             "model.name_or_path",
+            "model.revision",
             "model.prompt_tokens",
             "model.response_tokens",
             "model.tiny.vocab_size",
@@ -71,6 +74,7 @@ class Kept:
 def run(workspace: Workspace) -> None:
     """Read, cut, split, and write the tables, the tokenizer and the counts."""
     params = workspace.params
+    check_source("model", params.model, workspace.root)
     folder = workspace.root / params.data.path
     kept = {name: _read(folder, params, name) for name in params.run.objectives}
     _separate(kept)
@@ -90,7 +94,9 @@ def run(workspace: Workspace) -> None:
 
 
 def _read(folder: Path, params: Params, objective: str) -> Kept:
-    subset = read_subset(folder, params.objectives[objective].subset, params.data.test_share)
+    limits = Limits(params.data.file_bytes, params.data.line_bytes)
+    name = params.objectives[objective].subset
+    subset = read_subset(folder, name, params.data.test_share, limits)
     splits = {split: list(getattr(subset, split)) for split in SPLITS}
     return Kept(subset, splits, Counter(subset.dropped))
 
@@ -106,7 +112,7 @@ def _separate(kept: dict[str, Kept]) -> None:
 def _tokenizer(params: Params, kept: dict[str, Kept]) -> PreTrainedTokenizerBase:
     """The named model's tokenizer, or for `tiny` one trained on the training split."""
     if params.model.name_or_path != "tiny":
-        return load_tokenizer(params.model.name_or_path)
+        return load_tokenizer(params.model.name_or_path, params.model.revision)
     texts = (
         text
         for part in kept.values()
@@ -219,7 +225,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """What corpus.json says about built-in data; nothing for anybody else's."""
     try:
         about = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) and about.get("gold") == "builtin" else {}
 

@@ -11,6 +11,7 @@ import json
 
 from infalign.aligning.reward_models import train_model
 from infalign.files.tables import INDEPENDENT, SELECTING
+from infalign.files.weights import folders
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.processes.ranks import join
 from infalign.settings.params import TRAINING, Params
@@ -21,7 +22,7 @@ HALVES = (SELECTING, INDEPENDENT)
 def needs(params: Params) -> Needs:
     """What the stage depends on."""
     return Needs(
-        inputs=("results/prepare", "results/sft"),
+        inputs=("results/prepare", "results/sft", *folders(params.reward)),
         params=(
             *TRAINING,
             "run.objectives",

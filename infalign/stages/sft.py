@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from infalign.files.tables import PREFERENCES, PROMPTS, read_table
+from infalign.files.weights import check_source, folders
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget, autocast
 from infalign.lm.models import build_tiny, load_policy, load_tokenizer, pick_device, save_model
@@ -34,7 +35,7 @@ ENDING_PROMPTS = 256  # held-out prompts on which the share of responses that en
 def needs(params: Params) -> Needs:
     """What the stage depends on."""
     return Needs(
-        inputs=("results/prepare",),
+        inputs=("results/prepare", *folders(params.model)),
         params=(*TRAINING, "model", "sft"),
         outputs=("results/sft",),
     )
@@ -43,6 +44,7 @@ def needs(params: Params) -> Needs:
 def run(workspace: Workspace) -> None:
     """Train the reference policy and measure it on held-out responses."""
     params = workspace.params
+    check_source("model", params.model, workspace.root)
     device = pick_device(params.run.device)
     tokenizer = load_tokenizer(workspace.results("prepare", "tokenizer"))
 
@@ -103,7 +105,7 @@ def _build(params: Params, tokenizer, device: torch.device) -> PreTrainedModel: 
     """The model that training starts from."""
     precision = params.run.precision
     if params.model.name_or_path != "tiny":
-        return load_policy(params.model.name_or_path, device, precision)
+        return load_policy(params.model.name_or_path, device, precision, params.model.revision)
     positions = params.model.prompt_tokens + params.model.response_tokens
     return build_tiny(params.model.tiny, tokenizer, positions, device, params.run.seed, precision)
 

@@ -1,18 +1,21 @@
 """The HH file format: by hand, line by line, and every kind of bad file."""
 
+import contextlib
 import gzip
 import json
 import re
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infalign.data.hh import (
     ASSISTANT,
     HUMAN,
+    Limits,
     Pair,
     hash_share,
     keep_last_turns,
@@ -26,6 +29,7 @@ from infalign.errors import InputError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "hh-rlhf"
 ONE = f"{HUMAN} Hi{ASSISTANT}"
+LIMITS = Limits(10_000_000, 1_000_000)
 TWO = f"{HUMAN} Hi{ASSISTANT} Hello.{HUMAN} Why?{ASSISTANT}"
 
 
@@ -93,7 +97,7 @@ def test_reads_two_files_and_counts_what_it_drops(tmp_path: Path) -> None:
         ],
     )
     put(tmp_path, [numbered(6)[5]], "test", ".gz")
-    subset = read_subset(tmp_path, "sub", 0.2)
+    subset = read_subset(tmp_path, "sub", 0.2, LIMITS)
     assert [pair.prompt for pair in subset.train] == [f"{HUMAN} q{i}{ASSISTANT}" for i in range(5)]
     assert subset.test == [Pair(f"{HUMAN} q5{ASSISTANT}", "a", "b", "sub/test.jsonl.gz")]
     assert subset.lines == 12
@@ -110,7 +114,7 @@ def test_reads_two_files_and_counts_what_it_drops(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_single_file_is_split_by_prompt(tmp_path: Path, split: str) -> None:
     put(tmp_path, numbered(50) * 2, split)
-    subset = read_subset(tmp_path, "sub", 0.3)
+    subset = read_subset(tmp_path, "sub", 0.3, LIMITS)
     train, test = ({pair.prompt for pair in part} for part in (subset.train, subset.test))
     assert not train & test
     assert len(train | test) == 50
@@ -124,7 +128,7 @@ def test_what_is_written_is_read_back_and_has_fixed_bytes(tmp_path: Path) -> Non
     for path in paths:
         write_pairs(path, pairs)
     put(tmp_path, numbered(1), "test")
-    assert read_subset(tmp_path, "sub", 0.2).train == pairs
+    assert read_subset(tmp_path, "sub", 0.2, LIMITS).train == pairs
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert paths[0].read_bytes()[4:8] == bytes(4)  # the time in the gzip header
 
@@ -138,6 +142,8 @@ BAD_FIRST_LINES = {
     "no markers": (line("a", "b"), "line 1 has a 'chosen' that is no dialogue"),
     "half a character": (line(f"{ONE} \ud800"), "line 1 has a 'chosen' text that is not valid"),
     "deep nesting": ("[" * 100000, "line 1 is not JSON"),
+    "5,000 digits": (f'{{"n": {"9" * 5000}}}', "line 1 is not JSON"),
+    "a raw NUL": (line().replace("Hi", "H\0i"), "line 1 is not JSON"),
 }
 
 
@@ -146,17 +152,17 @@ def test_a_file_that_is_not_hh_is_an_error_with_file_and_line(tmp_path: Path, na
     text, message = BAD_FIRST_LINES[name]
     path = put(tmp_path, [text, *numbered(500)])
     with pytest.raises(InputError, match="Anthropic HH format") as caught:
-        read_subset(tmp_path, "sub", 0.2)
+        read_subset(tmp_path, "sub", 0.2, LIMITS)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
 
 
 def test_stray_broken_lines_are_counted_many_are_an_error(tmp_path: Path) -> None:
     put(tmp_path, [*numbered(600), *["{"] * 6])
-    assert read_subset(tmp_path, "sub", 0.2).dropped["broken_line"] == 6
+    assert read_subset(tmp_path, "sub", 0.2, LIMITS).dropped["broken_line"] == 6
     put(tmp_path, [*numbered(600), *["{"] * 7])
     with pytest.raises(InputError, match=r"line 601 is not JSON \(7 of the 607 lines"):
-        read_subset(tmp_path, "sub", 0.2)
+        read_subset(tmp_path, "sub", 0.2, LIMITS)
 
 
 def test_broken_archives_and_encodings(tmp_path: Path) -> None:
@@ -173,14 +179,120 @@ def test_broken_archives_and_encodings(tmp_path: Path) -> None:
     ):
         path.write_bytes(data)
         with pytest.raises(InputError, match=message) as caught:
-            read_subset(tmp_path, "sub", 0.2)
+            read_subset(tmp_path, "sub", 0.2, LIMITS)
         assert str(path) in str(caught.value)
+
+
+NASTY = [
+    b"\x00",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"\n",
+    b"\r",
+    b'"',
+    b"\\u0000",
+    b"\\ud800",
+    b"9" * 5000,
+    b'{"n":' * 20_000,
+    b"[" * 100_000,
+    b"NaN",
+    b"1e999",
+    "\u2028".encode(),
+    b" " * 300_000,
+]
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 40), st.sampled_from(NASTY) | st.binary()),
+        max_size=4,
+    ),
+    st.sampled_from(["", ".gz"]),
+    st.booleans(),
+)
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_spoilt_file_gives_data_or_one_sentence(
+    tmp_path: Path, changes: list[tuple[float, int, bytes]], end: str, packed: bool
+) -> None:
+    """Bytes are replaced anywhere, before the file is packed or after."""
+    path = tmp_path / "sub" / f"train.jsonl{end}"
+    path.parent.mkdir(exist_ok=True)
+    (tmp_path / "sub" / f"train.jsonl{'' if end else '.gz'}").unlink(missing_ok=True)
+    data = "\n".join(numbered(30)).encode()
+    data = gzip.compress(data) if end and packed else data
+    for place, length, new in changes:
+        start = round(place * len(data))
+        data = data[:start] + new + data[start + length :]
+    path.write_bytes(gzip.compress(data) if end and not packed else data)
+    try:
+        subset = read_subset(tmp_path, "sub", 0.5, LIMITS._replace(line_bytes=200_000))
+    except InputError as error:
+        said = str(error)
+        assert str(path.parent) in said
+        return
+    pairs = subset.train + subset.test
+    assert 0 < len(pairs) <= subset.lines
+    assert json.dumps(pairs, ensure_ascii=False).encode()  # every text can be written
+
+
+def test_bounds_on_a_file_and_on_a_line(tmp_path: Path) -> None:
+    lines = numbered(40)
+    longest, whole = max(map(len, lines)), sum(len(text) + 1 for text in lines)
+    for end in ("", ".gz"):
+        path = put(tmp_path, lines, end=end)
+        exact = Limits(whole, longest)
+        assert read_subset(tmp_path, "sub", 0.2, exact).lines == 40
+        for limits, words in (
+            (Limits(whole - 1, longest), f"holds more than data.file_bytes = {whole - 1} bytes"),
+            (Limits(whole, longest - 1), f"has more than data.line_bytes = {longest - 1} bytes"),
+        ):
+            with pytest.raises(InputError, match=words) as caught:
+                read_subset(tmp_path, "sub", 0.2, limits)
+            assert str(path) in str(caught.value)
+        path.unlink()
+
+
+@pytest.mark.parametrize("filling", [b" ", b" " * 999 + b"\n"], ids=["one line", "many lines"])
+def test_a_small_archive_of_much_is_never_unpacked_as_a_whole(
+    tmp_path: Path, filling: bytes
+) -> None:
+    path = put(tmp_path, numbered(20), end=".gz")
+    with gzip.open(path, "ab") as stream:
+        for _ in range(50):
+            stream.write(filling * (1_000_000 // len(filling)))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(InputError):
+            read_subset(tmp_path, "sub", 0.2, Limits(100_000_000, 1_000_000))
+        with pytest.raises(InputError, match=r"data\.file_bytes"):
+            read_subset(tmp_path, "sub", 0.2, Limits(40_000_000, 1_000_000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000, f"{peak} bytes for a file of {path.stat().st_size}"
+
+
+def test_a_subset_that_a_link_takes_out_of_the_data_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, numbered(50))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "sub").symlink_to(tmp_path / "sub")
+    with pytest.raises(InputError, match="leads out of the data's folder") as caught:
+        read_subset(data, "sub", 0.2, LIMITS)
+    assert str(data / "sub") in str(caught.value)
+    (data / "inside").mkdir()
+    (tmp_path / "sub" / "train.jsonl").rename(data / "inside" / "train.jsonl")
+    (data / "sub").unlink()
+    (data / "sub").symlink_to("inside")
+    assert read_subset(data, "sub", 0.2, LIMITS).lines == 50
 
 
 def test_missing_and_doubled_places(tmp_path: Path) -> None:
     def fails(folder: Path, message: str) -> None:
         with pytest.raises(InputError, match=re.escape(message)):
-            read_subset(folder, "sub", 0.2)
+            read_subset(folder, "sub", 0.2, LIMITS)
 
     fails(tmp_path / "nowhere", "is not a folder")
     fails(tmp_path, "has no subset folder 'sub' (it has [])")
@@ -194,11 +306,11 @@ def test_missing_and_doubled_places(tmp_path: Path) -> None:
 def test_a_split_that_is_left_without_a_pair_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, [line(f"{ONE} a", f"{ONE} a")])
     with pytest.raises(InputError, match=r"no usable pair for its train split.*identical_pair"):
-        read_subset(tmp_path, "sub", 0.2)
+        read_subset(tmp_path, "sub", 0.2, LIMITS)
     put(tmp_path, numbered(4))
     put(tmp_path, numbered(4), "test")
     with pytest.raises(InputError, match="no usable pair for its train split"):
-        read_subset(tmp_path, "sub", 0.2)
+        read_subset(tmp_path, "sub", 0.2, LIMITS)
 
 
 def test_the_real_data_counted_by_plain_loops() -> None:
@@ -218,7 +330,7 @@ def test_the_real_data_counted_by_plain_loops() -> None:
                 expected["identical_pair"] += 1
             elif not (chosen.strip() and rejected.strip()):
                 expected["empty_response"] += 1
-        subset = read_subset(REAL, name, 0.2)
+        subset = read_subset(REAL, name, 0.2, LIMITS)
         assert subset.lines == len(lines)
         assert +subset.dropped == expected
         assert len(subset.train) + len(subset.test) == len(lines) - expected.total()

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from flows.children.processes import end_leftovers
+from infalign.files.weights import NONE
 from tests.conftest import MakeOnce
 
 ROOT = Path(__file__).parents[2]
@@ -276,6 +277,7 @@ def write_real(root: Path, tree: dict[str, Any]) -> None:
     write_toy(root)
     (root / "toy_stage.py").unlink()
     shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
+    shutil.copytree(ROOT / NONE, root / NONE)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "infalign", root / "infalign", ignore=ignored)
     run = tree["run"] | {"variants": VARIANTS}

@@ -77,6 +77,8 @@ def check_words(command: str, folder: Path) -> None:
         _check_command(words)
         settings = [value for key, value in itertools.pairwise(words) if key == "--set"]
         shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+        if any(setting.startswith("model.name_or_path=") for setting in settings):
+            settings.append(f"model.revision={'a' * 40}")  # which the hub would be asked for
         set_params(folder / "params.yaml", settings)
     elif (program, *words[:2]) == ("python", "-m", "infalign"):
         parse_arguments(words[2:])

@@ -193,11 +193,37 @@ def test_another_models_tokenizer(smoke_tree: dict[str, Any], tmp_path: Path) ->
     tokenizer = AutoTokenizer.from_pretrained(trained / "tokenizer")
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "model")
-    folder = run(smoke_tree, data, tmp_path / "named", name_or_path=str(tmp_path / "model"))
+    name = str(tmp_path / "model")
+    folder = run(smoke_tree, data, tmp_path / "named", name_or_path=name, folder=name)
     copied = AutoTokenizer.from_pretrained(folder / "tokenizer")
     assert copied("Hello")["input_ids"] == tokenizer("Hello")["input_ids"]
     assert copied.pad_token_id is not None
     check_invariants(folder)
+
+
+def test_odd_characters_come_through_as_they_are(
+    smoke_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """NUL, a line separator, a carriage return, a BOM inside, an emoji, a lone accent."""
+    odd = "a\0b \u2028 c\r\nd \ufeff \U0001f600 \u0301"
+    data = filled(tmp_path / "data")
+    put(data, "helpful-base", "train", [*many("how"), (prompt_of(odd), f"x{odd}x", "No.")])
+    folder = run(smoke_tree, data, tmp_path / "run", prompt_tokens=200)
+    check_invariants(folder)
+    prompts, pairs = rows_of(folder)
+    [asked] = [row for row in prompts if odd in row["prompt"]]
+    [pair] = [row for row in pairs if row["prompt_id"] == asked["prompt_id"]]
+    assert pair["chosen"] == f"x{odd}x"
+
+
+def test_a_corpus_json_of_nonsense_is_nobodys_word(
+    smoke_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    data = filled(tmp_path / "data")
+    for text in ("[" * 100_000, '{"gold": ' + "9" * 5000 + "}", "\0", "[1]"):
+        (data / "corpus.json").write_text(text)
+        folder = run(smoke_tree, data, tmp_path / "run")
+        assert json.loads((folder / "metrics.json").read_text())["gold"] is None
 
 
 def test_bad_input_is_one_sentence(smoke_tree: dict[str, Any], tmp_path: Path) -> None:

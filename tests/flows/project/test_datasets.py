@@ -32,7 +32,11 @@ def write_hh(folder: Path, subsets: tuple[str, ...] = ("helpful-base", "harmless
 def write_hub_cache(home: Path, repository: str) -> None:
     """The cache that a download would have left."""
     repo = home / "hub" / f"datasets--{repository.replace('/', '--')}"
-    write_hh(repo / "snapshots" / REVISION)
+    snapshot = write_hh(repo / "snapshots" / REVISION)
+    (repo / "blobs").mkdir()
+    for number, file in enumerate(sorted(snapshot.rglob("*.gz"))):
+        shutil.move(file, repo / "blobs" / f"{number}")
+        file.symlink_to(f"../../../blobs/{number}")
     (repo / "snapshots" / REVISION / "README.md").write_text("not data")
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(REVISION)
@@ -125,6 +129,9 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert status == 2, output
     assert words in output
     assert len(output.strip().splitlines()) == 1
+    assert ".new" not in output, "a folder that is gone"
+    if spoil in (_truncate, _not_json):
+        assert f"{source}/helpful-base/train.jsonl.gz" in output
     raw = bare.root / "data" / "raw"
     assert not raw.exists() or not [p for p in raw.iterdir() if "bad" in p.name]
 
@@ -136,6 +143,77 @@ def test_a_link_below_data_raw_is_refused(bare: Project, tmp_path: Path) -> None
     status, output = bare.run("data", "add", str(source))
     assert status == 2, output
     assert "is a link" in output
+
+
+def _subset(source: Path, elsewhere: Path) -> Path:
+    shutil.move(source / "helpful-base", elsewhere)
+    (source / "helpful-base").symlink_to(elsewhere)
+    return source / "helpful-base"
+
+
+def _file(source: Path, elsewhere: Path) -> Path:
+    file = source / "helpful-base" / "train.jsonl.gz"
+    shutil.move(file, elsewhere)
+    file.symlink_to(elsewhere)
+    return file
+
+
+def _link_of_link(source: Path, elsewhere: Path) -> Path:
+    (source / "more").symlink_to(elsewhere.parent)
+    shutil.move(source / "helpful-base", elsewhere)
+    (source / "helpful-base").symlink_to(f"more/{elsewhere.name}")
+    return source / "helpful-base"
+
+
+def _nothing(source: Path, elsewhere: Path) -> Path:
+    (source / "harmless-base" / "test.jsonl.gz").unlink()
+    (source / "harmless-base" / "test.jsonl.gz").symlink_to(elsewhere)
+    return source / "harmless-base" / "test.jsonl.gz"
+
+
+def _circle(source: Path, elsewhere: Path) -> Path:
+    assert not elsewhere.exists()
+    (source / "harmless-base" / "train.jsonl").symlink_to("train.jsonl")
+    return source / "harmless-base" / "train.jsonl"
+
+
+@pytest.mark.parametrize("link", [_subset, _file, _link_of_link, _nothing, _circle])
+def test_a_link_out_of_the_source_is_refused_by_its_name(
+    bare: Project, tmp_path: Path, link: Callable[[Path, Path], Path]
+) -> None:
+    source = write_hh(tmp_path / "outgoing")
+    name = link(source, tmp_path / "elsewhere")
+    status, output = bare.run("data", "add", str(source))
+    assert status == 2, output
+    assert f"{name} is a link" in output
+    assert len(output.strip().splitlines()) == 1
+    assert not (bare.root / "data" / "raw" / "outgoing").exists()
+
+
+def test_a_link_inside_the_source_becomes_a_file(bare: Project, tmp_path: Path) -> None:
+    source = write_hh(tmp_path / "inner", ("helpful-base",))
+    (source / "same").symlink_to("helpful-base")
+    (tmp_path / "door").symlink_to(source)
+    status, output = bare.run("data", "add", str(tmp_path / "door"), "--name", "inner")
+    assert status == 0, output
+    copied = bare.root / "data" / "raw" / "inner" / "same" / "train.jsonl.gz"
+    assert copied.read_bytes() == (source / "helpful-base" / "train.jsonl.gz").read_bytes()
+    assert not copied.parent.is_symlink()
+
+
+def test_the_bounds_of_params_hold(bare: Project, tmp_path: Path) -> None:
+    source = write_hh(tmp_path / "large")
+    file = bare.root / "params.yaml"
+    before = file.read_text()
+    try:
+        file.write_text(before.replace("file_bytes: 2000000000", "file_bytes: 300"))
+        status, output = bare.run("data", "add", str(source))
+    finally:
+        file.write_text(before)
+    assert status == 2, output
+    assert "test.jsonl.gz holds more than data.file_bytes = 300 bytes" in output or (
+        "train.jsonl.gz holds more than data.file_bytes = 300 bytes" in output
+    )
 
 
 def test_names() -> None:

@@ -1,0 +1,150 @@
+"""Models as dependencies: DVC and `infalign restore` see that a local folder's weights changed."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flows.project.configuration import set_params
+from flows.project.restoring import first_difference, restore
+from infalign.errors import InputError
+from infalign.lm.models import save_model
+from infalign.settings.params import load_params
+from tests.flows.conftest import write_real
+from tests.flows.project.test_restoring import git, no_line
+
+
+@pytest.fixture
+def model(tmp_path: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A local model's folder, outside every project."""
+    save_model(policy, tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(folder: Path) -> None:
+    """Other weights in the same place."""
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-40:] = bytes(40)
+    file.write_bytes(data)
+
+
+def dvc(root: Path, environment: dict[str, str], *arguments: str) -> str:
+    """Run DVC to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_other_weights_in_place_make_all_stale_that_loads_them(
+    tmp_path: Path, smoke_tree: dict[str, Any], quiet: dict[str, str], model: Path
+) -> None:
+    """`dvc repro` alone, on the project's own dvc.yaml; by name, and relative to the project."""
+    root = tmp_path / "project"
+    tree = copy.deepcopy(smoke_tree)
+    tree["model"] |= {"prompt_tokens": 40, "response_tokens": 20}
+    tree["sft"]["epochs"] = 0.1
+    write_real(root, tree)
+    set_params(root / "params.yaml", ["model.name_or_path=../model"])
+    environment = quiet | {"HF_HUB_OFFLINE": "1"}
+    dvc(root, environment, "repro", "--quiet", "sft")
+    before = (root / "results" / "sft" / "policy" / "model.safetensors").read_bytes()
+    assert dvc(root, environment, "status", "--json", "prepare", "sft").strip() == "{}"
+    change(model)
+    stale = json.loads(dvc(root, environment, "status", "--json", "prepare", "sft"))
+    for word in ("prepare", "sft"):
+        assert "model" in json.dumps(stale[word]), stale
+    said = dvc(root, environment, "repro", "sft")
+    assert "Running stage 'prepare'" in said
+    assert "Running stage 'sft'" in said
+    assert (root / "results" / "sft" / "policy" / "model.safetensors").read_bytes() != before
+
+
+TOY = """\
+stages:
+  report:
+    cmd: sha256sum ${model.folder}/model.safetensors > out
+    deps: ["${model.folder}"]
+    params: [model]
+    outs: [out]
+"""
+
+
+def toy(root: Path, folder: str, environment: dict[str, str]) -> str:
+    """A committed project whose only stage reads a local model; the commit."""
+    git(root, "init", "--quiet")
+    dvc(root, environment, "init", "--quiet")
+    (root / "dvc.yaml").write_text(TOY)
+    tree = {"model": {"name_or_path": folder, "revision": None, "folder": folder}}
+    (root / "params.yaml").write_text(yaml.safe_dump(tree))
+    (root / ".gitignore").write_text("/weights/\n/out\n")
+    dvc(root, environment, "repro", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "toy")
+    return git(root, "rev-parse", "HEAD").strip()
+
+
+@pytest.mark.parametrize("place", ["weights/mine", "../model"])
+def test_a_restored_commit_finds_its_model_or_says_that_it_changed(
+    tmp_path: Path, quiet: dict[str, str], model: Path, place: str
+) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    if place == "weights/mine":
+        model = Path(shutil.move(model, root / "weights" / "mine"))
+    commit = toy(root, place, quiet)
+    folder = asyncio.run(restore(root, commit, tmp_path / "again", no_line))
+    assert asyncio.run(first_difference(folder, no_line)) is None
+    change(model)
+    with pytest.raises(InputError, match=r"model\.folder = .* are no longer those that"):
+        asyncio.run(restore(root, commit, tmp_path / "changed", no_line))
+    shutil.rmtree(model)
+    with pytest.raises(InputError, match=r"model\.folder = .* no such model is there"):
+        asyncio.run(restore(root, commit, tmp_path / "gone", no_line))
+    assert not {"changed", "gone"} & {path.name.strip(".") for path in tmp_path.iterdir()}
+
+
+def test_what_a_name_means_is_written_beside_it(tmp_path: Path, model: Path) -> None:
+    root = Path(__file__).parents[3]
+    file = Path(shutil.copyfile(root / "params.yaml", tmp_path / "params.yaml"))
+    whole, params, said = file.read_text(), load_params(file), []
+    set_params(file, ["model.name_or_path=model", "reward.name_or_path=./model"], said.append)
+    assert said == ["params.yaml: model.folder = model", "params.yaml: reward.folder = ./model"]
+    assert load_params(file).reward.folder == "./model"
+    set_params(file, ["model.name_or_path=tiny", "reward.name_or_path=sft"])
+    assert load_params(file) == params
+    # by hand, and in a file from before
+    file.write_text(
+        "\n".join(
+            line.replace("name_or_path: tiny", "name_or_path: model")
+            for line in whole.splitlines()
+            if "folder: models/none" not in line
+        )
+    )
+    set_params(file, [], said.append)
+    assert said[2:] == [
+        "params.yaml: model.folder = model",
+        "params.yaml: reward.folder = models/none",
+    ]
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"model\.folder = 'elsewhere' does not fit"):
+        set_params(file, ["model.folder=elsewhere"])
+    assert file.read_bytes() == before
+    assert model.is_dir()

@@ -97,8 +97,9 @@ def rloo_loss(
     Every response's return is R - beta (log pi - log ref); its advantage is the return less the
     mean return of the prompt's other responses. Log-probabilities are sums over tokens. At the
     optimum pi ∝ ref exp(R / beta) every return of a prompt is equal and the gradient vanishes
-    sample by sample; the gradient is that of beta/2 times the variance of the returns over a
-    prompt's responses, whatever policy drew them, so that no ratio is needed off-policy.
+    sample by sample; the gradient is that of 1 / (2 beta) times the variance (over samples - 1) of
+    the returns over a prompt's responses, whatever policy drew them, so that no ratio is needed
+    off-policy: d/dpi of the variance is -2 beta / (samples - 1) times the centred returns.
 
     Args:
         reward: R [prompts, samples].

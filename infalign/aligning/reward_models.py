@@ -19,6 +19,7 @@ from infalign.lm.memory import Budget
 from infalign.lm.models import (
     build_reward_model,
     load_tokenizer,
+    own_padding,
     pick_device,
     save_model,
 )
@@ -48,12 +49,14 @@ def train_model(
     if ranks.first(finished.exists()):
         return json.loads(finished.read_text())
     check_source("reward", workspace.params.reward, workspace.root)
-    tokenizer = load_tokenizer(_start(workspace), workspace.params.reward.revision)
+    revision = workspace.params.reward.revision
+    tokenizer = own_padding(load_tokenizer(_start(workspace), revision))
+    policys = load_tokenizer(workspace.results("prepare", "tokenizer"))
     pairs = Pairs(workspace, objective, "train", half)
     if alter is not None:
         alter(pairs)
-    model = _trained(workspace, tokenizer, pairs.cut(tokenizer), objective, half)
-    held_out = Pairs(workspace, objective, "test", None).cut(tokenizer)
+    model = _trained(workspace, tokenizer, pairs.cut(policys), objective, half)
+    held_out = Pairs(workspace, objective, "test", None).cut(policys)
     metrics = {
         "pairs": len(pairs.prompts),
         **accuracy(_margins(workspace, model, tokenizer, held_out)),
@@ -167,7 +170,7 @@ class Pairs:
         self._longest = workspace.params.model.response_tokens
 
     def cut(self, tokenizer: PreTrainedTokenizerBase) -> Pairs:
-        """The same pairs with responses as long as a policy may write."""
+        """The same pairs with responses as long as a policy, whose tokenizer it is, may write."""
         self.chosen, self.rejected = (
             cut_responses(tokenizer, side, self._longest) for side in (self.chosen, self.rejected)
         )

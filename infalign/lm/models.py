@@ -2,7 +2,7 @@
 
 Models are float32, without dropout (dropout would make KL and likelihood ratios wrong), in eval
 mode, loaded from safetensors, and never run remote code. On CUDA their passes may be in bfloat16
-(`memory.autocast`); the weights stay float32.
+(`memory.autocast`); the weights stay float32, and so does the product that gives logits.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
 from infalign.errors import InputError
+from infalign.lm.loading import Loaded, load, load_config, load_weights
+from infalign.lm.text import end_of
 from infalign.settings.params import Tiny
 
 logging.disable_progress_bar()
@@ -43,14 +47,19 @@ def pick_device(name: str) -> torch.device:
 def load_tokenizer(
     name_or_path: str | Path, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer with an EOS and a padding token; `revision` is a hub name's commit."""
-    tokenizer = _load(AutoTokenizer, name_or_path, revision=revision)
-    if tokenizer.eos_token_id is None:
+    """A tokenizer with an end (EOS, or SEP where an encoder has no EOS) and a padding token.
+
+    Args:
+        revision: a hub name's commit.
+    """
+    tokenizer = load(AutoTokenizer, name_or_path, revision=revision)
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
         raise InputError(
-            f"{name_or_path}: the tokenizer has no EOS token: responses could not end."
+            f"{name_or_path}: the tokenizer has neither an EOS nor a SEP token, so that nothing "
+            "could end a response: set its eos_token."
         )
     if tokenizer.pad_token_id is None:  # masks come from lengths, so any id serves
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
     return tokenizer
 
 
@@ -61,8 +70,8 @@ def load_policy(
     revision: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model in eval mode, float32, dropout off; passes in `precision`."""
-    model = _load(AutoModelForCausalLM, name_or_path, dtype=torch.float32, revision=revision)
-    return _ready(model, device, precision)
+    loaded = load_weights(AutoModelForCausalLM, name_or_path, revision=revision)
+    return _ready(_whole(loaded, name_or_path), device, precision)
 
 
 def load_reward_model(
@@ -72,14 +81,8 @@ def load_reward_model(
     revision: str | None = None,
 ) -> PreTrainedModel:
     """A sequence classifier with one output, in eval mode, float32, dropout off."""
-    model = _load(
-        AutoModelForSequenceClassification,
-        name_or_path,
-        dtype=torch.float32,
-        num_labels=1,
-        revision=revision,
-    )
-    return _ready(model, device, precision)
+    loaded = _classifier(name_or_path, revision)
+    return _ready(_whole(loaded, name_or_path), device, precision)
 
 
 def build_reward_model(
@@ -91,14 +94,80 @@ def build_reward_model(
     *,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """A reward model that starts from a language model's weights; its head is drawn from `seed`."""
+    """A reward model that starts from a model's weights; what these lack is drawn from `seed`.
+
+    A language model lacks the head; a reward model lacks nothing. The padding token becomes the
+    tokenizer's, with a row in the embedding: by it transformers finds the token to pool at.
+    """
     torch.manual_seed(seed)
-    model = load_reward_model(name_or_path, device, precision, revision)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    head = getattr(model, "score", None)
-    if isinstance(head, torch.nn.Linear):
-        torch.nn.init.normal_(head.weight, std=0.02)
-    return model
+    model, missing = _classifier(name_or_path, revision)
+    embedding = model.get_input_embeddings().weight
+    if any(model.get_parameter(name) is embedding for name in missing):
+        raise InputError(
+            f"model {str(name_or_path)!r}: no weight of it fits {type(model).__name__}: give a "
+            "folder that transformers wrote."
+        )
+    for name in missing:
+        weight = model.get_parameter(name)
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.02)
+    _give_padding(model, tokenizer)
+    return _ready(model, device, precision)
+
+
+def own_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer of a reward model in training, with a padding token that ends no response.
+
+    transformers' classifiers pool at the last token that is not padding: where padding is EOS that
+    is the one before EOS, and they would give other rewards than `pooled_rewards`.
+    """
+    if tokenizer.pad_token_id == end_of(tokenizer):
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.padding_side = "right"  # learnt positions count from the first token
+    return tokenizer
+
+
+def _give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    pad = tokenizer.pad_token_id
+    if pad >= len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(pad + 1, mean_resizing=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[pad] = 0.0  # masked wherever it stands
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = pad
+
+
+def _classifier(name_or_path: str | Path, revision: str | None) -> Loaded:
+    check_classifier(load_config(name_or_path, revision), name_or_path)
+    kind = AutoModelForSequenceClassification
+    return load_weights(kind, name_or_path, revision=revision, num_labels=1)
+
+
+def check_classifier(config: PreTrainedConfig, name_or_path: str | Path) -> None:
+    """Raise where a model cannot be a reward model, or begin one."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InputError(
+            f"model {str(name_or_path)!r}: transformers has no sequence classifier for the model "
+            f"type {config.model_type!r}, and a reward model is one: set reward.name_or_path to a "
+            "model of another type."
+        )
+    trained = any("ForSequenceClassification" in name for name in config.architectures or ())
+    if trained and config.num_labels != 1:
+        raise InputError(
+            f"model {str(name_or_path)!r} is a classifier with {config.num_labels} labels, and a "
+            "reward model has one output: set reward.name_or_path to a reward model "
+            "(num_labels = 1) or to a language model, which gets a head of its own."
+        )
+
+
+def _whole(loaded: Loaded, name_or_path: str | Path) -> PreTrainedModel:
+    """The model, whose weights were all stored."""
+    if loaded.missing:
+        raise InputError(
+            f"model {str(name_or_path)!r} has no weights for {', '.join(loaded.missing[:3])} of "
+            f"{type(loaded.model).__name__}, which would be random: give the whole model."
+        )
+    return loaded.model
 
 
 def build_tiny(
@@ -135,28 +204,33 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
 
 
-def _load(kind: Any, name_or_path: str | Path, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"model {str(name_or_path)!r} cannot be loaded: give a local Hugging Face folder, or a "
-            f"hub name while online ({reason})."
-        ) from None
-
-
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, with dropout off in training mode too."""
+    """The same model, with dropout off in training mode too.
+
+    Dropout is a module, a number that a module read when it was made, or one in its config that it
+    reads whenever it computes; so are the layers and the noise of routers that training drops in.
+    """
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # read when it was made
-    for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
-        if hasattr(model.config, name):
-            setattr(model.config, name, 0.0)
+        _switch_off(module)
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            for part in (config, *_parts(config)):
+                _switch_off(part)
     return model
+
+
+def _switch_off(owner: Any) -> None:
+    for name, value in list(vars(owner).items()):
+        if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(owner, name, 0.0)
+
+
+def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The configs inside a config: of text, of images."""
+    inside = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
+    return inside + [part for each in inside for part in _parts(each)]
 
 
 def passes_in(precision: str, device: torch.device) -> torch.dtype | None:
@@ -166,7 +240,20 @@ def passes_in(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
+class _InFloat32(torch.nn.Module):
+    """A module whose product is float32 under autocast too."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return super().forward(states.float())
+
+
 def _ready(model: PreTrainedModel, device: torch.device, precision: str) -> PreTrainedModel:
     model.autocast_dtype = passes_in(precision, device)
+    head = model.get_output_embeddings()
+    if head is not None and model.autocast_dtype is not None:
+        # Logits rounded to bfloat16 bias the KL by nats / 300; the hidden states do not.
+        kind = type(head)
+        head.__class__ = type(kind.__name__, (_InFloat32, kind), {})
     without_dropout(model).to(device)
     return model.eval()

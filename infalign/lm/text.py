@@ -1,14 +1,15 @@
 """Text to tokens and back, the same way in every stage.
 
-A sequence is the prompt's tokens, the tokens of a space and the response, and EOS. A response is
-unfinished when it was cut at the longest length and so has no EOS.
+A sequence is the prompt's tokens, the tokens of a space and the response, and EOS (SEP in an
+encoder that has no EOS). A response is unfinished when it was cut at the longest length and so has
+no EOS.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +17,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 
+def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token behind a response: EOS, or SEP of an encoder without EOS."""
+    eos = tokenizer.eos_token_id
+    return int(tokenizer.sep_token_id if eos is None else eos)
+
+
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of prompts, with the tokenizer's BOS where it adds one, never EOS."""
     if not prompts:
         return []
-    eos = tokenizer.eos_token_id
+    end = end_of(tokenizer)
     encoded = tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
-    return [ids[:-1] if ids and ids[-1] == eos else ids for ids in encoded]
+    return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded]
 
 
 def encode_responses(
@@ -32,7 +39,7 @@ def encode_responses(
     if not responses:
         return []
     encoded = tokenizer([f" {r}" for r in responses], add_special_tokens=False)["input_ids"]
-    return [[*ids, tokenizer.eos_token_id][:longest] for ids in encoded]
+    return [[*ids, end_of(tokenizer)][:longest] for ids in encoded]
 
 
 def cut_responses(
@@ -51,8 +58,8 @@ def decode_responses(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
 ) -> list[str]:
     """The text of sampled responses: special tokens left out, stripped."""
-    eos = tokenizer.eos_token_id
-    clean = [list(t[:-1]) if len(t) and t[-1] == eos else list(t) for t in tokens]
+    end = end_of(tokenizer)
+    clean = [list(t[:-1]) if len(t) and t[-1] == end else list(t) for t in tokens]
     texts = tokenizer.batch_decode(
         clean, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
@@ -143,9 +150,9 @@ class TokenPairs:
         self.tokens = np.array([sum(map(len, pair)) for pair in self.responses], dtype=np.int64)
         self._pad = pad
 
-    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
-        """Some pairs as one batch, two responses a prompt."""
-        responses = [response for row in rows for response in self.responses[row]]
+    def batch(self, rows: np.ndarray, device: torch.device, sides: Iterable[int] = (0, 1)) -> Batch:
+        """Some pairs as one batch, two responses a prompt, or one of them."""
+        responses = [self.responses[row][side] for row in rows for side in sides]
         return make_batch([self.prompts[row] for row in rows], responses, self._pad, device)
 
 

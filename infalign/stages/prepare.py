@@ -12,6 +12,7 @@ responses are kept and counted: training cuts them at model.response_tokens.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from infalign.data.hh import (
     keep_last_turns,
     prompt_id_of,
     read_subset,
+    turns,
     without_prompts,
 )
 from infalign.data.tokenizer import train_tokenizer
@@ -39,8 +41,11 @@ from infalign.files.tables import INDEPENDENT, PREFERENCES, PROMPTS, SELECTING, 
 from infalign.files.weights import check_source, folders
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.models import load_tokenizer
+from infalign.lm.preflight import check_models, check_texts
 from infalign.lm.text import encode_prompts, encode_responses
 from infalign.settings.params import Params
+
+MOST_TOO_LONG = 0.5  # share of the pairs that may be lost because their prompt is too long
 
 
 def needs(params: Params) -> Needs:
@@ -55,6 +60,7 @@ def needs(params: Params) -> Needs:
             "model.prompt_tokens",
             "model.response_tokens",
             "model.tiny.vocab_size",
+            "reward.name_or_path",
             *(f"objectives.{objective}.subset" for objective in params.run.objectives),
         ),
         outputs=("results/prepare",),
@@ -69,6 +75,7 @@ class Kept:
     splits: dict[str, list[Pair]]
     dropped: Counter[str] = field(default_factory=Counter)
     dialogues_cut: int = 0
+    too_long: list[str] = field(default_factory=list)  # prompts, one a pair
 
 
 def run(workspace: Workspace) -> None:
@@ -79,12 +86,18 @@ def run(workspace: Workspace) -> None:
     kept = {name: _read(folder, params, name) for name in params.run.objectives}
     _separate(kept)
     tokenizer = _tokenizer(params, kept)
+    check_models(params, tokenizer)
     for part in kept.values():
         _cut(part, tokenizer, params.model.prompt_tokens)
     _separate(kept)
     for part in kept.values():
         _unrepeat(part)
     _check_left(kept, params)
+    _check_long(kept, tokenizer, params)
+    pairs = [pair for part in kept.values() for split in SPLITS for pair in part.splits[split]]
+    prompts = [pair.prompt for pair in pairs for _ in range(2)]
+    responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    check_texts(params, tokenizer, prompts, responses)
     out = workspace.out / "prepare"
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out / "tokenizer")
@@ -139,6 +152,7 @@ def _cut(part: Kept, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
             kept = cut[pair.prompt]
             if kept is None:
                 part.dropped["prompt_too_long"] += 1
+                part.too_long.append(pair.prompt)
                 continue
             part.dialogues_cut += kept != pair.prompt
             left.append(pair._replace(prompt=kept))
@@ -163,6 +177,28 @@ def _check_left(kept: dict[str, Kept], params: Params) -> None:
                     f"are left for the {split} split (dropped: {dict(part.dropped)}): give more "
                     f"data, or raise model.prompt_tokens = {params.model.prompt_tokens}."
                 )
+
+
+def _check_long(kept: dict[str, Kept], tokenizer: PreTrainedTokenizerBase, params: Params) -> None:
+    """Say how many pairs are lost for the length of their prompts; raise where most of them are."""
+    longest = params.model.prompt_tokens
+    for name, part in kept.items():
+        lost = len(part.too_long)
+        pairs = lost + sum(len(pairs) for pairs in part.splits.values())
+        if not lost:
+            continue
+        last_turns = encode_prompts(tokenizer, [turns(prompt)[-1] for prompt in part.too_long])
+        lengths = [0] * (pairs - lost) + sorted(len(ids) for ids in last_turns)
+        enough = lengths[math.ceil(0.95 * pairs) - 1]
+        told = (
+            f"objective {name!r}: {lost} of {pairs} pairs are left out, because even the last turn "
+            f"of their prompt is longer than model.prompt_tokens = {longest}"
+        )
+        if enough > longest:
+            told += f": {enough} would keep 95 % of the pairs"
+        if lost > MOST_TOO_LONG * pairs:
+            raise InputError(f"{told}; more than half is too many.")
+        print(f"prepare: {told}.", flush=True)
 
 
 def half_of(prompt: str) -> str:

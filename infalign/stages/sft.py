@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from infalign.files.tables import PREFERENCES, PROMPTS, read_table
 from infalign.files.weights import check_source, folders
 from infalign.files.workspace import Needs, Workspace, write_json
-from infalign.lm.memory import Budget, autocast
+from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.models import build_tiny, load_policy, load_tokenizer, pick_device, save_model
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import sample_responses
@@ -83,7 +83,7 @@ def run(workspace: Workspace) -> None:
     )
     policy = model.plain()
     held_out = read_pairs(workspace, tokenizer, "test")
-    perplexity = _perplexity(policy, held_out, params.sft.batch_size, model.ranks)
+    perplexity = _perplexity(policy, held_out, params, model.ranks)
     ended = _ended_share(workspace, policy, tokenizer, model.ranks)
     if not model.ranks.main:
         return
@@ -127,12 +127,25 @@ def read_pairs(workspace: Workspace, tokenizer, split: str) -> TokenPairs:  # ty
 
 
 @torch.inference_mode()
-def _perplexity(policy: PreTrainedModel, data: TokenPairs, batch_size: int, ranks: Ranks) -> float:
-    total, count = 0.0, 0
-    for chosen in ranks.share(by_length(data.lengths.tolist(), 4 * batch_size)):
+def _perplexity(policy: PreTrainedModel, data: TokenPairs, params: Params, ranks: Ranks) -> float:
+    """exp of the mean negative log-likelihood of held-out response tokens."""
+    budget = Budget(params.run.batch_tokens)
+
+    def measure(block: Block) -> tuple[float, int]:
         with autocast(policy):
-            logp = token_log_probs(policy, data.batch(chosen, policy.device))
-        total, count = total - float(logp.double().sum()), count + len(logp)
+            batch = data.batch(block.prompts, policy.device, block.columns)
+            logp = token_log_probs(policy, batch)
+        return float(logp.double().sum()), len(logp)
+
+    def width(block: Block) -> int:
+        responses = (data.responses[row][side] for row in block.prompts for side in block.columns)
+        return max(len(data.prompts[row]) for row in block.prompts) + max(map(len, responses))
+
+    total, count = 0.0, 0
+    for chosen in ranks.share(by_length(data.lengths.tolist(), 4 * params.sft.batch_size)):
+        pairs = Block(chosen, np.arange(2))
+        for _, (logp, tokens) in in_pieces(pairs, measure, width, budget):
+            total, count = total - logp, count + tokens
     whole = ranks.total(np.array([total, count]))
     return math.exp(whole[0] / whole[1])
 

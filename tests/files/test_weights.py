@@ -26,12 +26,13 @@ OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
 NAME = "somebody/a-model"
 LOADED = """
 import sys, torch
-from infalign.lm.models import load_policy, load_reward_model, load_tokenizer
+from infalign.lm.models import build_reward_model, load_policy, load_tokenizer
 for revision in sys.argv[2:]:
     cpu = torch.device("cpu")
     policy = load_policy(sys.argv[1], cpu, revision=revision)
-    reward = load_reward_model(sys.argv[1], cpu, revision=revision)
-    size = len(load_tokenizer(sys.argv[1], revision))
+    tokenizer = load_tokenizer(sys.argv[1], revision)
+    reward = build_reward_model(sys.argv[1], tokenizer, cpu, seed=0, revision=revision)
+    size = len(tokenizer)
     weight = lambda model: float(model.model.norm.weight.detach().sum())
     print(weight(policy), weight(reward), size)
 """
@@ -132,6 +133,7 @@ def test_a_hub_name_without_a_commit_is_a_sentence_that_gives_it(
     def run(stage: str, revision: str | None) -> subprocess.CompletedProcess[str]:
         tree = copy.deepcopy(smoke_tree)
         tree["model"] |= {"name_or_path": NAME, "revision": revision}
+        tree["model"] |= {"prompt_tokens": 54, "response_tokens": 9}  # of 64 positions
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
         return python(hub, tmp_path, "-m", "infalign", stage)
 

@@ -176,7 +176,9 @@ def test_passes_in_bfloat16_keep_float32_weights_and_learn(fresh, tokenizer, tmp
     sizes = Tiny(vocab_size=300, hidden_size=16, intermediate_size=24, layers=1, heads=2)
     model = build_tiny(sizes, tokenizer, 64, torch.device("cpu"), 1, "bfloat16")
     with autocast(model):
-        assert model(input_ids=torch.arange(5, 9)[None]).logits.dtype == torch.bfloat16
+        found = model(input_ids=torch.arange(5, 9)[None])
+        assert found.past_key_values.layers[0].keys.dtype == torch.bfloat16
+        assert found.logits.dtype == torch.float32
     _, history = trained(model, tmp_path / "bfloat16")
     _, exact = trained(fresh(), tmp_path / "float32")
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}

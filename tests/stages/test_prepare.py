@@ -3,12 +3,14 @@
 import copy
 import gzip
 import json
+import re
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from infalign.data.builtin import make_corpus
@@ -16,7 +18,8 @@ from infalign.data.hh import write_pairs
 from infalign.errors import InputError
 from infalign.files.tables import PREFERENCES, PROMPTS, read_table
 from infalign.files.workspace import Workspace
-from infalign.settings.params import check_params
+from infalign.lm.models import build_tiny, save_model
+from infalign.settings.params import Tiny, check_params
 from infalign.stages import prepare
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -191,8 +194,10 @@ def test_another_models_tokenizer(smoke_tree: dict[str, Any], tmp_path: Path) ->
     data = filled(tmp_path / "data")
     trained = run(smoke_tree, data, tmp_path / "tiny")
     tokenizer = AutoTokenizer.from_pretrained(trained / "tokenizer")
+    sizes = Tiny(vocab_size=300, hidden_size=16, intermediate_size=24, layers=1, heads=2)
+    model = build_tiny(sizes, tokenizer, 64, torch.device("cpu"), seed=1)
     tokenizer.pad_token = None
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_model(model, tokenizer, tmp_path / "model")
     name = str(tmp_path / "model")
     folder = run(smoke_tree, data, tmp_path / "named", name_or_path=name, folder=name)
     copied = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -224,6 +229,26 @@ def test_a_corpus_json_of_nonsense_is_nobodys_word(
         (data / "corpus.json").write_text(text)
         folder = run(smoke_tree, data, tmp_path / "run")
         assert json.loads((folder / "metrics.json").read_text())["gold"] is None
+
+
+def test_pairs_lost_for_long_prompts_are_told_and_most_are_an_error(
+    smoke_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = filled(tmp_path / "data")
+    run(smoke_tree, data, tmp_path / "short")
+    assert "left out" not in capsys.readouterr().out
+    for lost, pairs in ((4, 19), (16, 31)):
+        endless = [(prompt_of(f"word {i} " * 40), "a", "b") for i in range(lost)]
+        put(data, "helpful-base", "train", [*many("helpful how"), *endless])
+        told = rf"'helpful': {lost} of {pairs} pairs are left out, .*: \d+ would keep 95 %"
+        if lost < 10:
+            folder = run(smoke_tree, data, tmp_path / "some")
+            assert re.search(told, capsys.readouterr().out)
+            assert objective_counts(folder, "helpful")["dropped"]["prompt_too_long"] == lost
+            continue
+        with pytest.raises(InputError, match=f"{told}.*more than half is too many"):
+            run(smoke_tree, data, tmp_path / "most")
+        assert not (tmp_path / "most" / "results").exists()
 
 
 def test_bad_input_is_one_sentence(smoke_tree: dict[str, Any], tmp_path: Path) -> None:

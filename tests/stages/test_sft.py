@@ -3,11 +3,15 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from infalign.files.history import read_history
-from infalign.lm.models import load_tokenizer
+from infalign.lm.models import load_policy, load_tokenizer
+from infalign.lm.scoring.scorer import token_log_probs
+from infalign.processes.ranks import ALONE
+from infalign.stages import sft
 from infalign.stages.sft import read_pairs
 
 
@@ -39,3 +43,27 @@ def test_folder_opens_with_plain_transformers(finished):
     )
     ids = tokenizer("\n\nHuman: one\n\nAssistant:", return_tensors="pt")
     assert model.generate(**ids, max_new_tokens=2).shape[1] > ids["input_ids"].shape[1]
+
+
+def test_perplexity_keeps_to_the_budget_of_tokens(finished, workspace, monkeypatch):
+    made = workspace("sft")
+    tokenizer = load_tokenizer(finished / "results/prepare/tokenizer")
+    policy = load_policy(finished / "results/sft/policy", torch.device("cpu"))
+    data, widths = sft.read_pairs(made, tokenizer, "test"), []
+
+    def watched(policy, batch):
+        widths.append(batch.responses.shape[0] * (batch.prompts.shape[1] + batch.mask.shape[1]))
+        return token_log_probs(policy, batch)
+
+    monkeypatch.setattr(sft, "token_log_probs", watched)
+    found = {}
+    for tokens in (65536, 100, 40):  # of a pair's two sequences: both, or one at a time
+        run = made.params.run.model_copy(update={"batch_tokens": tokens})
+        params = made.params.model_copy(update={"run": run})
+        widths.clear()
+        found[tokens] = sft._perplexity(policy, data, params, ALONE)
+        assert max(widths) <= max(tokens, 48)
+    assert found[100] == pytest.approx(found[65536], rel=1e-5)
+    assert found[40] == pytest.approx(found[65536], rel=1e-5)
+    metrics = json.loads((finished / "results/sft/metrics.json").read_text())
+    assert found[65536] == metrics["held_out_perplexity"]

@@ -13,12 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from transformers import (
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    LlamaModel,
-    PreTrainedModel,
-)
+from transformers import LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from infalign.lm.decoding import NAME
 from infalign.lm.llama.fused import collect, gated, normalise, rotate, spread
@@ -46,7 +41,7 @@ class Layer(NamedTuple):
 
 def fits(model: PreTrainedModel) -> bool:
     """Whether a model is plain Llama, float32 on CPU, and small."""
-    if type(model) not in (LlamaForCausalLM, LlamaForSequenceClassification):
+    if type(model) is not LlamaForCausalLM:
         return False
     return _is_plain(model) and not getattr(model, "recomputes", False)
 
@@ -111,7 +106,7 @@ class Packed:
         ids, positions: int64 [rows].
         places: of the rows in the padded rectangles, the prompts' first, then the responses'.
         sources: the row at every place of those, len(ids) where there is none.
-        predictors: the row that predicts each response token; unless `whole`.
+        predictors: the row that predicts each response token.
         mask: additive, of the response rectangles' queries [prompts, 1, tokens, keys].
         prompt_mask: the same of the prompts' [prompts, tokens, tokens].
         sizes: prompts, their tokens, responses to each, their tokens: of the rectangles.
@@ -127,17 +122,12 @@ class Packed:
     sizes: tuple[int, int, int, int]
 
 
-def pack(batch: Batch, *, whole: bool) -> Packed:
-    """Lay a batch out.
-
-    Args:
-        whole: with each response's last token, which predicts nothing but is what rewards read.
-    """
+def pack(batch: Batch) -> Packed:
+    """Lay a batch out, without each response's last token, which predicts nothing."""
     prompt_real, real = batch.prompt_mask, batch.mask
     lengths, prompt_lengths = real.sum(1), prompt_real.sum(1)
-    if not whole:
-        real = real & (torch.arange(real.shape[1]) < lengths[:, None] - 1)
-        real = real[:, : max(1, int(lengths.max()) - 1)]
+    real = real & (torch.arange(real.shape[1]) < lengths[:, None] - 1)
+    real = real[:, : max(1, int(lengths.max()) - 1)]
     (n_prompts, width), (n_rows, longest) = prompt_real.shape, real.shape
     samples = n_rows // n_prompts
     prompt_places = prompt_real.flatten().nonzero()[:, 0]
@@ -187,12 +177,6 @@ def token_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """What predicts every response token: [response tokens, hidden]."""
     # A prompt's last row predicts many: embedding's derivative sums them, fast.
     return torch.nn.functional.embedding(packed.predictors, last_states(model, packed))
-
-
-def end_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """The state at every response's last token: [prompts * samples, hidden]."""
-    ends = batch.prompt_mask.sum() + batch.mask.sum(1).cumsum(0) - 1
-    return last_states(model, pack(batch, whole=True)).index_select(0, ends)
 
 
 def last_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from infalign.lm.llama import passes
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.scoring.vocabulary import (
+    is_joined,
     joined_inputs,
     response_log_probs,
     shared_inputs,
@@ -99,10 +99,9 @@ def pooled_rewards(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The reward at each sequence's last real token, found by mask: [prompts * samples]."""
     head = getattr(model, "score", None)
     if head is None:  # an encoder reads whole sequences and pools by itself
-        return model(**joined_inputs(batch)[0]).logits[:, 0]
-    if passes.fits(model):
-        return head(passes.end_states(model, batch))[:, 0]
-    if getattr(model, "recomputes", False):  # which forbids a cache
+        with torch.autocast(model.device.type, enabled=False):  # bfloat16 rewards would tie
+            return model(**joined_inputs(batch)[0]).logits[:, 0]
+    if is_joined(model):
         inputs, _ = joined_inputs(batch)
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
         last = inputs["attention_mask"].sum(1) - 1
@@ -170,7 +169,10 @@ def _over_batches(
     samples = shared_prompts(prompts, batch_size)
     encoded = encode_prompts(tokenizer, prompts[::samples])
     longest = np.array([len(r) for r in responses]).reshape(-1, samples).max(1)
-    lengths = np.array([len(p) for p in encoded]) + longest
+    asked = np.array([len(p) for p in encoded])
+
+    def width(block: Block) -> int:
+        return int(asked[block.prompts].max() + longest[block.prompts].max())
 
     def run(block: Block) -> np.ndarray:
         batch = make_batch(
@@ -183,12 +185,12 @@ def _over_batches(
             return work(batch)
 
     parts = []
-    for chosen in ranks.share(by_length(lengths.tolist(), batch_size // samples)):
+    for chosen in ranks.share(by_length((asked + longest).tolist(), batch_size // samples)):
         block = Block(chosen, np.arange(samples))
-        parts += in_pieces(block, run, lambda b: int(lengths[b.prompts].max()), budget)
+        parts += in_pieces(block, run, width, budget)
     values = [(block.rows(samples), found) for part in ranks.gather(parts) for block, found in part]
-    width = values[0][1].shape[1] if values else 1
-    table = np.zeros((len(prompts), width))
+    columns = values[0][1].shape[1] if values else 1
+    table = np.zeros((len(prompts), columns))
     for rows, found in values:
         table[rows] = found
     return table

@@ -8,6 +8,7 @@ backward computes a slice's logits again.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from infalign.lm.llama import fused, passes
 from infalign.lm.text import Batch
@@ -44,13 +46,13 @@ def token_log_probs(policy: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Log-probability of every response token, nats: [response tokens of the batch]."""
     if passes.fits(policy):
         head = policy.get_output_embeddings().weight
-        states = passes.token_states(policy, passes.pack(batch, whole=False))
+        states = passes.token_states(policy, passes.pack(batch))
         return fused.token_logp(states, head, batch.tokens)
     if _is_small(policy, batch):
         logits = _response_states(policy, policy, batch).float()
         loss = F.cross_entropy(logits.flatten(0, 1), batch.responses.flatten(), reduction="none")
         return -loss[batch.mask.flatten()]
-    states, head = _states(policy, batch, _is_joined(policy))
+    states, head = _states(policy, batch, is_joined(policy))
     pieces = [
         _again_in_backward(_token_logp, head, part, tokens)
         for part, tokens in _slices(policy, states, batch.tokens)
@@ -78,7 +80,7 @@ def token_scores(policy: PreTrainedModel, reference: Reference, batch: Batch) ->
         with torch.no_grad(), _standing_in(reference) as model:
             theirs = response_log_probs(model, batch)
         return _compared(ours, theirs, batch.tokens)
-    joined = _is_joined(policy)
+    joined = is_joined(policy)
     states, head = _states(policy, batch, joined)
     with torch.no_grad(), _standing_in(reference) as model:
         other, other_head = _states(model, batch, joined)
@@ -92,7 +94,7 @@ def token_scores(policy: PreTrainedModel, reference: Reference, batch: Batch) ->
 def _compared_llamas(
     policy: PreTrainedModel, reference: PreTrainedModel, batch: Batch
 ) -> TokenScores:
-    packed = passes.pack(batch, whole=False)
+    packed = passes.pack(batch)
     with torch.no_grad():
         others = passes.token_states(reference, packed)
     states = passes.token_states(policy, packed)
@@ -142,14 +144,28 @@ def _slices(policy: PreTrainedModel, *values: torch.Tensor) -> Any:
     return zip(*(value.split(size) for value in values), strict=True)
 
 
-def _is_joined(policy: PreTrainedModel) -> bool:
-    """Whether prompts are computed again for each response: recomputing forbids a cache."""
-    return bool(getattr(policy, "recomputes", False))
+def is_joined(model: PreTrainedModel) -> bool:
+    """Whether prompts are computed again for each response.
+
+    Recomputing forbids a cache, and only a cache of keys and values can be repeated for every
+    response: not what a convolution, a linear attention or a state space keeps.
+    """
+    return bool(getattr(model, "recomputes", False)) or not _repeats(model)
+
+
+def _repeats(model: PreTrainedModel) -> bool:
+    known = getattr(model, "repeats_cache", None)
+    if known is None:
+        layers = DynamicCache(config=model.config).layers
+        plain = all(type(x) in (DynamicLayer, DynamicSlidingWindowLayer) for x in layers)
+        taken = inspect.signature(model.base_model.forward).parameters
+        model.repeats_cache = known = plain and "past_key_values" in taken
+    return bool(known)
 
 
 def _is_small(policy: PreTrainedModel, batch: Batch) -> bool:
     few = batch.mask.numel() * _vocabulary(policy) <= LOGITS
-    return few and not _is_joined(policy)
+    return few and not is_joined(policy)
 
 
 def _vocabulary(policy: PreTrainedModel) -> int:
@@ -181,19 +197,35 @@ def _states(policy: PreTrainedModel, batch: Batch, joined: bool) -> tuple[torch.
 
 
 def has_plain_head(policy: PreTrainedModel) -> bool:
-    """Whether logits are the output embedding of the trunk's last states; found out by trying."""
+    """Whether logits are the output embedding of the trunk's last states; found out by trying.
+
+    The output embedding is made to give numbers that a soft cap or a scale behind it would change
+    beyond doubt, whatever the model's own logits are; what it is given is compared with the states.
+    """
     known = getattr(policy, "has_plain_head", None)
     if known is None:
         head = policy.get_output_embeddings()
-        with torch.no_grad():
-            ids = torch.arange(4, device=policy.device)[None]
-            states = _output(policy.base_model(input_ids=ids, use_cache=False))
-            logits = policy(input_ids=ids, use_cache=False).logits
-            known = head is not None and torch.allclose(
-                head(states).float(), logits.float(), rtol=1e-3, atol=1e-3
-            )
-        policy.has_plain_head = known
+        policy.has_plain_head = known = head is not None and _is_last(head, policy)
     return bool(known)
+
+
+@torch.no_grad()
+def _is_last(head: torch.nn.Module, policy: PreTrainedModel) -> bool:
+    """Whether a head reads the trunk's last states as they are, and nothing comes behind it."""
+    given: list[torch.Tensor] = []
+
+    def replace(_: torch.nn.Module, inputs: tuple[torch.Tensor], logits: torch.Tensor) -> Any:
+        marks = torch.linspace(-1000, 1000, logits.numel(), device=logits.device)
+        given.extend([inputs[0].float(), marks.view_as(logits).to(logits.dtype)])
+        return given[-1]
+
+    ids = torch.arange(4, device=policy.device)[None]
+    states = _output(policy.base_model(input_ids=ids, use_cache=False)).float()
+    with head.register_forward_hook(replace):
+        logits = policy(input_ids=ids, use_cache=False).logits
+    read, marks = given
+    close = read.shape == states.shape and torch.allclose(read, states, rtol=1e-3, atol=1e-6)
+    return close and torch.equal(logits.float(), marks.float())
 
 
 def _output(found: Any) -> torch.Tensor:

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from infalign.lm.llama import passes
 from infalign.lm.llama.decoding import LlamaDecoder
 from infalign.lm.llama.fused import compared
 from infalign.lm.sampling import sampler
-from infalign.lm.scoring.scorer import pooled_rewards, token_log_probs, token_scores
+from infalign.lm.scoring.scorer import token_log_probs, token_scores
 from infalign.lm.text import make_batch
 
 LENGTHS = ([3, 7, 5], [[4, 1, 6], [2, 2, 2], [5, 6, 3]])  # of prompts, of their responses
@@ -124,19 +124,6 @@ def test_many_parts_are_one_whole(monkeypatch):
     assert_alike((found[0][0], plain.gather(1, tokens[:, None])[:, 0]))
     usual = torch.log_softmax(others @ other_weight.t(), -1)
     assert_alike((found[0][2], (plain.exp() * (plain - usual)).sum(-1)))
-
-
-def test_rewards_and_their_gradients(batch, both_ways):
-    torch.manual_seed(2)
-    judge = shaken(LlamaForSequenceClassification(config(4, num_labels=1)))
-
-    def work():
-        judge.zero_grad(set_to_none=True)
-        rewards = pooled_rewards(judge, batch)
-        rewards.square().sum().backward()
-        return rewards.detach(), gradients(judge)
-
-    assert_alike(both_ways(work))
 
 
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [2, 6, 4]], ids=["no padding", "padding"])

@@ -1,0 +1,123 @@
+"""What a named model cannot do, said before anything is trained.
+
+`prepare` asks here with configs, tokenizers and the texts; no weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from infalign.errors import InputError
+from infalign.lm.loading import check_weights, load_config
+from infalign.lm.models import check_classifier, load_tokenizer
+from infalign.lm.text import cut_responses, encode_prompts, encode_responses
+from infalign.settings.params import Params
+
+
+def check_models(params: Params, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise where the policy's model, or the reward models', cannot serve as such.
+
+    Args:
+        tokenizer: the policy's.
+    """
+    name, start = params.model.name_or_path, params.reward.name_or_path
+    if name != "tiny":
+        config = load_config(name, params.model.revision)
+        _check_policy(config, params, tokenizer)
+        check_weights(name)
+        if start == "sft":
+            check_classifier(config, name)
+    if start != "sft":
+        check_classifier(load_config(start, params.reward.revision), start)
+        load_tokenizer(start, params.reward.revision)
+        check_weights(start)
+
+
+def check_texts(
+    params: Params,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+) -> None:
+    """Raise where a model has no embedding for a token, or no position for the last one.
+
+    Args:
+        tokenizer: the policy's.
+        prompts, responses: a prompt's text for every response.
+    """
+    name, start = params.model.name_or_path, params.reward.name_or_path
+    if name != "tiny":
+        config = load_config(name, params.model.revision)
+        _check_rows(f"model.name_or_path = {name!r}", config, tokenizer, prompts, responses)
+    if start == "sft":
+        return
+    revision = params.reward.revision
+    own, config = load_tokenizer(start, revision), load_config(start, revision)
+    cut = cut_responses(tokenizer, responses, params.model.response_tokens)
+    _check_rows(f"reward.name_or_path = {start!r}", config, own, prompts, cut)
+    each = zip(encode_prompts(own, prompts), encode_responses(own, cut), strict=True)
+    longest = max(len(prompt) + len(response) for prompt, response in each)
+    positions = min(_positions(config), own.model_max_length)
+    if longest > positions:
+        raise InputError(
+            f"reward.name_or_path = {start!r} reads at most {positions} tokens, and a prompt with "
+            f"its response has {longest}: lower model.prompt_tokens = {params.model.prompt_tokens} "
+            f"or model.response_tokens = {params.model.response_tokens}, or take another model."
+        )
+
+
+def _check_policy(
+    config: PreTrainedConfig, params: Params, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    name, sizes = params.model.name_or_path, params.model
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"model.name_or_path = {name!r}: transformers has no causal language model of the type "
+            f"{config.model_type!r}: name a model that continues a text."
+        )
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"model.name_or_path = {name!r}: the tokenizer has no EOS token, so that responses "
+            "could not end: set its eos_token."
+        )
+    longest = sizes.prompt_tokens + sizes.response_tokens + 1  # EOS, where a reward is read
+    if longest > _positions(config):
+        raise InputError(
+            f"model.name_or_path = {name!r} has {_positions(config)} positions, and "
+            f"model.prompt_tokens = {sizes.prompt_tokens} and model.response_tokens = "
+            f"{sizes.response_tokens} with EOS need {longest}: lower one of them, or take a model "
+            "with more."
+        )
+
+
+def _positions(config: PreTrainedConfig) -> int:
+    """The longest sequence of a model, tokens; those without a bound have a large one."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
+def _check_rows(
+    field: str,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+) -> None:
+    """Every token that occurs has a row in the embedding; others may be beyond its end."""
+    rows = int(config.get_text_config().vocab_size)
+    if len(tokenizer) <= rows:
+        return
+    texts = encode_prompts(tokenizer, prompts) + encode_responses(tokenizer, responses)
+    largest = max(tokenizer.pad_token_id, max(max(ids, default=0) for ids in texts))
+    if largest >= rows:
+        raise InputError(
+            f"{field}: the tokenizer gives {tokenizer.convert_ids_to_tokens(largest)!r} the id "
+            f"{largest}, and the model's embedding has {rows} rows: save the model after "
+            "resize_token_embeddings(len(tokenizer)), or give the tokenizer that it was trained "
+            "with."
+        )

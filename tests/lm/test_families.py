@@ -1,0 +1,235 @@
+"""Every family of models is read as plain transformers reads it, one unpadded sequence at a time.
+
+Tiny models with random weights, dropout set to a half: log-probabilities of responses along every
+path (a shared prompt, all of it joined, logits in slices), divergences, and rewards.
+"""
+
+import pytest
+import torch
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
+
+from infalign.errors import InputError
+from infalign.lm.models import build_reward_model, load_policy, save_model, without_dropout
+from infalign.lm.scoring import vocabulary
+from infalign.lm.scoring.scorer import divergence, pooled_rewards, score_responses
+from infalign.lm.scoring.vocabulary import has_plain_head, is_joined, token_log_probs, token_scores
+from infalign.lm.text import encode_prompts, encode_responses, make_batch
+from infalign.lm.training.parallel import Trainable, recompute
+
+CPU = torch.device("cpu")
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 96,
+    "initializer_range": 0.3,
+    "layer_norm_epsilon": 1e-5,
+    "pad_token_id": 0,
+}
+WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+SMALL = {"d_model": 32, "num_layers": 2, "attention_heads": 2, "ffn_dim": 48}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 8},
+    "mixtral": {"num_local_experts": 2},
+    "gemma2": {"head_dim": 16, "final_logit_softcapping": 30.0, **WINDOW},
+    "gemma3_text": {"head_dim": 16, **WINDOW},
+    "phi3": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "olmo2": {},
+    "smollm3": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "xglm": {**SMALL, "init_std": 0.3},
+    "bloom": {},
+    "falcon": {},
+    "granite": {"logits_scaling": 2.0},
+    "cohere": {"logit_scale": 0.25},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba": {"state_size": 8},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+}
+JOINED = {"lfm2", "mamba", "falcon_h1"}
+HEADLESS = {"xglm", "granite", "cohere", "lfm2", "mamba", "falcon_h1"}  # no sequence classifier
+NOT_PLAIN = {"gemma2", "granite", "cohere"}
+PROMPTS = [
+    "\n\nHuman: one\n\nAssistant:",
+    "\n\nHuman: two three nine eight seven one two three\n\nAssistant:",
+]
+RESPONSES = ["four five six seven", "ten", "", "one two three one two three nine ten ten"]
+
+
+def config_of(family):
+    """A tiny config with every dropout that the family has set to a half."""
+    config = AutoConfig.for_model(family, **SIZES | FAMILIES[family])
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and "drop" in name:
+            setattr(config, name, 0.5)
+    return config
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tokenizer, tmp_path_factory):
+    """A family's word, and a folder with a model of it."""
+    torch.manual_seed(1)
+    config = config_of(request.param)
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    folder = tmp_path_factory.mktemp(request.param)
+    save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder)
+    return request.param, folder
+
+
+def models(folder):
+    """A policy and a reference, which has moved."""
+    policy, reference = (load_policy(folder, CPU) for _ in range(2))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
+    return policy, reference
+
+
+def sequences(tokenizer):
+    """Prompts and the tokens of two responses to each; the last one is cut, without EOS."""
+    responses = encode_responses(tokenizer, RESPONSES)
+    return encode_prompts(tokenizer, PROMPTS), [*responses[:3], responses[3][:-1]]
+
+
+@torch.inference_mode()
+def plain_log_probs(model, prompts, responses):
+    """Log-probabilities over the vocabulary at every response token, one sequence at a time."""
+    found = []
+    for row, response in enumerate(responses):
+        prompt = prompts[row // 2]
+        logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0]
+        found.append(logits[len(prompt) - 1 : -1].double().log_softmax(-1))
+    return torch.cat(found)
+
+
+def test_log_probs_are_the_models_own(family, tokenizer, monkeypatch):
+    word, folder = family
+    policy, reference = models(folder)
+    prompts, responses = sequences(tokenizer)
+    batch = make_batch(prompts, responses, tokenizer.pad_token_id, CPU)
+    ours, theirs = (plain_log_probs(m, prompts, responses) for m in (policy, reference))
+    chosen = batch.tokens[:, None]
+    expected = (ours.gather(1, chosen)[:, 0], theirs.gather(1, chosen)[:, 0])
+    expected = (*expected, (ours.exp() * (ours - theirs)).sum(-1))
+    assert expected[2].min() > 1e-6
+
+    def check():
+        for found in (token_scores(policy, reference, batch), [token_log_probs(policy, batch)]):
+            for values, right in zip(found, expected, strict=False):
+                torch.testing.assert_close(values.double(), right, atol=1e-4, rtol=1e-4)
+
+    assert is_joined(policy) == (word in JOINED)
+    with torch.inference_mode():
+        check()
+        monkeypatch.setattr(vocabulary, "LOGITS", 300 * 4)  # four tokens at a time
+        check()
+        monkeypatch.setattr(vocabulary, "is_joined", lambda model: True)
+        check()
+
+
+def test_divergences_are_the_models_own(family, tokenizer):
+    policy, reference = models(family[1])
+    prompts, responses = sequences(tokenizer)
+    ours, theirs = (plain_log_probs(m, prompts, responses) for m in (policy, reference))
+    kl = (ours.exp() * (ours - theirs)).sum(-1).split([len(r) for r in responses])
+    asked = [prompt for prompt in PROMPTS for _ in range(2)]
+    found = divergence(policy, reference, tokenizer, asked, responses, batch_size=4)
+    assert found.kl.tolist() == pytest.approx([float(k.sum()) for k in kl], abs=1e-3)
+    itself = divergence(policy, policy, tokenizer, asked, responses, batch_size=4)
+    assert (itself.kl == 0).all()
+
+
+def test_rewards_are_the_classifiers_own(family, tokenizer):
+    word, folder = family
+    assert (word in HEADLESS) == (
+        type(config_of(word)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    )
+    if word in HEADLESS:
+        with pytest.raises(InputError, match=f"no sequence classifier for the model type '{word}'"):
+            build_reward_model(folder, tokenizer, CPU, seed=3)
+        return
+    model = build_reward_model(folder, tokenizer, CPU, seed=3)
+    asked = [prompt for prompt in PROMPTS for _ in range(2)]
+    found = score_responses(model, tokenizer, asked, RESPONSES, batch_size=4)
+    save_model(model, tokenizer, folder / "reward")
+    plain = AutoModelForSequenceClassification.from_pretrained(folder / "reward").eval()
+    prompts, replies = encode_prompts(tokenizer, asked), encode_responses(tokenizer, RESPONSES)
+    rows = [p + r for p, r in zip(prompts, replies, strict=True)]
+    with torch.inference_mode():
+        alone = [float(plain(torch.tensor([row])).logits) for row in rows]
+        padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
+        together = plain(**padded).logits[:, 0].tolist()
+    assert found.tolist() == pytest.approx(alone, abs=1e-4, rel=1e-4)
+    assert together == pytest.approx(alone, abs=1e-4, rel=1e-4)
+    assert found.std() > 1e-3
+
+
+def test_dropout_is_off_in_training_mode_too(family, tokenizer):
+    """Most families have some, as modules or as numbers; with it two passes would differ."""
+    torch.manual_seed(1)
+    model = without_dropout(AutoModelForCausalLM.from_config(config_of(family[0]))).train()
+    prompts, responses = sequences(tokenizer)
+    ids = torch.tensor([prompts[1] + responses[3]])
+    first, second = (model(ids, use_cache=False).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_layers_are_computed_again_to_the_same_gradients(family, tokenizer):
+    policy, _ = models(family[1])
+    prompts, responses = sequences(tokenizer)
+    batch = make_batch(prompts, responses, tokenizer.pad_token_id, CPU)
+    gradients = []
+    for again in (False, True):
+        if again:
+            if not policy.supports_gradient_checkpointing:
+                with pytest.raises(InputError, match="cannot compute its layers again"):
+                    recompute(policy)
+                return
+            recompute(policy)
+        policy.zero_grad()
+        Trainable(policy)(token_log_probs, batch).sum().backward()
+        gradients.append(
+            {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        scale = float(value.abs().max()) + 1e-3
+        torch.testing.assert_close(gradients[1][name], value, atol=2e-3 * scale, rtol=1e-2)
+
+
+def test_heads_with_a_cap_or_a_scale_are_told_from_plain_ones(family):
+    policy, _ = models(family[1])
+    assert has_plain_head(policy) == (family[0] not in NOT_PLAIN)
+    with torch.no_grad():
+        policy.get_output_embeddings().weight.mul_(1e-3)  # where a cap is nearly a line
+    policy.has_plain_head = None
+    assert has_plain_head(policy) == (family[0] not in NOT_PLAIN)
+
+
+def test_a_reward_is_pooled_from_joined_sequences_alike(family, tokenizer):
+    word, folder = family
+    if word in HEADLESS:
+        assert type(config_of(word)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        return
+    model = build_reward_model(folder, tokenizer, CPU, seed=3)
+    prompts, responses = sequences(tokenizer)
+    batch = make_batch(prompts, responses, tokenizer.pad_token_id, CPU)
+    with torch.inference_mode():
+        shared = pooled_rewards(model, batch)
+        model.recomputes = True
+        torch.testing.assert_close(pooled_rewards(model, batch), shared, atol=1e-4, rtol=1e-4)

@@ -177,7 +177,7 @@ def test_passes_in_bfloat16_keep_float32_weights_and_learn(fresh, tokenizer, tmp
     model = build_tiny(sizes, tokenizer, 64, torch.device("cpu"), 1, "bfloat16")
     with autocast(model):
         found = model(input_ids=torch.arange(5, 9)[None])
-        assert found.past_key_values.layers[0].keys.dtype == torch.bfloat16
+        assert found.past_key_values.layers[0].values.dtype == torch.bfloat16
         assert found.logits.dtype == torch.float32
     _, history = trained(model, tmp_path / "bfloat16")
     _, exact = trained(fresh(), tmp_path / "float32")

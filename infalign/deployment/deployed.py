@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,9 @@ MOST_CHARACTERS = 20_000  # in a prompt, looked at before it is tokenised
 MOST_RESPONSES = 4096  # in a request: prompts times N
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 TEMPERATURES = (0.01, 10.0)
+# Threads answer one at a time: a model's passes may keep something in it (some rotary embeddings
+# do), and a CUDA graph that is being recorded allows no other thread's work on the device.
+_TURN = threading.Lock()
 REFERENCES = Table(
     "references",
     pa.schema(
@@ -79,19 +82,6 @@ class Answer:
     calibrated: float | None
 
 
-class _Tempered:
-    """A policy whose logits are divided by the temperature, as the sampler calls it."""
-
-    def __init__(self, policy: PreTrainedModel, temperature: float) -> None:
-        self._policy, self._temperature = policy, temperature
-        self.device, self.config = policy.device, policy.config
-
-    def __call__(self, **inputs: Any) -> Any:
-        output = self._policy(**inputs)
-        output.logits = output.logits / self._temperature
-        return output
-
-
 @dataclass(frozen=True)
 class Deployed:
     """A policy with the reward model that its procedure selects by.
@@ -117,7 +107,11 @@ class Deployed:
         """One answer a prompt; InputError, one sentence, for what is out of bounds."""
         checked = self.check(prompts, request)
         procedure = chosen_procedure(request.procedure or self.procedure, request.n)
-        return [self._answer(prompt, procedure, checked) for prompt in map(framed, prompts)]
+        answers = []
+        for prompt in map(framed, prompts):
+            with _TURN:
+                answers.append(self._answer(prompt, procedure, checked))
+        return answers
 
     def check(self, prompts: Sequence[str], request: Request) -> Request:
         """The request with its defaults filled in, or one sentence about what it asks for."""
@@ -157,7 +151,7 @@ class Deployed:
     def _answer(self, prompt: str, procedure: Procedure, request: Request) -> Answer:
         seed = derive_seed(request.seed, "deployed")
         drawn = sample_responses(
-            cast(PreTrainedModel, _Tempered(self.policy, request.temperature)),
+            self.policy,
             self.tokenizer,
             [prompt],
             [prompt_key(prompt)],
@@ -165,6 +159,7 @@ class Deployed:
             seed=seed,
             longest=request.max_new_tokens,
             batch_size=procedure.n,
+            temperature=request.temperature,
         )
         rewards = score_responses(
             self.reward_model,

@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from infalign.lm.decoding import NAME
 from infalign.lm.llama.fused import collect, gated, normalise, rotate, spread
 from infalign.lm.text import Batch
 
@@ -55,7 +54,7 @@ def _is_plain(model: PreTrainedModel) -> bool:
     config, weights = model.config, list(model.parameters())
     linear = [m for m in model.modules() if "Linear" in type(m).__name__]
     return (
-        config._attn_implementation in ("sdpa", NAME)
+        config._attn_implementation == "sdpa"
         and config.hidden_act == "silu"
         and config.rope_parameters["rope_type"] in ROPES
         and all(type(m) is torch.nn.Linear and m.bias is None for m in linear)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,9 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 TEMPERATURES = (0.01, 10.0)
 _NEEDED = ("objective", "procedure", "prompt_tokens", "response_tokens")
 _DEFAULTS = {"threads": 1, "device": "auto", "precision": "float32"}  # of older packages
+# Threads answer one at a time: a model's passes may keep something in it (some rotary embeddings
+# do), and a CUDA graph that is being recorded allows no other thread's work on the device.
+_TURN = threading.Lock()
 REFERENCES = Table(
     "references",
     pa.schema(
@@ -84,20 +88,6 @@ class Answer:
     calibrated: float | None
 
 
-class _Tempered:
-    """A policy whose logits are divided by the temperature, as the sampler calls it."""
-
-    def __init__(self, policy: PreTrainedModel, temperature: float) -> None:
-        self._policy, self._temperature = policy, temperature
-        self.device, self.config = policy.device, policy.config
-        self.autocast_dtype = getattr(policy, "autocast_dtype", None)
-
-    def __call__(self, **inputs: Any) -> Any:
-        output = self._policy(**inputs)
-        output.logits = output.logits / self._temperature
-        return output
-
-
 @dataclass(frozen=True)
 class Deployed:
     """A policy with the reward model that its procedure selects by.
@@ -123,7 +113,11 @@ class Deployed:
         """One answer a prompt; InputError, one sentence, for what is out of bounds."""
         checked = self.check(prompts, request)
         procedure = chosen_procedure(request.procedure or self.procedure, request.n)
-        return [self._answer(self.exact(prompt), procedure, checked) for prompt in prompts]
+        answers = []
+        for prompt in map(self.exact, prompts):
+            with _TURN:
+                answers.append(self._answer(prompt, procedure, checked))
+        return answers
 
     def exact(self, prompt: str) -> str:
         """The prompt as the policy reads it; one with references keeps the bytes that it had then.
@@ -188,7 +182,7 @@ class Deployed:
     def _answer(self, prompt: str, procedure: Procedure, request: Request) -> Answer:
         seed = derive_seed(request.seed, "deployed")
         drawn = sample_responses(
-            cast(PreTrainedModel, _Tempered(self.policy, request.temperature)),
+            self.policy,
             self.tokenizer,
             [prompt],
             [prompt_id_of(prompt)],
@@ -196,6 +190,7 @@ class Deployed:
             seed=seed,
             longest=request.max_new_tokens,
             batch_size=procedure.n,
+            temperature=request.temperature,
         )
         rewards = score_responses(
             self.reward_model,

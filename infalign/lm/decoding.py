@@ -1,26 +1,138 @@
-"""What makes decoding one token at a time fast for any Hugging Face model: cache and attention.
+"""Decoding one token at a time by a Hugging Face model's own forward and cache.
 
 `Room` keeps the keys and values of prompts and responses in one buffer of their final size, so
 that a new token is written into its place; a growing cache would be copied whole at every token.
-`attend` is scaled dot-product attention; for a single query token it is two batched matrix
-products, which on CPU take a fraction of the fused kernel's time. Query heads that share a key
-head are rows of one product, so that keys and values are never repeated.
+A model's attention stays as it is, in name too: many models look at the name and act on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "infalign"
+
+class Decoder(Protocol):
+    """Next-token logits of a batch, from the cache of its prompts.
+
+    Attributes:
+        leaving_share: finished sequences leave the batch when they are this share of it.
+    """
+
+    leaving_share: float
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        cache: DynamicCache,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        more: int,
+    ) -> None:
+        """Begin behind the prompts.
+
+        Args:
+            cache: of the prompts, a row for every sequence.
+            mask: bool [batch, prompt tokens], True at real tokens.
+            positions: int64 [batch], of the first token behind each prompt.
+            more: tokens to come, at most.
+        """
+
+    def __call__(self, token: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, vocab] behind the sequences with `token` [batch] added."""
+
+    def keep(self, kept: torch.Tensor) -> None:
+        """Let all sequences but these (bool [batch]) go."""
+
+
+class OwnForward:
+    """A decoder by the model's own forward: see `Decoder`."""
+
+    leaving_share = 0.25
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        cache: DynamicCache,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        more: int,
+    ) -> None:
+        self._policy, self._positions = policy, positions
+        self._cache: dict[str, Any] = {cache_name(policy): cache, "use_cache": True}
+        # A model of states alone has padding in its states, and no keys to mask.
+        is_masked = "past_key_values" in self._cache and bool((~mask).any())
+        self._mask = mask if is_masked else None
+
+    def __call__(self, token: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, vocab] behind the sequences with `token` [batch] added."""
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(token), 1)], 1)
+        logits = self._policy(
+            input_ids=token[:, None],
+            attention_mask=None if self._mask is None else self._mask.long(),
+            position_ids=self._positions[:, None],
+            **self._cache,
+        ).logits[:, -1]
+        self._positions = self._positions + 1
+        return logits
+
+    def keep(self, kept: torch.Tensor) -> None:
+        """Let all sequences but these go."""
+        self._cache[cache_name(self._policy)].reorder_cache(kept.nonzero()[:, 0])
+        self._positions = self._positions[kept]
+        if self._mask is not None:
+            self._mask = self._mask[kept]
+
+
+class Prefilled(NamedTuple):
+    """Prompts that were computed once, with a row for each of their samples.
+
+    Attributes:
+        mask: bool [prompts * samples, prompt tokens], True at real tokens.
+        positions: int64 [prompts * samples], of the first token behind each prompt.
+        logits: of that token [prompts * samples, vocab].
+    """
+
+    mask: torch.Tensor
+    positions: torch.Tensor
+    logits: torch.Tensor
+
+
+def prefill(
+    policy: PreTrainedModel,
+    cache: DynamicCache,
+    prompts: Sequence[Sequence[int]],
+    samples: int,
+    pad: int,
+) -> Prefilled:
+    """Fill an empty cache with prompts, padded on the left, and repeat its rows."""
+    device, width = policy.device, max(len(p) for p in prompts)
+    ids = torch.tensor([[pad] * (width - len(p)) + [*p] for p in prompts], device=device)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    mask = torch.arange(width, device=device) >= (width - lengths)[:, None]
+    logits = policy(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+        **{cache_name(policy): cache},
+    ).logits[:, -1]
+    each = torch.arange(len(prompts), device=device).repeat_interleave(samples)
+    cache.reorder_cache(each)
+    return Prefilled(mask[each], lengths[each], logits[each])
+
+
+def cache_name(policy: PreTrainedModel) -> str:
+    """What a model calls the cache among its arguments."""
+    taken = inspect.signature(policy.forward).parameters
+    names = ("past_key_values", "cache_params")
+    return next((name for name in names if name in taken), names[0])
 
 
 class Room(DynamicLayer):
@@ -50,14 +162,9 @@ class Room(DynamicLayer):
         self._used = end
         return self._view()
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Give every row `repeats` copies."""
-        self._buffers = [b.repeat_interleave(repeats, dim=0) for b in self._buffers]
-        self._view()
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the rows of these indices."""
-        self._buffers = [b[indices] for b in self._buffers]
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep the rows of these indices, as often as they are named."""
+        self._buffers = [b.index_select(0, beam_idx) for b in self._buffers]
         self._view()
 
     def _view(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,55 +177,3 @@ def roomy_cache(policy: PreTrainedModel, more: int) -> DynamicCache:
     cache = DynamicCache(config=policy.config)
     cache.layers = [Room(more) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def attend(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention as Hugging Face models call it.
-
-    Args:
-        query: [batch, heads, tokens, head size]; key and value: with the key heads.
-        attention_mask: bool, True where a key may be seen, or additive; None: all.
-
-    Returns:
-        [batch, tokens, heads, head size].
-    """
-    batch, heads, tokens, size = query.shape
-    plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None
-    if tokens > 1 or query.device.type != "cpu" or not plain:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-    shared = query.view(batch, key.shape[1], heads // key.shape[1], size)
-    scores = torch.matmul(shared * (scaling or size**-0.5), key.transpose(-1, -2))
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    mixed = torch.matmul(scores.softmax(-1), value)
-    return mixed.reshape(batch, 1, heads, value.shape[-1]), None
-
-
-@contextmanager
-def fast_decoding(policy: PreTrainedModel) -> Iterator[None]:
-    """Let a model that uses torch's attention use `attend` for a while."""
-    usual = policy.config._attn_implementation
-    if usual != "sdpa":
-        yield
-        return
-    policy.config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        policy.config._attn_implementation = usual
-
-
-ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -21,6 +21,7 @@ from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.models import build_tiny, load_policy, load_tokenizer, pick_device, save_model
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import sample_responses
+from infalign.lm.sampling.ways import proven_way
 from infalign.lm.scoring.scorer import token_log_probs
 from infalign.lm.text import TokenPairs, by_length, encode_prompts, encode_responses
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
@@ -51,8 +52,11 @@ def run(workspace: Workspace) -> None:
     def build() -> PreTrainedModel:
         return _build(params, tokenizer, device)
 
-    model = Trainable(build(), params.run, build)
     data = read_pairs(workspace, tokenizer, "train")
+    first = build()  # nothing is trained that could not be sampled from
+    budget, longest = Budget(params.run.batch_tokens), params.model.response_tokens
+    proven_way(first, max(data.prompts, key=len), longest, budget)
+    model = Trainable(first, params.run, build)
     size = max(1, params.sft.batch_size // 2)  # a pair's two responses share their prompt
     batches = EpochBatches(data.lengths, size, derive_seed(params.run.seed, "sft"))
     schedule = Schedule(

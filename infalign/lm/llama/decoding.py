@@ -17,14 +17,9 @@ from infalign.lm.llama.passes import layers_of, turns_of
 
 
 class LlamaDecoder:
-    """Next-token logits of a batch, for models that `llama.fits`.
+    """A decoder for models that `passes.fits`: see `lm.decoding.Decoder`."""
 
-    Args:
-        cache: of the prompts, a row for every sequence.
-        mask: bool [batch, prompt tokens], True at real tokens.
-        positions: int64 [batch], of the first token behind each prompt.
-        more: tokens to come, at most.
-    """
+    leaving_share = 0.25
 
     def __init__(
         self,

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from transformers import LlamaForCausalLM, LlamaModel, PreTrainedModel
 
-from infalign.lm.decoding import NAME
 from infalign.lm.llama.fused import collect, gated, normalise, rotate, spread
 from infalign.lm.text import Batch
 
@@ -50,7 +49,7 @@ def _is_plain(model: PreTrainedModel) -> bool:
     config, weights = model.config, list(model.parameters())
     linear = [m for m in model.modules() if "Linear" in type(m).__name__]
     return (
-        config._attn_implementation in ("sdpa", NAME)
+        config._attn_implementation == "sdpa"
         and config.hidden_act == "silu"
         and config.rope_parameters["rope_type"] in ROPES
         and all(type(m) is torch.nn.Linear and m.bias is None for m in linear)

@@ -1,7 +1,8 @@
 """Random numbers by counter: one uniform a token, from (seed, prompt, sample index, position).
 
-No state is carried, so order, restarts, batch size and number of processes change nothing.
-The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+A token follows from its uniform by the inverse CDF in float64. No state is carried, so order,
+restarts, batch size and number of processes change nothing. The mixing function is the finaliser
+of SplitMix64 (Steele, Lea, Flood 2014).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import hashlib
 
 import torch
+
+SCORES = 2**24  # next-token scores turned into tokens at once: 128 MiB in float64
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -38,6 +41,32 @@ def uniforms(
     state = _mix(state + sample_indices * _GOLDEN)
     state = _mix(state + position)
     return _shift(state, 11).to(torch.float64) * 2.0**-53
+
+
+def draw(
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [batch] by inverse CDF, and their log-probabilities [batch], nats.
+
+    Args:
+        logits: [batch, vocab].
+        uniform: float64 [batch] in [0, 1).
+        temperature: what logits are divided by.
+    """
+    if logits.numel() > SCORES and len(logits) > 1:  # float64 sums of a large vocabulary are large
+        halves = zip(logits.chunk(2), uniform.chunk(2), strict=True)
+        parts = [draw(*half, temperature) for half in halves]
+        return torch.cat([t for t, _ in parts]), torch.cat([p for _, p in parts])
+    scores = logits.float() - logits.amax(-1, keepdim=True).float()
+    if temperature != 1.0:
+        scores /= temperature
+    weights = torch.exp(scores)
+    cdf = weights.cumsum(-1, dtype=torch.float64)
+    total = cdf[:, -1]
+    token = torch.searchsorted(cdf, (uniform * total)[:, None], right=True)[:, 0]
+    token = token.clamp(max=logits.shape[-1] - 1)
+    chosen = weights.gather(1, token[:, None])[:, 0].double()
+    return token, torch.log(chosen) - torch.log(total)
 
 
 def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:

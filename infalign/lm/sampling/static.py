@@ -14,9 +14,6 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
-from infalign.lm.decoding import NAME
-
-SHRINK_SHARE = 0.5  # finished sequences leave the batch at this share: leaving makes a new graph
 WARM_UP = 3  # steps before a graph is recorded, as torch asks for
 FAR = 0.05  # difference of log-probabilities beyond which a graph is not what was recorded
 
@@ -28,21 +25,16 @@ def can_be_static(policy: PreTrainedModel) -> bool:
 
 def has_plain_cache(policy: PreTrainedModel) -> bool:
     """Whether every layer keeps all keys and values, and attention takes masks as torch's does."""
-    if policy.config._attn_implementation not in ("sdpa", NAME):
+    if policy.config._attn_implementation != "sdpa":
         return False
     cache = StaticCache(config=policy.config, max_cache_len=1)
     return all(type(layer) is StaticLayer for layer in cache.layers)
 
 
 class StaticDecoder:
-    """Next-token logits of a batch, in memory that does not move.
+    """A decoder in memory that does not move: see `lm.decoding.Decoder`."""
 
-    Args:
-        cache: of the prompts, a row for every sequence.
-        mask: bool [batch, prompt tokens], True at real tokens.
-        positions: int64 [batch], of the first token behind each prompt.
-        more: tokens to come, at most.
-    """
+    leaving_share = 0.5  # leaving makes a new graph
 
     def __init__(
         self,

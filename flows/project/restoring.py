@@ -24,7 +24,7 @@ from flows.project import versions
 from infalign.errors import InputError
 from infalign.files.weights import BUILT, NONE
 from infalign.settings.params import Params, check_params
-from infalign.settings.reading import read_tree
+from infalign.settings.reading import read_text, read_tree
 
 
 @dataclass(frozen=True)
@@ -225,13 +225,16 @@ def bring_models(root: Path, folder: Path) -> dict[str, str]:
 
     One in the project that neither git nor DVC has gets a link in the restored folder.
     """
-    tree = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    sections = {section: tree.get(section) for section in BUILT}
-    named = {f"{s}.folder": d.get("folder", NONE) for s, d in sections.items() if d}
-    models = {key: name for key, name in named.items() if name != NONE}
+    file = folder / "params.yaml"
+    text = read_text(file) if file.is_file() else ""  # without it, DVC says what is wrong
+    tree = read_tree(text, "params.yaml of this commit")
+    sections = {name: tree.get(name) for name in BUILT} if isinstance(tree, dict) else {}
+    named = {f"{s}.folder": d.get("folder") for s, d in sections.items() if isinstance(d, dict)}
+    models = {k: name for k, name in named.items() if isinstance(name, str) and name != NONE}
     for key, name in models.items():
         place, here = folder / name, root / name
-        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        parts = Path(name).parts
+        inside = not Path(name).is_absolute() and ".." not in parts and parts[:1] != ("results",)
         if inside and here.is_dir() and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(here.resolve(), target_is_directory=True)

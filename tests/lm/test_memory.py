@@ -176,9 +176,11 @@ def test_passes_in_bfloat16_keep_float32_weights_and_learn(fresh, tokenizer, tmp
     sizes = Tiny(vocab_size=300, hidden_size=16, intermediate_size=24, layers=1, heads=2)
     model = build_tiny(sizes, tokenizer, 64, torch.device("cpu"), 1, "bfloat16")
     with autocast(model):
-        found = model(input_ids=torch.arange(5, 9)[None])
-        assert found.past_key_values.layers[0].values.dtype == torch.bfloat16
-        assert found.logits.dtype == torch.float32
+        types = []
+        projection = model.model.layers[0].mlp.down_proj
+        with projection.register_forward_hook(lambda *call: types.append(call[2].dtype)):
+            logits = model(input_ids=torch.arange(5, 9)[None]).logits
+        assert (types, logits.dtype) == ([torch.bfloat16], torch.float32)
     _, history = trained(model, tmp_path / "bfloat16")
     _, exact = trained(fresh(), tmp_path / "float32")
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}

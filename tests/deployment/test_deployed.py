@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -101,6 +102,31 @@ def test_length_and_temperature_are_obeyed(model, monkeypatch):
     assert all(answer == cold[0] for answer in cold)
     warm = [model.answer([PROMPT], Request("standard", seed=s))[0].response for s in range(4)]
     assert len(set(warm)) > 1
+
+
+def test_eight_threads_give_what_one_gives_byte_for_byte(model, monkeypatch):
+    """Log-probabilities included; and no two draw at once."""
+    sample, inside, drawn = deployed.sample_responses, [], {}
+
+    def spy(policy, tokenizer, prompts, *rest, seed, **named):
+        inside.append(seed)
+        found = sample(policy, tokenizer, prompts, *rest, seed=seed, **named)
+        assert inside == [seed]
+        inside.remove(seed)
+        drawn.setdefault((prompts[0], seed), set()).add(found.logp.tobytes())
+        return found
+
+    def answers(seed):
+        request = Request("best_of:8", seed=seed, temperature=1.0 + seed % 2)
+        return [asdict(a) for a in model.answer([PROMPT, "four five", "six seven eight"], request)]
+
+    monkeypatch.setattr(deployed, "sample_responses", spy)
+    alone = [answers(seed) for seed in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(answers, [*range(16)] * 2))
+    assert json.dumps(together) == json.dumps(alone * 2)
+    assert len(drawn) == 48
+    assert all(len(found) == 1 for found in drawn.values())
 
 
 def test_a_bare_question_is_the_humans_turn():

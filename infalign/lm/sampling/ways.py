@@ -27,7 +27,7 @@ from infalign.lm.sampling.static import StaticDecoder, can_be_static
 
 TOKENS = 8  # of the compared responses: with those before a CUDA graph is recorded, some behind it
 BOUND = 1e-4  # nats a token in float32; rounding makes some 1e-6
-BFLOAT16_BOUND = 0.1  # nats a token; rounding makes some 1e-2
+BFLOAT16_BOUND = 0.2  # nats a token in bfloat16; rounding makes some 1e-2
 
 
 class Way(NamedTuple):
@@ -83,38 +83,39 @@ def proven_way(
         prompt: token ids; its second half is the other prompt, so that there is padding.
         longest: tokens of a response. Shorter responses prove less: longer ones are compared anew.
     """
-    known: dict[str, int] = vars(policy).setdefault("proven_ways", {})
-    tokens, reasons = min(longest, TOKENS), list[str]()
-    bound = BOUND if getattr(policy, "autocast_dtype", None) is None else BFLOAT16_BOUND
+    proven, wrong = _found_out(policy)
+    tokens, name = min(longest, TOKENS), type(policy).__name__
+    fault = None
     for way in ways_of(policy):
-        if known.get(way.name, 0) >= tokens:
+        if proven.get(way.name, 0) >= tokens:
             return way
-        reason = _fault(policy, way, prompt, tokens, bound, budget or Budget())
-        if reason is None:
-            if reasons:
-                print(
-                    f"sampling: {type(policy).__name__} is decoded by {way.name}: {reasons[-1]}.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            known[way.name] = tokens
+        if way.name in wrong:
+            continue
+        found = _fault(policy, way, prompt, tokens, budget or Budget())
+        if found is None:
+            proven[way.name] = tokens
+            if fault:
+                told = f"sampling: {name} is decoded by {way.name}, not {fault}."
+                print(told, file=sys.stderr, flush=True)
             return way
-        reasons.append(f"{way.name}: {reason}")
+        wrong[way.name] = fault = f"{way.name}, which {found}"
     raise InputError(
-        f"{type(policy).__name__} cannot be sampled from token by token ({reasons[-1]}): set "
+        f"{name} cannot be sampled from token by token (not by {wrong[way.name]}): set "
         "model.name_or_path to another model, or run.precision to float32 if it is not."
     )
 
 
+def _found_out(policy: PreTrainedModel) -> tuple[dict[str, int], dict[str, str]]:
+    """By the names of ways: tokens for which each was right, and what was wrong with others."""
+    found: tuple[dict[str, int], dict[str, str]] = vars(policy).setdefault("ways", ({}, {}))
+    return found
+
+
 def _fault(
-    policy: PreTrainedModel,
-    way: Way,
-    prompt: Sequence[int],
-    tokens: int,
-    bound: float,
-    budget: Budget,
+    policy: PreTrainedModel, way: Way, prompt: Sequence[int], tokens: int, budget: Budget
 ) -> str | None:
     """What is wrong with a way, if anything is."""
+    bound = BOUND if getattr(policy, "autocast_dtype", None) is None else BFLOAT16_BOUND
     prompts = [list(prompt), list(prompt[len(prompt) // 2 :])]
 
     def work(block: Block) -> float:
@@ -131,7 +132,7 @@ def _fault(
     except Exception as error:  # whatever a model raises at what it does not know
         if ran_out(error):
             raise
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return " ".join(f"ends in {type(error).__name__}: {error}".split())[:200]
     worst = float(np.max([found for part in parts for _, found in part]))
     if worst <= bound:
         return None

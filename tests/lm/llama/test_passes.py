@@ -9,6 +9,7 @@ from infalign.lm.llama import passes
 from infalign.lm.llama.decoding import LlamaDecoder
 from infalign.lm.llama.fused import compared
 from infalign.lm.sampling import sampler
+from infalign.lm.sampling.ways import LLAMA, ROOMY, ways_of
 from infalign.lm.scoring.scorer import token_log_probs, token_scores
 from infalign.lm.text import make_batch
 
@@ -130,13 +131,17 @@ def test_many_parts_are_one_whole(monkeypatch):
 def test_decoding_draws_the_same(model, lengths, both_ways):
     prompts = [list(range(3, 3 + n)) for n in lengths]
     keys, indices = torch.arange(3), torch.arange(12).view(3, 4)
+    ways = []
 
     def decode(eos):
-        limits = sampler._Limits(seed=7, longest=6, eos=eos, pad=0)
-        return sampler._decode(model, prompts, keys, indices, limits)
+        limits = sampler._Limits(seed=7, longest=6, eos=eos, pad=0, temperature=1.0)
+        way = next(ways_of(model))
+        ways.append(way)
+        return sampler._decode(model, way, prompts, keys, indices, limits)
 
     often = decode(eos=-1)[0][0][2]  # a token that some response does have
     (short, logp), (usual, usual_logp) = both_ways(lambda: decode(often))
+    assert ways == [LLAMA, LLAMA, ROOMY]
     assert short == usual
     assert len({len(r) for r in short}) > 1  # some ended early and left the batch
     np.testing.assert_allclose(logp, usual_logp, atol=1e-4)

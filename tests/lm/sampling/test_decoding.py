@@ -1,12 +1,12 @@
-"""Decoding's cache and attention give what transformers' own give."""
+"""Decoding's cache gives what transformers' own gives."""
 
 import pytest
 import test_sampler
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from infalign.lm.decoding import Room, fast_decoding, roomy_cache
-from infalign.lm.sampling import sampler, static
+from infalign.lm.decoding import OwnForward, Room, prefill, roomy_cache
+from infalign.lm.sampling import static, ways
 
 
 @pytest.fixture
@@ -25,45 +25,23 @@ def grouped():
     return LlamaForCausalLM(config).eval()
 
 
-def decoded(model, cache, ids, mask):
-    """Logits of four more tokens, one at a time, rows doubled and one of them dropped."""
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
-    cache.batch_repeat_interleave(2)
-    kept = torch.tensor([0, 1, 3])
-    cache.batch_select_indices(kept)
-    mask = mask.repeat_interleave(2, 0)[kept]
-    found = []
-    for step in range(4):
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        token = torch.full((len(mask), 1), 7 + step)
-        found.append(
-            model(
-                input_ids=token,
-                attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
-                past_key_values=cache,
-            ).logits
-        )
-    return torch.stack(found)
+@torch.inference_mode()
+def decoded(model, cache, prompts):
+    """Logits of five tokens, one at a time, rows doubled and one of them dropped."""
+    found = prefill(model, cache, prompts, 2, pad=0)
+    decoder = OwnForward(model, cache, found.mask, found.positions, 4)
+    decoder.keep(torch.tensor([True, True, False, True]))
+    kept = found.logits[torch.tensor([0, 1, 3])]
+    return torch.stack([kept, *(decoder(torch.full((3,), 7 + step)) for step in range(4))])
 
 
 @pytest.mark.parametrize("padding", [0, 3])
-def test_same_logits_as_the_models_own_attention_and_cache(grouped, padding):
-    ids = torch.randint(3, 50, (2, 8), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    mask[0, :padding] = 0
-    with torch.inference_mode():
-        usual = decoded(grouped, DynamicCache(config=grouped.config), ids, mask)
-        with fast_decoding(grouped):
-            ours = decoded(grouped, roomy_cache(grouped, 4), ids, mask)
+def test_same_logits_as_of_the_models_own_cache(grouped, padding):
+    ids = torch.randint(3, 50, (2, 8), generator=torch.Generator().manual_seed(1)).tolist()
+    prompts = [ids[0][padding:], ids[1]]
+    usual = decoded(grouped, DynamicCache(config=grouped.config), prompts)
+    ours = decoded(grouped, roomy_cache(grouped, 4), prompts)
     torch.testing.assert_close(ours, usual, atol=1e-5, rtol=1e-5)
-
-
-def test_the_models_attention_is_given_back(grouped):
-    with fast_decoding(grouped):
-        assert grouped.config._attn_implementation != "sdpa"
-    assert grouped.config._attn_implementation == "sdpa"
 
 
 def test_the_cache_never_moves(grouped):
@@ -84,13 +62,14 @@ def test_decoding_in_place_gives_the_same_tokens(policy, tokenizer, monkeypatch)
     with torch.no_grad():  # make EOS likely, so that sequences leave
         policy.model.norm.weight.mul_(3)
     usual = test_sampler.sample(policy, tokenizer, n=32, longest=24)
+    monkeypatch.setattr(ways, "can_be_static", static.has_plain_cache)
+    monkeypatch.setattr(static.StaticDecoder, "leaving_share", 0.05)
+    test_sampler.sample(policy, tokenizer, n=1, longest=24)  # finds out that it is right
     steps = []
     original = static.StaticDecoder.__call__
     monkeypatch.setattr(
         static.StaticDecoder, "__call__", lambda *a: steps.append(len(a[1])) or original(*a)
     )
-    monkeypatch.setattr(sampler, "can_be_static", static.has_plain_cache)
-    monkeypatch.setattr(sampler, "SHRINK_SHARE", 0.05)
     found = test_sampler.sample(policy, tokenizer, n=32, longest=24)
     assert found.tokens == usual.tokens
     torch.testing.assert_close(found.logp, usual.logp, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,131 @@
+"""Responses of every family of models are drawn from the model's own distribution.
+
+Tiny models with random weights: the sampler's log-probability of each response against the plain
+forward of the whole sequence, alone, without padding and without a cache.
+"""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from infalign.lm.sampling import static, ways
+from infalign.lm.sampling.sampler import sample_responses
+from infalign.lm.text import encode_prompts
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+}
+WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+HYBRID = {"layer_types": ["conv", "full_attention"]}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 8},
+    "gemma2": {"head_dim": 16, "final_logit_softcapping": 30.0, **WINDOW},
+    "gemma3_text": {"head_dim": 16, **WINDOW},
+    "phi3": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "olmo2": {},
+    "smollm3": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "bloom": {},
+    "falcon": {"alibi": False},
+    "falcon with alibi": {"alibi": True},
+    "lfm2": HYBRID,
+    "lfm2 with biases": {"conv_bias": True, **HYBRID},
+    "mamba": {"state_size": 8},
+    "mamba2": {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+}
+DECODED = {"llama": ways.LLAMA, "lfm2 with biases": ways.ALONE}  # the others: ROOMY
+NOT_STATIC = {"falcon with alibi"}  # its plain cache is not enough: it needs the mask of the tokens
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+PROMPTS = [f"\n\nHuman: {' '.join(WORDS[:n])}\n\nAssistant:" for n in (1, 9, 4)]
+IDS = ["00000000000000aa", "ffffffffffffff01", "1234567812345678"]
+
+
+def model_of(family, tokenizer):
+    """A tiny model with random weights, biases included, of the family's word."""
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(family.split()[0], **SIZES | FAMILIES[family])
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(0, 0.3)
+    return model
+
+
+def sample(model, tokenizer, n=4, longest=12, **more):
+    indices = np.tile(np.arange(n), (len(PROMPTS), 1))
+    return sample_responses(
+        model, tokenizer, PROMPTS, IDS, indices, seed=5, longest=longest, batch_size=64, **more
+    )
+
+
+@torch.inference_mode()
+def plain_logp(model, tokenizer, responses, temperature=1.0):
+    """Log-probability of each response, nats, by the model's plain forward alone."""
+    prompts = [p for p in encode_prompts(tokenizer, PROMPTS) for _ in range(4)]
+    found = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0]
+        logp = (logits[len(prompt) - 1 : -1].double() / temperature).log_softmax(-1)
+        found.append(float(logp.gather(1, torch.tensor(response)[:, None]).sum()))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_are_the_models_own(family, tokenizer, capsys):
+    model = model_of(family, tokenizer)
+    found = sample(model, tokenizer)
+    assert found.n_tokens.max() > 8  # than the window
+    np.testing.assert_allclose(
+        found.logp, plain_logp(model, tokenizer, found.tokens), atol=1e-4, rtol=0
+    )
+    way = DECODED.get(family, ways.ROOMY)
+    assert model.ways[0] == {way.name: ways.TOKENS}
+    assert ("is decoded by" in capsys.readouterr().err) == (way is ways.ALONE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_static_cache_is_used_where_it_is_right(family, tokenizer, monkeypatch, capsys):
+    """As on CUDA, whose graph records the same steps."""
+    monkeypatch.setattr(ways, "can_be_static", static.has_plain_cache)
+    model = model_of(family, tokenizer)
+    is_plain = static.has_plain_cache(model)
+    found = sample(model, tokenizer)
+    np.testing.assert_allclose(
+        found.logp, plain_logp(model, tokenizer, found.tokens), atol=1e-4, rtol=0
+    )
+    is_static = is_plain and family not in NOT_STATIC
+    assert (ways.STATIC.name in model.ways[0]) == is_static
+    assert ("is decoded by" in capsys.readouterr().err) == (
+        is_plain != is_static or family == "lfm2 with biases"
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("way", ["steps of our own", "a static cache", "its own steps"])
+def test_logits_are_divided_by_the_temperature(way, temperature, tokenizer, monkeypatch):
+    if way == "a static cache":
+        monkeypatch.setattr(ways, "can_be_static", static.has_plain_cache)
+    model = model_of("qwen2" if way == "its own steps" else "llama", tokenizer)
+    found = sample(model, tokenizer, temperature=temperature)
+    assert next(iter(model.ways[0])).startswith(way)
+    expected = plain_logp(model, tokenizer, found.tokens, temperature)
+    np.testing.assert_allclose(found.logp, expected, atol=1e-4, rtol=0)
+    assert found.tokens != sample(model, tokenizer).tokens

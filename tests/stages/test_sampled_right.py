@@ -42,7 +42,7 @@ def test_packaging_stops(finished, workspace, nothing_is_right):
 
 def test_monitoring_stops(finished, workspace, tmp_path, nothing_is_right):
     (tmp_path / "policy").symlink_to(finished / "results/sft/policy")
-    (tmp_path / "reward").symlink_to(finished / "results/reward/helpful/train")
+    (tmp_path / "reward").symlink_to(finished / "results/reward/helpful/selecting")
     (tmp_path / "settings.json").write_text(json.dumps({"response_tokens": 8}))
     prompts = read_prompts(finished / "results/prepare/prompts.parquet", "helpful", "test")
     with pytest.raises(InputError, match="cannot be sampled from"):
@@ -56,7 +56,9 @@ def test_what_cannot_be_sampled_from_is_not_trained(finished, workspace, tmp_pat
     config = OpenAIGPTConfig(vocab_size=len(tokenizer), **sizes)
     save_model(OpenAIGPTLMHeadModel(config), tokenizer, tmp_path / "gpt")
     made = workspace("sft")
-    chosen = made.params.model.model_copy(update={"name_or_path": str(tmp_path / "gpt")})
+    chosen = made.params.model.model_copy(
+        update=dict.fromkeys(("name_or_path", "folder"), str(tmp_path / "gpt"))
+    )
     made = replace(made, params=made.params.model_copy(update={"model": chosen}))
     with pytest.raises(InputError, match="OpenAIGPTLMHeadModel cannot be sampled from"):
         importlib.import_module("infalign.stages.sft").run(made)

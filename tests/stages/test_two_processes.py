@@ -108,7 +108,7 @@ def test_evaluation_gives_the_same_bytes(two, finished, name):
     ("instance", "path", "wider"),
     [
         ("sft", "sft/history.jsonl", {}),
-        ("reward", "reward/harmless/train.jsonl", {}),
+        ("reward", "reward/harmless/selecting.jsonl", {}),
         ("align@helpful-ctrl", "align/helpful/ctrl/history.jsonl", RLOO),
     ],
 )

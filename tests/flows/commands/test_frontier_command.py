@@ -198,7 +198,7 @@ def test_raw_rewards_that_cannot_answer_are_named(tmp_path):
         name: values[:-1] for name, values in read_table(path, CALIBRATED).to_pydict().items()
     }
     write_table(path, columns | {"split": ["test"] * 55}, CALIBRATED)
-    with pytest.raises(InputError, match="as many test samples for every prompt"):
+    with pytest.raises(InputError, match="as many samples for every prompt"):
         CliRunner().invoke(app, [*options, "0.5"], catch_exceptions=False)
 
 

@@ -59,7 +59,7 @@ def test_other_weights_in_place_make_all_stale_that_loads_them(
     """`dvc repro` alone, on the project's own dvc.yaml; by name, and relative to the project."""
     root = tmp_path / "project"
     tree = copy.deepcopy(smoke_tree)
-    tree["model"] |= {"prompt_tokens": 40, "response_tokens": 20}
+    tree["model"] |= {"prompt_tokens": 54, "response_tokens": 9}
     tree["sft"]["epochs"] = 0.1
     write_real(root, tree)
     set_params(root / "params.yaml", ["model.name_or_path=../model"])

@@ -153,9 +153,7 @@ def test_a_refusal_by_night_is_seen_in_the_morning(
 
 async def _gate_of(project: Project, flow_run_id: Any) -> str:
     """The gate's artifact of one flow run."""
-    from prefect.client.orchestration import PrefectClient
-
-    async with PrefectClient(project.environment["PREFECT_API_URL"]) as client:
+    async with client_of(project) as client:
         found = [a for a in await client.read_artifacts() if a.flow_run_id == flow_run_id]
     return next(str(artifact.data) for artifact in found if artifact.key == "gate-helpful")
 

@@ -53,6 +53,7 @@ def load_tokenizer(
         revision: a hub name's commit.
     """
     tokenizer = load(AutoTokenizer, name_or_path, revision=revision)
+    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was found is not what it is
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
         raise InputError(
             f"{name_or_path}: the tokenizer has neither an EOS nor a SEP token, so that nothing "

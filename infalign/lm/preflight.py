@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -14,7 +15,7 @@ from transformers import (
 )
 
 from infalign.errors import InputError
-from infalign.lm.loading import check_weights, load_config
+from infalign.lm.loading import base_of, check_weights, load_config
 from infalign.lm.models import check_classifier, load_tokenizer
 from infalign.lm.text import cut_responses, encode_prompts, encode_responses
 from infalign.settings.params import Params
@@ -37,6 +38,14 @@ def check_models(params: Params, tokenizer: PreTrainedTokenizerBase) -> None:
         check_classifier(load_config(start, params.reward.revision), start)
         load_tokenizer(start, params.reward.revision)
         check_weights(start)
+    for one in (name, start):
+        base = None if one in ("tiny", "sft") else base_of(one)
+        if base is not None and Path(base).is_dir():  # seen from here alone, by DVC not at all
+            print(
+                f"prepare: {one!r} is an adapter of the local model {base!r}, whose own files are "
+                "no dependency: after a change there run again by hand, or merge the adapter.",
+                flush=True,
+            )
 
 
 def check_texts(

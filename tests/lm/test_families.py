@@ -20,47 +20,11 @@ from infalign.lm.scoring.scorer import divergence, pooled_rewards, score_respons
 from infalign.lm.scoring.vocabulary import has_plain_head, is_joined, token_log_probs, token_scores
 from infalign.lm.text import encode_prompts, encode_responses, make_batch
 from infalign.lm.training.parallel import Trainable, recompute
+from tests.lm.families import FAMILIES, sizes_of
 
 CPU = torch.device("cpu")
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 96,
-    "initializer_range": 0.3,
-    "layer_norm_epsilon": 1e-5,
-    "pad_token_id": 0,
-}
-WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-SMALL = {"d_model": 32, "num_layers": 2, "attention_heads": 2, "ffn_dim": 48}
-FAMILIES = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "mistral": {"sliding_window": 8},
-    "mixtral": {"num_local_experts": 2},
-    "gemma2": {"head_dim": 16, "final_logit_softcapping": 30.0, **WINDOW},
-    "gemma3_text": {"head_dim": 16, **WINDOW},
-    "phi3": {},
-    "gpt2": {},
-    "gpt_neox": {},
-    "olmo2": {},
-    "smollm3": {},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
-    "xglm": {**SMALL, "init_std": 0.3},
-    "bloom": {},
-    "falcon": {},
-    "granite": {"logits_scaling": 2.0},
-    "cohere": {"logit_scale": 0.25},
-    "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "mamba": {"state_size": 8},
-    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
-}
-JOINED = {"lfm2", "mamba", "falcon_h1"}
-HEADLESS = {"xglm", "granite", "cohere", "lfm2", "mamba", "falcon_h1"}  # no sequence classifier
+JOINED = {"lfm2", "lfm2 with biases", "mamba", "mamba2", "falcon_h1"}
+HEADLESS = {"xglm", "granite", "cohere", *JOINED}  # no sequence classifier
 NOT_PLAIN = {"gemma2", "granite", "cohere"}
 PROMPTS = [
     "\n\nHuman: one\n\nAssistant:",
@@ -71,7 +35,7 @@ RESPONSES = ["four five six seven", "ten", "", "one two three one two three nine
 
 def config_of(family):
     """A tiny config with every dropout that the family has set to a half."""
-    config = AutoConfig.for_model(family, **SIZES | FAMILIES[family])
+    config = AutoConfig.for_model(family.split()[0], **sizes_of(family))
     for name, value in config.to_dict().items():
         if isinstance(value, float) and "drop" in name:
             setattr(config, name, 0.5)
@@ -160,7 +124,9 @@ def test_rewards_are_the_classifiers_own(family, tokenizer):
         type(config_of(word)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     )
     if word in HEADLESS:
-        with pytest.raises(InputError, match=f"no sequence classifier for the model type '{word}'"):
+        with pytest.raises(
+            InputError, match=f"no sequence classifier for the model type '{word.split()[0]}'"
+        ):
             build_reward_model(folder, tokenizer, CPU, seed=3)
         return
     model = build_reward_model(folder, tokenizer, CPU, seed=3)

@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig
@@ -66,6 +67,19 @@ def encoder(tokenizer, tmp_path):
         return tmp_path / "encoder"
 
     return make
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks what is about to be renamed
+def test_an_adapters_model_is_no_dependency_it_says(check, model_of, tokenizer, tmp_path, capsys):
+    base = model_of("llama")
+    check(base)
+    assert capsys.readouterr().out == ""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    check(tmp_path / "adapter")
+    assert f"adapter of the local model '{base}'" in capsys.readouterr().out
 
 
 def test_what_can_serve_is_let_through(check, model_of, encoder):

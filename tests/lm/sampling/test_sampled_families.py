@@ -12,42 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from infalign.lm.sampling import static, ways
 from infalign.lm.sampling.sampler import sample_responses
 from infalign.lm.text import encode_prompts
+from tests.lm.families import FAMILIES, sizes_of
 
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-}
-WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-HYBRID = {"layer_types": ["conv", "full_attention"]}
-FAMILIES = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "mistral": {"sliding_window": 8},
-    "gemma2": {"head_dim": 16, "final_logit_softcapping": 30.0, **WINDOW},
-    "gemma3_text": {"head_dim": 16, **WINDOW},
-    "phi3": {},
-    "gpt2": {},
-    "gpt_neox": {},
-    "olmo2": {},
-    "smollm3": {},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
-    "bloom": {},
-    "falcon": {"alibi": False},
-    "falcon with alibi": {"alibi": True},
-    "lfm2": HYBRID,
-    "lfm2 with biases": {"conv_bias": True, **HYBRID},
-    "mamba": {"state_size": 8},
-    "mamba2": {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1},
-    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
-}
 DECODED = {"llama": ways.LLAMA, "lfm2 with biases": ways.ALONE}  # the others: ROOMY
 NOT_STATIC = {"falcon with alibi"}  # its plain cache is not enough: it needs the mask of the tokens
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -58,7 +24,7 @@ IDS = ["00000000000000aa", "ffffffffffffff01", "1234567812345678"]
 def model_of(family, tokenizer):
     """A tiny model with random weights, biases included, of the family's word."""
     torch.manual_seed(1)
-    config = AutoConfig.for_model(family.split()[0], **SIZES | FAMILIES[family])
+    config = AutoConfig.for_model(family.split()[0], **sizes_of(family))
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     model = AutoModelForCausalLM.from_config(config).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,14 @@ for revision in sys.argv[2:]:
     size = len(tokenizer)
     weight = lambda model: float(model.model.norm.weight.detach().sum())
     print(weight(policy), weight(reward), size)
+"""
+
+PREPARED = """
+import sys
+from infalign.processes.one_stage import main
+print("exit", main(["corpus", "--params", "old.yaml"]))
+for name in sys.argv[1:]:
+    print("exit", main(["prepare", "--params", f"{name}.yaml"]))
 """
 
 
@@ -130,22 +139,17 @@ def test_a_hub_name_is_loaded_at_its_commit_wherever_main_is(hub: Path, tmp_path
 def test_a_hub_name_without_a_commit_is_a_sentence_that_gives_it(
     hub: Path, smoke_tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    def run(stage: str, revision: str | None) -> subprocess.CompletedProcess[str]:
+    revisions = {"none": None, "lost": "a" * 40, "old": OLD}
+    for name, revision in revisions.items():
         tree = copy.deepcopy(smoke_tree)
         tree["model"] |= {"name_or_path": NAME, "revision": revision}
         tree["model"] |= {"prompt_tokens": 54, "response_tokens": 9}  # of 64 positions
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
-        return python(hub, tmp_path, "-m", "infalign", stage)
-
-    assert run("corpus", None).returncode == 0
-    unfit = f"model.revision = null does not fit model.name_or_path = '{NAME}': set it to '{NEW}'"
-    for revision, words in ((None, unfit), ("a" * 40, f"model '{NAME}' cannot be loaded")):
-        done = run("prepare", revision)
-        assert done.returncode == 2, done.stderr
-        assert words in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
-    done = run("prepare", OLD)
-    assert done.returncode == 0, done.stderr
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    done = python(hub, tmp_path, "-c", PREPARED, *revisions)
+    assert re.findall(r"^exit (.*)", done.stdout, re.MULTILINE) == ["0", "2", "2", "0"], done.stderr
+    unfit, lost = done.stderr.strip().splitlines()
+    assert f"fit model.name_or_path = '{NAME}': set it to '{NEW}'" in unfit
+    assert f"model '{NAME}' cannot be loaded" in lost
 
 
 @pytest.mark.parametrize("name", ["./not-there", "somebody/who-has-none", "../../etc", "a b"])

@@ -55,12 +55,12 @@ def pickled(folder: Path) -> None:
 LOADERS = [load_policy, load_reward_model, lambda name, device: check_weights(name)]
 
 
-@pytest.mark.parametrize("load", LOADERS)
-def test_a_pickle_is_refused_and_the_sentence_converts_it(folder, load):
+def test_a_pickle_is_refused_and_the_sentence_converts_it(folder):
     weights = load_file(folder / "model.safetensors")
     pickled(folder)
-    with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle.*python -c") as caught:
-        load(folder, CPU)
+    for load in LOADERS:
+        with pytest.raises(InputError, match=r"\.bin is a pickle.*python -c") as caught:
+            load(folder, CPU)
     command = shlex.split(str(caught.value).split("convert it once: ")[1].removesuffix("."))
     assert command[0] == "python"
     subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)

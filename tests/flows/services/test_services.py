@@ -183,7 +183,7 @@ def test_a_scheduled_run_fires_by_itself(deployed: Project) -> None:
     assert re.search(r"^nightly +on +every 0:00:20 Etc/UTC$", output, re.MULTILINE)
     run = _finished(up, "nightly")
     assert run["auto_scheduled"]
-    assert run["state"]["message"] in ("5 made", "5 restored", "5 unchanged"), run["state"]
+    assert run["state"]["message"] in ("5 made.", "5 restored.", "5 unchanged."), run["state"]
     assert (up.root / "results" / "report" / "index.html").exists()
     assert files_with(up.root, project_key(up.root)) == [".infalign/prefect-key"]
     # Again: what is on stays on; then off, and no run is left that would still fire.

@@ -19,7 +19,9 @@ from flows.project import versions
 from flows.project.configuration import check_data, set_params
 from flows.services.prefect_server import Server, prefect_server, prepare_environment
 from infalign.errors import InputError
+from infalign.settings.completion import completed
 from infalign.settings.params import Params, load_params
+from infalign.settings.reading import read_text
 
 
 def _say(line: str) -> None:
@@ -34,7 +36,11 @@ def show_plan(root: Path, assignments: Sequence[str], target: str = versions.RUN
     """Say what is stale. Assignments would have to be written first, so they are refused."""
     if assignments:
         raise InputError("--dry-run does not write params.yaml: leave out --set.")
-    load_params(root / "params.yaml")
+    path = root / "params.yaml"
+    load_params(path)
+    _, lacking = completed(read_text(path), str(path))
+    if lacking:
+        _say(f"params.yaml: lacks {', '.join(lacking)}: a run writes them, with their defaults.")
     versions.check_project(root)
     plan = asyncio.run(versions.read_plan(root, _say, target=target))
     for instance in plan.instances:

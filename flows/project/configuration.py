@@ -13,7 +13,8 @@ from ruamel.yaml import YAML, YAMLError
 from infalign.errors import InputError
 from infalign.files.weights import BUILT, check_source, pinned
 from infalign.files.workspace import write_text
-from infalign.settings.params import Params, check_params
+from infalign.settings.completion import completed
+from infalign.settings.params import Params, check_params, load_params
 from infalign.settings.reading import read_text, read_tree, shown
 
 
@@ -22,8 +23,9 @@ def set_params(
 ) -> Params:
     """Write the assignments into the file and return all of it, or change nothing and raise.
 
-    Beside a model's name stands what it means today, a folder or a commit of the hub: where that is
-    missing or of another name, it is written too, and told.
+    What the file lacks is written as well. Beside a model's name stands what it means today, a
+    folder or a commit of the hub: where that is missing or of another name, it is written too. All
+    of that is told.
     """
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -32,7 +34,8 @@ def set_params(
         type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     text = read_text(path)
-    tree = read_tree(text, str(path), yaml.load, YAMLError)
+    whole, lacking = completed(text, str(path))
+    tree = read_tree(whole, str(path), yaml.load, YAMLError)
     # PyYAML reads 1e-05 as text, 1.0e-05 as the number.
     yaml.representer.add_representer(
         float,
@@ -45,16 +48,35 @@ def set_params(
         assign(tree, assignment)
     given = {assignment.partition("=")[0].strip() for assignment in assignments}
     pinned_too = _pin(tree, before, given, path.parent)
-    written = read_tree(text, str(path), lambda _: _dumped(yaml, tree), YAMLError)
+    written = whole
+    if assignments or pinned_too:
+        written = read_tree(whole, str(path), lambda _: _dumped(yaml, tree), YAMLError)
+        written, more = completed(written, str(path))
+        lacking += more
     # Checked as it will be read: by PyYAML, from the text.
     checked = check_params(read_tree(written, str(path)), str(path))
     for section in BUILT:
         check_source(section, getattr(checked, section), path.parent)
-    if (assignments or pinned_too) and written != text:
+    if written != text:
         write_text(path, written)
+    if lacking:
+        tell(_lacked(lacking))
     for line in pinned_too:
         tell(f"params.yaml: {line}")
     return checked
+
+
+def complete_params(path: Path, tell: Callable[[str], None]) -> Params:
+    """Write what the file lacks into it, for DVC to see, tell it, and return all of it."""
+    whole, lacking = completed(read_text(path), str(path))
+    if lacking:
+        write_text(path, whole)
+        tell(_lacked(lacking))
+    return load_params(path)
+
+
+def _lacked(keys: Sequence[str]) -> str:
+    return f"params.yaml: lacked {', '.join(keys)}: written, with the default."
 
 
 def _dumped(yaml: YAML, tree: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.project.configuration import set_params
+from flows.project.configuration import complete_params, set_params
 from infalign.errors import InputError
 from infalign.settings.params import load_params
 
@@ -46,6 +46,42 @@ def test_a_value_changes_its_own_line(file: Path, assignment: str, line: str) ->
     changed = [new for old, new in zip(before, after, strict=True) if old != new]
     assert all(new.startswith(line) for new in changed)
     assert len(changed) == (0 if assignment.endswith("null") else 1)
+
+
+def test_what_the_file_lacks_is_written_and_told(file: Path) -> None:
+    whole, params = file.read_text(), load_params(file)
+    text = whole[: whole.index("drift:")].replace("  steps: 200\n", "")
+    file.write_text(text)
+    said: list[str] = []
+    assert set_params(file, [], said.append) == params
+    assert said == ["params.yaml: lacked align.steps, drift, serving: written, with the default."]
+    assert load_params(file) == params
+    left = iter(file.read_text().splitlines())
+    assert all(line in left for line in text.splitlines())
+
+    file.write_text(text)
+    said.clear()
+    assert complete_params(file, said.append) == params
+    assert len(said) == 1
+    complete_params(file, said.append)
+    assert len(said) == 1
+
+
+def test_what_is_set_and_new_is_completed(file: Path) -> None:
+    text = file.read_text()
+    file.write_text(text[: text.index("drift:")])
+    said: list[str] = []
+    params = set_params(
+        file,
+        ["drift.prompts=7", "objectives.brief={procedure: best_of:2}", "run.objectives=[brief]"],
+        said.append,
+    )
+    assert params == load_params(file)
+    assert params.drift.prompts == 7
+    assert said == [
+        "params.yaml: lacked drift, serving, objectives.brief.subset, objectives.brief.transform, "
+        "objectives.brief.gold: written, with the default."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,8 @@ def test_what_a_name_means_is_written_beside_it(tmp_path: Path, model: Path) -> 
     )
     set_params(file, [], said.append)
     assert said[2:] == [
+        "params.yaml: lacked model.folder, reward.folder: written, with the default.",
         "params.yaml: model.folder = model",
-        "params.yaml: reward.folder = models/none",
     ]
     before = file.read_bytes()
     with pytest.raises(InputError, match=r"model\.folder = 'elsewhere' does not fit"):

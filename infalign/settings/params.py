@@ -173,6 +173,11 @@ class Model(Section):
         min_length=1,
         description="the local folder, for DVC, else models/none",
     )
+    kind: Literal["scratch", "base", "instruct"] = Field(
+        default="scratch",
+        description="scratch (`tiny`), base or instruct (it has a chat template): which defaults "
+        "suit it",
+    )
     prompt_tokens: Positive = Field(
         default=28, description="longest prompt, tokens; longer lose first turns"
     )
@@ -217,7 +222,9 @@ class Objective(Section):
 class Sft(Section):
     """The reference policy."""
 
-    epochs: Rate = Field(default=0.45, description="passes over the responses")
+    epochs: float = Field(
+        default=0.45, ge=0, description="passes over the responses; 0: the given model as it is"
+    )
     batch_size: Positive = Field(default=96, description="responses a step")
     learning_rate: Rate = 1.2e-2
     warmup_share: float = Field(default=0.05, ge=0, lt=1, description="share of steps that warm up")

@@ -33,7 +33,9 @@ def test_nothing_set_changes_no_byte(file: Path) -> None:
         ("align.learning_rate=1e-5", "  learning_rate: 1.0e-05"),
         ("align.beta=null", "  beta: null  # null: from the budget"),
         ("data.path=../other data", "  path: ../other data"),
-        ("run.variants=[ctrl]", "  variants: [ctrl]"),
+        ("run.variants=[ctrl]", "  variants: [ctrl]                  # names in `align.variants`"),
+        ("calibrate.error_references=[4]", "  error_references: [4]"),  # the section's last line
+        ("align.variants.dpo={method: ipo}", "    dpo: {method: ipo}"),
         ("align.variants.ctrl.reward=exp:5", "    ctrl: {reward: exp:5}"),
     ],
 )

@@ -9,7 +9,8 @@ import pytest
 
 from flows.project.configuration import complete_params, set_params
 from infalign.errors import InputError
-from infalign.settings.params import load_params
+from infalign.settings.kinds import DEFAULTS, defaults
+from infalign.settings.params import Model, Params, load_params
 
 ROOT = Path(__file__).parents[3]
 
@@ -117,3 +118,71 @@ def test_a_mistake_is_a_sentence_and_changes_nothing(
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
     assert file.read_bytes() == before
+
+
+@pytest.fixture
+def models(file: Path) -> Path:
+    """A folder for a base model and one for a model with a chat template, as far as names go."""
+    for name in ("base", "chat"):
+        (file.parent / name).mkdir()
+    (file.parent / "chat" / "chat_template.jinja").write_text("{{ messages }}")
+    return file
+
+
+def rates(params: Params) -> tuple[str, float, float, float, float]:
+    sections = params.sft.learning_rate, params.reward.learning_rate, params.align.learning_rate
+    return params.model.kind, params.sft.epochs, *sections
+
+
+def test_the_model_s_kind_brings_its_defaults(models: Path) -> None:
+    said: list[str] = []
+    assert rates(load_params(models)) == ("scratch", 0.45, 1.2e-2, 2e-3, 1e-3)
+    params = set_params(models, ["model.name_or_path=base"], said.append)
+    assert rates(params) == ("base", 1.0, 1e-5, 1e-5, 1e-5)
+    assert said == [
+        "params.yaml: model.folder = base",
+        "params.yaml: model.kind = base, sft.epochs = 1.0, sft.learning_rate = 1.0e-05, "
+        "reward.learning_rate = 1.0e-05, align.learning_rate = 1.0e-05: what suits a model of "
+        "kind base",
+    ]
+    params = set_params(models, ["align.lora_rank=8"], said.append)
+    assert said[2:] == [
+        "params.yaml: align.learning_rate = 0.0001: what suits a model of kind base with an adapter"
+    ]
+    assert rates(params) == ("base", 1.0, 1e-5, 1e-5, 1e-4)
+    params = set_params(models, ["model.name_or_path=chat"], said.append)
+    assert rates(params) == ("instruct", 0.0, 1e-5, 1e-5, 1e-4)
+    again = models.read_bytes()
+    set_params(models, [], said.append)
+    assert models.read_bytes() == again
+    set_params(models, ["model.name_or_path=tiny", "align.lora_rank=null"])
+    assert rates(load_params(models)) == ("scratch", 0.45, 1.2e-2, 2e-3, 1e-3)
+
+
+def test_what_is_set_stays_whatever_the_kind(models: Path) -> None:
+    assignments = ["model.name_or_path=chat", "sft.epochs=0.45", "align.learning_rate=3.0e-5"]
+    params = set_params(models, assignments, recipe=[("reward.learning_rate", 2e-3)])
+    assert rates(params) == ("instruct", 0.45, 1e-5, 2e-3, 3e-5)
+    set_params(models, ["reward.learning_rate=7.0e-4"])
+    params = set_params(models, ["model.name_or_path=base"])
+    assert rates(params) == ("base", 0.45, 1e-5, 7e-4, 3e-5)
+
+
+def test_a_base_model_with_a_template_may_be_taken_for_one(models: Path) -> None:
+    set_params(models, ["model.name_or_path=chat"])
+    assert rates(set_params(models, ["model.kind=base"]))[:2] == ("base", 1.0)
+    assert rates(set_params(models, []))[:2] == ("base", 1.0)
+    models.write_text(models.read_text().replace("kind: base", "kind: scratch"))  # by hand
+    assert rates(set_params(models, []))[0] == "instruct"
+
+
+def test_the_kinds_agree_with_the_classes() -> None:
+    params = Params()
+    for kind, table in DEFAULTS.items():
+        assert list(table) == list(DEFAULTS["scratch"])
+        assert Model(kind=kind).kind == kind
+    for key, value in defaults("scratch", adapter=True).items():
+        section, last = key.split(".")
+        assert getattr(getattr(params, section), last) == value
+    full, adapter = defaults("base", adapter=False), defaults("base", adapter=True)
+    assert adapter["align.learning_rate"] == 10 * full["align.learning_rate"]

@@ -172,7 +172,7 @@ def _suit(
             continue
         if place.get(last) == old[key]:
             place[last] = value
-            written.append(f"{key} = {_short(value)}")
+            written.append(f"{key} = {'null' if value is None else _short(value)}")
     adapted = " with an adapter" if adapter else ""
     return [f"{', '.join(written)}: what suits a model of kind {kind}{adapted}"] if written else []
 
@@ -213,7 +213,7 @@ def _put(tree: Any, key: str, value: Any, given: str = "the recipe", makes: bool
     place = tree
     for part in parents:
         if makes and isinstance(place, dict):
-            place.setdefault(part, {})
+            place.setdefault(part, CommentedMap())
         if not isinstance(place, dict) or part not in place:
             raise InputError(f"{given}: params.yaml has no section {shown(part)}.")
         place = place[part]
@@ -222,7 +222,8 @@ def _put(tree: Any, key: str, value: Any, given: str = "the recipe", makes: bool
     if isinstance(value, list | dict):
         value = CommentedSeq(value) if isinstance(value, list) else CommentedMap(value)
         value.fa.set_flow_style()
-        behind = place.ca.items.get(last)  # also all that stands before the next key
+        # Also all that stands before the next key.
+        behind = place.ca.items.get(last) if isinstance(place, CommentedMap) else None
         value.ca.comment = [behind[2], None] if behind else None
     place[last] = value
 

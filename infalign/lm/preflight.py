@@ -14,23 +14,25 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
+from infalign.files.workspace import Lengths
+from infalign.lm.formats import Format
 from infalign.lm.loading import base_of, check_weights, load_config
-from infalign.lm.models import check_classifier, load_tokenizer
-from infalign.lm.text import cut_responses, encode_prompts, encode_responses
+from infalign.lm.models import check_classifier, load_format, load_tokenizer
 from infalign.settings.params import Params
 
 
-def check_models(params: Params, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_models(params: Params, form: Format, lengths: Lengths) -> None:
     """Raise where the policy's model, or the reward models', cannot serve as such.
 
     Args:
-        tokenizer: the policy's.
+        form: the policy's.
     """
     name, start = params.model.name_or_path, params.reward.name_or_path
     if name != "tiny":
         config = load_config(name, params.model.revision)
-        _check_policy(config, params, tokenizer)
+        _check_policy(config, params, form.tokenizer, lengths)
         check_weights(name)
         if start == "sft":
             check_classifier(config, name)
@@ -50,41 +52,42 @@ def check_models(params: Params, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def check_texts(
     params: Params,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    form: Format,
+    lengths: Lengths,
+    prompts: Sequence[Dialogue],
     responses: Sequence[str],
 ) -> None:
     """Raise where a model has no embedding for a token, or no position for the last one.
 
     Args:
-        tokenizer: the policy's.
-        prompts, responses: a prompt's text for every response.
+        form: the policy's.
+        prompts, responses: a prompt for every response.
     """
     name, start = params.model.name_or_path, params.reward.name_or_path
     if name != "tiny":
         config = load_config(name, params.model.revision)
-        _check_rows(f"model.name_or_path = {name!r}", config, tokenizer, prompts, responses)
+        _check_rows(f"model.name_or_path = {name!r}", config, form, prompts, responses)
     if start == "sft":
         return
     revision = params.reward.revision
-    own, config = load_tokenizer(start, revision), load_config(start, revision)
-    cut = cut_responses(tokenizer, responses, params.model.response_tokens)
+    own, config = load_format(start, revision), load_config(start, revision)
+    cut = form.cut_responses(responses, lengths.response)
     _check_rows(f"reward.name_or_path = {start!r}", config, own, prompts, cut)
-    each = zip(encode_prompts(own, prompts), encode_responses(own, cut), strict=True)
+    each = zip(*own.encode_whole(prompts, cut), strict=True)
     longest = max(len(prompt) + len(response) for prompt, response in each)
-    positions = min(_positions(config), own.model_max_length)
+    positions = min(_positions(config), own.tokenizer.model_max_length)
     if longest > positions:
         raise InputError(
             f"reward.name_or_path = {start!r} reads at most {positions} tokens, and a prompt with "
-            f"its response has {longest}: lower model.prompt_tokens = {params.model.prompt_tokens} "
-            f"or model.response_tokens = {params.model.response_tokens}, or take another model."
+            f"its response has {longest}: lower model.prompt_tokens = {lengths.prompt} "
+            f"or model.response_tokens = {lengths.response}, or take another model."
         )
 
 
 def _check_policy(
-    config: PreTrainedConfig, params: Params, tokenizer: PreTrainedTokenizerBase
+    config: PreTrainedConfig, params: Params, tokenizer: PreTrainedTokenizerBase, lengths: Lengths
 ) -> None:
-    name, sizes = params.model.name_or_path, params.model
+    name = params.model.name_or_path
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
             f"model.name_or_path = {name!r}: transformers has no causal language model of the type "
@@ -95,12 +98,12 @@ def _check_policy(
             f"model.name_or_path = {name!r}: the tokenizer has no EOS token, so that responses "
             "could not end: set its eos_token."
         )
-    longest = sizes.prompt_tokens + sizes.response_tokens + 1  # EOS, where a reward is read
+    longest = lengths.prompt + lengths.response + 1  # EOS, where a reward is read
     if longest > _positions(config):
         raise InputError(
             f"model.name_or_path = {name!r} has {_positions(config)} positions, and "
-            f"model.prompt_tokens = {sizes.prompt_tokens} and model.response_tokens = "
-            f"{sizes.response_tokens} with EOS need {longest}: lower one of them, or take a model "
+            f"model.prompt_tokens = {lengths.prompt} and model.response_tokens = "
+            f"{lengths.response} with EOS need {longest}: lower one of them, or take a model "
             "with more."
         )
 
@@ -113,15 +116,16 @@ def _positions(config: PreTrainedConfig) -> int:
 def _check_rows(
     field: str,
     config: PreTrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    form: Format,
+    prompts: Sequence[Dialogue],
     responses: Sequence[str],
 ) -> None:
     """Every token that occurs has a row in the embedding; others may be beyond its end."""
     rows = int(config.get_text_config().vocab_size)
+    tokenizer = form.tokenizer
     if len(tokenizer) <= rows:
         return
-    texts = encode_prompts(tokenizer, prompts) + encode_responses(tokenizer, responses)
+    texts = form.encode_prompts(prompts) + form.encode_responses(responses)
     largest = max(tokenizer.pad_token_id, max(max(ids, default=0) for ids in texts))
     if largest >= rows:
         raise InputError(

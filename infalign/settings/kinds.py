@@ -8,30 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-DEFAULTS: dict[str, dict[str, float]] = {
+# None: lengths that follow the data.
+DEFAULTS: dict[str, dict[str, float | None]] = {
     "scratch": {
+        "model.prompt_tokens": 28,
+        "model.response_tokens": 20,
         "sft.epochs": 0.45,
         "sft.learning_rate": 1.2e-2,
         "reward.learning_rate": 2.0e-3,
         "align.learning_rate": 1.0e-3,
     },
     "base": {
+        "model.prompt_tokens": None,
+        "model.response_tokens": None,
         "sft.epochs": 1.0,
         "sft.learning_rate": 1.0e-5,
         "reward.learning_rate": 1.0e-5,
         "align.learning_rate": 1.0e-5,
     },
     "instruct": {
+        "model.prompt_tokens": None,
+        "model.response_tokens": None,
         "sft.epochs": 0.0,
         "sft.learning_rate": 1.0e-5,
         "reward.learning_rate": 1.0e-5,
         "align.learning_rate": 1.0e-5,
     },
 }
-ADAPTER = {"align.learning_rate": 1.0e-4}  # with align.lora_rank, for what was trained before
+ADAPTER: dict[str, float | None] = {
+    "align.learning_rate": 1.0e-4
+}  # with align.lora_rank, for what was trained before
 
 
-def defaults(kind: str, adapter: bool) -> Mapping[str, float]:
+def defaults(kind: str, adapter: bool) -> Mapping[str, float | None]:
     """The defaults of a kind by dotted key.
 
     Args:

@@ -178,11 +178,20 @@ class Model(Section):
         description="scratch (`tiny`), base or instruct (it has a chat template): which defaults "
         "suit it",
     )
-    prompt_tokens: Positive = Field(
-        default=28, description="longest prompt, tokens; longer lose first turns"
+    format: Literal["auto", "chat", "plain"] = Field(
+        default="auto", description="chat: by the tokenizer's chat template; auto: where it has one"
     )
-    response_tokens: Several = Field(
-        default=20, description="longest response, tokens, EOS included"
+    template_arguments: dict[str, bool | int | float | str | None] = Field(
+        default={}, description="of the chat template: enable_thinking, date_string, …"
+    )
+    prompt_tokens: Positive | None = Field(
+        default=28, description="longest prompt, tokens; longer lose first turns; null: as the data"
+    )
+    response_tokens: Several | None = Field(
+        default=20, description="longest response, tokens, its end included; null: as the data"
+    )
+    length_quantile: Share = Field(
+        default=0.95, description="of the data's lengths, where they are to follow the data"
     )
     tiny: Tiny = Tiny()
 
@@ -224,6 +233,9 @@ class Sft(Section):
 
     epochs: float = Field(
         default=0.45, ge=0, description="passes over the responses; 0: the given model as it is"
+    )
+    held_out_pairs: Positive = Field(
+        default=4096, description="pairs on which perplexity is measured, at most"
     )
     batch_size: Positive = Field(default=96, description="responses a step")
     learning_rate: Rate = 1.2e-2

@@ -141,7 +141,8 @@ def test_the_model_s_kind_brings_its_defaults(models: Path) -> None:
     assert rates(params) == ("base", 1.0, 1e-5, 1e-5, 1e-5)
     assert said == [
         "params.yaml: model.folder = base",
-        "params.yaml: model.kind = base, sft.epochs = 1.0, sft.learning_rate = 1.0e-05, "
+        "params.yaml: model.kind = base, model.prompt_tokens = null, model.response_tokens = null, "
+        "sft.epochs = 1.0, sft.learning_rate = 1.0e-05, "
         "reward.learning_rate = 1.0e-05, align.learning_rate = 1.0e-05: what suits a model of "
         "kind base",
     ]
@@ -184,5 +185,5 @@ def test_the_kinds_agree_with_the_classes() -> None:
     for key, value in defaults("scratch", adapter=True).items():
         section, last = key.split(".")
         assert getattr(getattr(params, section), last) == value
-    full, adapter = defaults("base", adapter=False), defaults("base", adapter=True)
-    assert adapter["align.learning_rate"] == 10 * full["align.learning_rate"]
+    assert defaults("base", adapter=False)["align.learning_rate"] == 1e-5
+    assert defaults("base", adapter=True)["align.learning_rate"] == 1e-4

@@ -69,7 +69,7 @@ def file(tmp_path: Path) -> Path:
     (tmp_path / "recipes" / "mine.yaml").write_text(
         "# Mine.\n"
         "run: {objectives: [brief]}\n"
-        "objectives: {brief: {procedure: best_of:2}}\n"
+        "objectives: {brief: {procedure: best_of:2, gold: null}}\n"
         "align: {steps: 7, learning_rate: 1.0e-5, variants: {bonbon: {method: ipo}}}\n"
         "promotion: {length_ratio: [0.5, 2.0]}\n"
     )

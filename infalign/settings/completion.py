@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -100,10 +100,9 @@ class _Gaps:
 
 
 def _fields(section: Section) -> Iterator[tuple[str, FieldInfo, Any]]:
-    """A section's fields and values, without a name that says of which kind it is, and no other."""
+    """A section's fields and values, but the trainer's own method, which need not be named."""
     for name, field in type(section).model_fields.items():
-        only = get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
-        if not (only and not field.is_required()):
+        if name != "method" or field.is_required():
             yield name, field, getattr(section, name)
 
 

@@ -113,6 +113,19 @@ def hub(tmp_path: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     return tmp_path / "home"
 
 
+def python(home: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with another home of the hub's library, which is read once a process."""
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={k: v for k, v in environment.items() if k != "HF_HUB_CACHE"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_a_hub_name_is_loaded_at_its_commit_and_without_one_is_a_sentence_that_gives_it(
     hub: Path, smoke_tree: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -124,15 +137,7 @@ def test_a_hub_name_is_loaded_at_its_commit_and_without_one_is_a_sentence_that_g
         tree["model"] |= {"prompt_tokens": 54, "response_tokens": 9}  # of 64 positions
         tree["model"]["kind"] = "base"
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
-    environment = os.environ | {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, NAME, OLD, NEW, *revisions],
-        cwd=tmp_path,
-        env={k: v for k, v in environment.items() if k != "HF_HUB_CACHE"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(hub, tmp_path, "-c", LOADED, NAME, OLD, NEW, *revisions)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["16.0 16.0 294", "48.0 48.0 294"]
     assert re.findall(r"^exit (.*)", done.stdout, re.MULTILINE) == ["0", "2", "2", "0"], done.stderr

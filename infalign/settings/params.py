@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from infalign.errors import InputError
 from infalign.settings.combinations import check_combinations
@@ -14,6 +13,7 @@ from infalign.settings.methods import (
     BLIND,
     MOST,
     Align,
+    Commit,
     Compare,
     Name,
     Positive,
@@ -25,6 +25,7 @@ from infalign.settings.methods import (
 )
 from infalign.settings.operating import Drift, Promotion, Schedule, Serving
 from infalign.settings.reading import read_text, read_tree, sentence
+from infalign.settings.rewards import RewardSettings, TrainedReward
 from infalign.theory.procedures import parse_procedure
 
 MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_tokens")
@@ -132,15 +133,6 @@ class Data(Section):
     line_bytes: Positive = Field(default=10000000, description="longest line of a file, bytes")
 
 
-def _commit(text: str) -> str:
-    if not re.fullmatch("[0-9a-f]{40}", text):
-        raise ValueError("give a commit, 40 hexadecimal digits: a branch or a tag may move")
-    return text
-
-
-Commit = Annotated[str, AfterValidator(_commit)]
-
-
 class Tiny(Section):
     """The Llama-type model built from scratch where model.name_or_path is `tiny`."""
 
@@ -194,6 +186,13 @@ class Objective(Section):
     )
     gold: Literal["helpfulness", "harmlessness"] | None = Field(
         default=None, description="gold utility, used on the built-in corpus only"
+    )
+    reward: RewardSettings = Field(
+        default=TrainedReward(), description="what training and the procedure select by"
+    )
+    judge: RewardSettings | None = Field(
+        default=TrainedReward(),
+        description="an independent source of rewards that only compares; null: there is none",
     )
 
     @field_validator("subset")

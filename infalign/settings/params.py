@@ -165,6 +165,12 @@ class Model(Section):
         min_length=1,
         description="the local folder, for DVC, else models/none",
     )
+    format: Literal["auto", "chat", "plain"] = Field(
+        default="auto", description="chat: by the tokenizer's chat template; auto: where it has one"
+    )
+    template_arguments: dict[str, bool | int | float | str | None] = Field(
+        default={}, description="of the chat template: enable_thinking, date_string, …"
+    )
     prompt_tokens: Positive = Field(
         default=28, description="longest prompt, tokens; longer lose first turns"
     )

@@ -36,18 +36,19 @@ from infalign.files.workspace import Workspace, write_json
 from infalign.lm.models import (
     load_format,
     load_policy,
-    load_reward_model,
     pick_device,
     save_model,
 )
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import Responses, sample_responses
-from infalign.lm.scoring.scorer import divergence, score_responses
+from infalign.lm.scoring.scorer import divergence
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
 from infalign.lm.training.lora import add_adapter, merge_adapter, without_adapter
 from infalign.lm.training.parallel import Trainable
 from infalign.lm.training.parts import batches_of, score_parts
 from infalign.processes.ranks import ALONE, Ranks
+from infalign.rewards.classifier import Passes
+from infalign.rewards.opening import open_source
 from infalign.theory.calibration import calibrate_below
 from infalign.theory.transforms import identity
 
@@ -131,9 +132,8 @@ class Trainer:
             if workspace.params.align.lora_rank
             else load_policy(self._folder, device, run.precision)
         )
-        judge = workspace.results("reward", objective, SELECTING)
-        self._reward_model = load_reward_model(judge, device, run.precision)
-        self._reward_form = load_format(judge)
+        passes = Passes(budget=self.training.budget)
+        self._source = open_source(workspace, objective, SELECTING, passes)
         self._encoded = self.form.encode_prompts(prompts.dialogues)
         settings = workspace.params.align
         lengths = [len(p) for p in self._encoded]
@@ -267,14 +267,8 @@ class Trainer:
     def _rewards(self, chosen: np.ndarray, responses: Responses) -> np.ndarray:
         """Rewards of fresh responses to the chosen prompts [prompts, samples]."""
         fresh = len(responses.text) // len(chosen)
-        return score_responses(
-            self._reward_model,
-            self._reward_form,
-            [self._prompts.dialogues[i] for i in np.repeat(chosen, fresh)],
-            responses.text,
-            batch_size=len(responses.text),
-            budget=self.training.budget,
-        ).reshape(len(chosen), -1)
+        asked = [self._prompts.dialogues[i] for i in np.repeat(chosen, fresh)]
+        return self._source.rewards(asked, responses.text).reshape(len(chosen), -1)
 
     def _side_by_side(
         self, chosen: np.ndarray, responses: Responses, stored: np.ndarray

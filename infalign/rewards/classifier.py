@@ -1,4 +1,4 @@
-"""Rewards of a sequence classifier: one trained here, or anybody's, head and template untouched."""
+"""Rewards of a sequence classifier: one trained here, or anybody's, left as it is."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from infalign.lm.formats import Format
 from infalign.lm.loading import load_config
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_classifier, load_format, load_reward_model, pick_device
-from infalign.lm.scoring.scorer import Head, score_responses
+from infalign.lm.scoring.scorer import LAST, Output, score_responses
 from infalign.processes.ranks import ALONE, Ranks
 from infalign.rewards.source import as_rewards
-
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Classifier:
     name: str
     model: PreTrainedModel
     form: Format
-    head: Head
+    output: Output
     passes: Passes
 
     def rewards(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> Array:
@@ -58,7 +57,7 @@ class Classifier:
             batch_size=self.passes.batch_size or len(responses),
             budget=self.passes.budget,
             ranks=self.passes.ranks,
-            head=self.head,
+            output=self.output,
         )
         return as_rewards(found, responses, f"reward model {self.name!r}")
 
@@ -66,7 +65,7 @@ class Classifier:
 def trained_classifier(folder: Path, device: str, precision: str, passes: Passes) -> Classifier:
     """A reward model that was trained here."""
     model = load_reward_model(folder, pick_device(device), precision)
-    return Classifier(str(folder), model, load_format(folder), Head(), passes)
+    return Classifier(str(folder), model, load_format(folder), LAST, passes)
 
 
 def ready_classifier(
@@ -83,9 +82,9 @@ def ready_classifier(
         run: the device and the precision of passes.
     """
     config = load_config(path, revision)
-    head = Head(chosen_label(config, label, str(path)), config.get_text_config().pad_token_id)
+    output = Output(chosen_label(config, label, str(path)), config.get_text_config().pad_token_id)
     model = load_classifier(path, pick_device(run[0]), run[1], revision)
-    return Classifier(str(path), model, load_format(path, revision), head, passes)
+    return Classifier(str(path), model, load_format(path, revision), output, passes)
 
 
 def chosen_label(config: PreTrainedConfig, label: int | str | None, name: str) -> int:

@@ -1,4 +1,4 @@
-"""What an objective's sources are made of, as results/sources says it: what other rewards depend on.
+"""What an objective's sources are made of, as results/sources says it.
 
 For a function its file's hash; for a local model those of its files; for a hub name the commit; for
 a server its address. What changes no reward (batches, waits, the name of a key) is left out.

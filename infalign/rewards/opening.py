@@ -17,7 +17,7 @@ from infalign.rewards.classifier import Passes, ready_classifier, trained_classi
 from infalign.rewards.description import FIELDS, check_folder, read_description, settings_of
 from infalign.rewards.function import load_function
 from infalign.rewards.server import Server
-from infalign.rewards.source import RewardSource
+from infalign.rewards.source import RewardSource, once
 from infalign.rewards.total import Part, Scale, Sum
 from infalign.settings.rewards import (
     AnyReward,
@@ -82,12 +82,12 @@ class _Opening:
     def leaf(self, settings: AnyReward, about: Mapping[str, Any], place: str) -> RewardSource:
         """A source that is no sum."""
         workspace, run = self._workspace, self._workspace.params.run
+        passes = self._passes
         if isinstance(settings, FunctionReward):
             path = workspace.root / settings.file
-            return load_function(path, settings.name, about["sha256"])
+            return once(load_function(path, settings.name, about["sha256"]), passes.ranks)
         if isinstance(settings, ServerReward):
-            return Server(settings, place)
-        passes = self._passes
+            return once(Server(settings, place), passes.ranks)
         if isinstance(settings, ModelReward):
             local = workspace.root / settings.path
             if "files" in about:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
 from infalign.files.squares import Array
+from infalign.processes.ranks import Ranks
 from infalign.settings.reading import shown
 
 
@@ -55,3 +57,20 @@ def as_rewards(values: Iterable[object], responses: Sequence[str], source: str) 
             "reward is a finite number."
         )
     return rewards
+
+
+@dataclass(frozen=True)
+class _Once:
+    """A source that the first of several processes asks for all of them."""
+
+    source: RewardSource
+    ranks: Ranks
+
+    def rewards(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> Array:
+        found = self.source.rewards(dialogues, responses) if self.ranks.main else np.empty(0)
+        return self.ranks.first(found)
+
+
+def once(source: RewardSource, ranks: Ranks) -> RewardSource:
+    """The source, asked once for all processes that work on the same responses."""
+    return source if ranks.size == 1 else _Once(source, ranks)

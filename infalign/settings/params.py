@@ -36,13 +36,18 @@ _ALIGN = (
 )
 
 
+def objective_params(objective: str) -> tuple[str, ...]:
+    """The dotted keys of an objective, but for what its rewards come from: see results/sources."""
+    return tuple(f"objectives.{objective}.{name}" for name in ("procedure", "transform", "gold"))
+
+
 def policy_params(objective: str, variant: str) -> tuple[str, ...]:
     """The dotted keys that an aligned policy depends on."""
     return (
         *TRAINING,
         "model.response_tokens",
         "sample.batch_size",
-        f"objectives.{objective}",
+        *objective_params(objective),
         *(f"align.{name}" for name in _ALIGN.split()),
         f"align.variants.{variant}",
     )
@@ -65,6 +70,7 @@ def policy_inputs(objective: str) -> tuple[str, ...]:
         "results/prepare",
         "results/sft",
         "results/sample",
+        f"results/sources/{objective}.json",
         f"results/reward/{objective}",
         f"results/calibrate/{objective}",
     )

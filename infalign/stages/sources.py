@@ -1,9 +1,9 @@
 """sources: what every objective's rewards come from, checked and described.
 
-Reads the files of one's own that params.yaml names (functions, local models). Writes results/sources:
-O.json, what the reward and the judge of an objective are made of, and trained.json, which reward
-models have to be trained. An edit of one function changes one of these files, and makes that
-objective stale alone. A function is called once here, on two small dialogues.
+Reads the files of one's own that params.yaml names: functions, local models. Writes to
+results/sources: O.json, what the reward and the judge of an objective are made of, and
+trained.json, which reward models have to be trained. An edit of one function changes one of these
+files, and makes that objective stale alone. Functions and servers are tried on two small dialogues.
 """
 
 from __future__ import annotations

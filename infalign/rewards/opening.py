@@ -58,14 +58,18 @@ def open_source(
     place = f"objectives.{objective}.{field}"
     if not isinstance(settings, SumReward):
         return opening.leaf(settings, about, place)
-    scales = _scales(workspace, objective, judge, settings) if scaled else None
+    scales = (
+        scales_of(workspace, objective, judge, settings)
+        if scaled
+        else [Scale()] * len(settings.parts)
+    )
     return Sum(
         [
             Part(
                 f"{number} {part.kind}",
                 opening.leaf(part, about["parts"][number], f"{place}.parts.{number}"),
                 part.weight,
-                scales[number] if scales else Scale(),
+                scales[number],
             )
             for number, part in enumerate(settings.parts)
         ]
@@ -99,12 +103,10 @@ class _Opening:
         return trained_classifier(folder, run.device, run.precision, passes)
 
 
-def _scales(
-    workspace: Workspace, objective: str, judge: str, settings: SumReward
-) -> list[Scale] | None:
-    """What calibrate found for a sum's parts."""
+def scales_of(workspace: Workspace, objective: str, judge: str, settings: SumReward) -> list[Scale]:
+    """By what a sum's parts are standardised, as calibrate found it."""
     if not any(part.standardise for part in settings.parts):
-        return None
+        return [Scale()] * len(settings.parts)
     path: Path = workspace.results("calibrate", objective, REWARDS)
     try:
         parts = json.loads(path.read_text(encoding="utf-8"))[judge]["parts"]

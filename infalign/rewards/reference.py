@@ -15,7 +15,7 @@ from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
 from infalign.files.squares import Array
 from infalign.rewards.source import RewardSource
-from infalign.rewards.total import Part, Sum, contributions, measured_scale
+from infalign.rewards.total import Sum, contributions, measured_scale
 from infalign.settings.rewards import AnyReward, SumReward
 
 MANY_ALIKE = 0.25  # share of the prompts whose samples all have one reward that is worth a word

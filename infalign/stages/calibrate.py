@@ -32,6 +32,7 @@ from infalign.files.tables import (
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_format
+from infalign.measuring.levels import tied_share
 from infalign.processes.ranks import join
 from infalign.rewards.classifier import Passes
 from infalign.rewards.description import FIELDS, settings_of
@@ -190,14 +191,6 @@ def rewards_of(rows: list[dict[str, Any]], prompt_ids: list[str]) -> np.ndarray:
     """The evaluation samples' rewards of the named prompts [prompts, samples]."""
     known = {row["prompt_id"]: row["rewards"] for row in rows}
     return np.array([known[i] for i in prompt_ids])
-
-
-def tied_share(rewards: np.ndarray) -> float:
-    """Share of samples whose reward another of the prompt's has; rewards [prompts, samples]."""
-    ordered = np.sort(rewards, axis=1)
-    same = ordered[:, 1:] == ordered[:, :-1]
-    edge = np.zeros((len(rewards), 1), dtype=bool)
-    return float((np.hstack([edge, same]) | np.hstack([same, edge])).mean())
 
 
 def uniformity(rewards: np.ndarray) -> dict[str, float]:

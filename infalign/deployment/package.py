@@ -37,7 +37,7 @@ from infalign.files.tables import (
     write_table,
 )
 from infalign.files.workspace import Workspace, write_json
-from infalign.rewards.description import trained_halves
+from infalign.rewards.description import kinds, trained_halves
 from infalign.settings.params import Params, load_params
 from infalign.theory.winrates import win_rates
 
@@ -102,10 +102,6 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
     reference_ids, reference = _side(samples, rewards, REFERENCE)
     if ids != reference_ids:
         raise InputError(f"{folder}: {variant} and the reference answer different prompts.")
-    trained = [
-        results / "reward" / objective / half
-        for half in trained_halves(params.objectives[objective])
-    ]
     error, references = _calibration_error(results, params, objective)
     facts = Facts(
         objective,
@@ -114,7 +110,7 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
         digest(
             results / "prepare" / "prompts.parquet", results / "prepare" / "preferences.parquet"
         ),
-        digest(results / "sources" / f"{objective}.json", *trained),
+        digest(*_judges(results, params, objective)),
         digest(results / "sft" / "policy"),
         error,
         references,
@@ -124,6 +120,14 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
     others = [name for name in params.run.objectives if name != objective]
     wins = {name: _other_wins(results, params, objective, variant, name) for name in others}
     return Evidence(facts, ids, policy, reference, wins)
+
+
+def _judges(results: Path, params: Params, objective: str) -> Iterator[Path]:
+    """What the reward and the judge of an objective are made of."""
+    settings = params.objectives[objective]
+    yield from (results / "reward" / objective / half for half in trained_halves(settings))
+    if any(kind != "train" for kind in kinds(settings)):
+        yield results / "sources" / f"{objective}.json"
 
 
 def _side(samples: pa.Table, rewards: pa.Table, name: str) -> tuple[tuple[str, ...], Side]:

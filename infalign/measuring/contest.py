@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from infalign.files.squares import Array
 from infalign.files.tables import REFERENCE, SELECTING
@@ -24,7 +24,7 @@ from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import Transform, parse_transform
 from infalign.theory.winrates import bootstrap_interval, efficiency, judged_win_rates, win_rates
 
-Bound: TypeAlias = Callable[[ArrayLike], ArrayLike]  # the limit at a KL, nats, or many
+Bound: TypeAlias = Callable[[Any], Any]  # the limit at a KL, nats, or many
 SMALLEST_KL = 1e-6  # nats: where the limit of a method starts
 CURVE_POINTS = 33
 BUDGET_TOLERANCE = 0.1  # share of the budget by which a measured KL may miss it
@@ -147,7 +147,7 @@ def scored(wins: Array, kls: Array, bound: Bound, contest: Contest) -> dict[str,
         "win_rate": float(wins.mean()),
         "low": low,
         "high": high,
-        "limit": min(1.0, float(np.asarray(bound(max(0.0, float(kls.mean())))))),
+        "limit": min(1.0, float(bound(max(0.0, float(kls.mean()))))),
         **{name: _finite(value) for name, value in zip(names, share, strict=True)},
     }
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from infalign.files.squares import Array
 from infalign.theory.frontier import limit
@@ -34,7 +34,7 @@ def has_few_levels(rewards: Array) -> bool:
     return tied_share(rewards) > FEW_LEVELS
 
 
-def limit_of(procedure: Procedure, rewards: Array) -> Callable[[ArrayLike], ArrayLike]:
+def limit_of(procedure: Procedure, rewards: Array) -> Callable[[Any], Any]:
     """The best win rate at a KL, nats, or many: of continuous rewards, or with their ties.
 
     Args:

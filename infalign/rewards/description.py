@@ -16,7 +16,7 @@ from typing import Any
 from infalign.errors import InputError
 from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.files.weights import present_commit
-from infalign.settings.params import Objective, Params
+from infalign.settings.params import Objective
 from infalign.settings.rewards import (
     AnyReward,
     FunctionReward,
@@ -24,10 +24,10 @@ from infalign.settings.rewards import (
     ServerReward,
     SumReward,
     is_trained,
-    leaves,
 )
 
 FIELDS = {SELECTING: "reward", INDEPENDENT: "judge"}  # by who judges: the key of an objective
+REWARDS = "rewards.json"  # of calibrate: the scales of a sum's parts, and more about sources
 _STATED = ("path", "label", "url", "form", "model", "weight", "standardise")
 
 
@@ -42,18 +42,10 @@ def trained_halves(objective: Objective) -> list[str]:
     return [judge for judge in FIELDS if is_trained(settings_of(objective, judge))]
 
 
-def own_files(params: Params, root: Path = Path()) -> Iterator[str]:
-    """The files and folders of one's own that rewards are made from, each once."""
-    found: dict[str, None] = {}
-    for name in params.run.objectives:
-        for judge in FIELDS:
-            settings = settings_of(params.objectives[name], judge)
-            for leaf in leaves(settings).values() if settings is not None else ():
-                if isinstance(leaf, FunctionReward):
-                    found[leaf.file] = None
-                elif isinstance(leaf, ModelReward) and (root / leaf.path).is_dir():
-                    found[leaf.path] = None
-    yield from found
+def kinds(objective: Objective) -> list[str | None]:
+    """The kinds of an objective's reward and judge; None where there is no judge."""
+    found = (settings_of(objective, judge) for judge in FIELDS)
+    return [None if settings is None else settings.kind for settings in found]
 
 
 def described(objective: Objective, root: Path) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from typing import Any
 from infalign.errors import InputError
 from infalign.files.workspace import Workspace
 from infalign.rewards.classifier import Passes, ready_classifier, trained_classifier
-from infalign.rewards.description import FIELDS, check_folder, read_description, settings_of
+from infalign.rewards.description import (
+    FIELDS,
+    REWARDS,
+    check_folder,
+    read_description,
+    settings_of,
+)
 from infalign.rewards.function import load_function
 from infalign.rewards.server import Server
 from infalign.rewards.source import RewardSource, once
@@ -26,8 +32,6 @@ from infalign.settings.rewards import (
     ServerReward,
     SumReward,
 )
-
-REWARDS = "rewards.json"  # of calibrate: scales of a sum's parts, and more
 
 
 def judges_of(workspace: Workspace, objective: str) -> list[str]:

@@ -7,6 +7,8 @@ variable of the environment that holds one), never written.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -186,3 +188,18 @@ def is_trained(settings: AnyReward | None) -> bool:
     return settings is not None and any(
         isinstance(leaf, TrainedReward) for leaf in leaves(settings).values()
     )
+
+
+def own_paths(objectives: Mapping[str, Any], root: Path = Path()) -> dict[str, str]:
+    """The files and folders of one's own that rewards are made from: path to the setting."""
+    found: dict[str, str] = {}
+    for name, objective in objectives.items():
+        for key in ("reward", "judge"):
+            settings = getattr(objective, key)
+            for place, leaf in leaves(settings).items() if settings is not None else ():
+                field = f"objectives.{name}.{key}{place}.path"
+                if isinstance(leaf, FunctionReward):
+                    found.setdefault(leaf.file, field)
+                elif isinstance(leaf, ModelReward) and (root / leaf.path).is_dir():
+                    found.setdefault(leaf.path, field)
+    return found

@@ -35,8 +35,8 @@ from infalign.lm.models import load_format
 from infalign.measuring.levels import tied_share
 from infalign.processes.ranks import join
 from infalign.rewards.classifier import Passes
-from infalign.rewards.description import FIELDS, settings_of
-from infalign.rewards.opening import REWARDS, judges_of, open_source
+from infalign.rewards.description import FIELDS, REWARDS, settings_of
+from infalign.rewards.opening import judges_of, open_source
 from infalign.rewards.pairs import Pairs, accuracy, margins
 from infalign.rewards.reference import MANY_ALIKE, Rewarded, Samples, reward_samples
 from infalign.rewards.source import RewardSource

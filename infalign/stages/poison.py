@@ -37,7 +37,7 @@ from infalign.files.weights import folders
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.rewards.classifier import Passes, trained_classifier
-from infalign.rewards.opening import REWARDS
+from infalign.rewards.description import REWARDS
 from infalign.rewards.pairs import Pairs
 from infalign.settings.methods import Poison
 from infalign.settings.params import MODELS, Params

@@ -37,7 +37,8 @@ from infalign.page.figures import save_png
 from infalign.page.render import page, render
 from infalign.page.results import summary_rows
 from infalign.page.sections import plates
-from infalign.settings.params import Params
+from infalign.rewards.description import FIELDS, REWARDS, in_words, kinds, settings_of
+from infalign.settings.params import Objective, Params
 from infalign.theory.calibration import calibrate
 
 MEASURED = ("prepare", "sft", "reward", "sample")
@@ -133,8 +134,17 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
         metrics={
             "calibrate": _json(calibration / "metrics.json"),
             "evaluate": _json(folder / "metrics.json"),
+            "rewards": _json(calibration / REWARDS),
         },
+        sources=_sources(params.objectives[objective]),
     )
+
+
+def _sources(objective: Objective) -> dict[str, str]:
+    """Who rewards an objective's responses, where it is not as the page's fixed texts say."""
+    if all(kind == "train" for kind in kinds(objective)):
+        return {}
+    return {judge: in_words(settings_of(objective, judge)) for judge in FIELDS}
 
 
 def _calibrated(path: Path, rewards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

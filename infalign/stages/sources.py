@@ -9,16 +9,17 @@ files, and makes that objective stale alone. Functions and servers are tried on 
 from __future__ import annotations
 
 from infalign.files.workspace import Needs, Workspace, write_json
-from infalign.rewards.description import described, own_files, trained_halves
+from infalign.rewards.description import described, trained_halves
 from infalign.rewards.trial import try_sources
 from infalign.settings.params import Params
+from infalign.settings.rewards import own_paths
 
 
 def needs(params: Params) -> Needs:
     """What the stage depends on."""
     keys = ("reward", "judge")
     return Needs(
-        inputs=tuple(own_files(params)),
+        inputs=tuple(own_paths({n: params.objectives[n] for n in params.run.objectives})),
         params=(
             "run.objectives",
             *(f"objectives.{name}.{key}" for name in params.run.objectives for key in keys),

@@ -38,6 +38,7 @@ from infalign.files.workspace import Lengths, Needs, Workspace, write_json
 from infalign.lm.formats import Format
 from infalign.lm.models import named_format
 from infalign.lm.preflight import check_models, check_texts
+from infalign.rewards.preflight import check_sources
 from infalign.settings.params import Params
 
 WHOLE = 256  # responses whose parts are compared with the template's rendering of the whole
@@ -60,7 +61,11 @@ def needs(params: Params) -> Needs:
             "model.length_quantile",
             "model.tiny.vocab_size",
             "reward.name_or_path",
-            *(f"objectives.{objective}.subset" for objective in params.run.objectives),
+            *(
+                f"objectives.{objective}.{key}"
+                for objective in params.run.objectives
+                for key in ("subset", "reward", "judge")
+            ),
         ),
         outputs=("results/prepare",),
     )
@@ -98,6 +103,7 @@ def run(workspace: Workspace) -> None:
     prompts = [pair.prompt for pair in pairs for _ in range(2)]
     responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
     check_texts(params, form, lengths, prompts, responses)
+    check_sources(params, workspace.root, {name: _texts(part) for name, part in kept.items()})
     for prompt, response in list(zip(prompts, responses, strict=True))[:WHOLE]:
         form.check_whole(prompt, response)
     if any(prompt.turns[0].role == "system" for prompt in prompts) and not form.takes_system:
@@ -110,6 +116,13 @@ def run(workspace: Workspace) -> None:
     write_json(out / "metrics.json", _metrics(kept, form, folder, params, lengths))
     found = {"prompt_tokens": lengths.prompt, "response_tokens": lengths.response}
     write_json(out / "lengths.json", found)
+
+
+def _texts(part: Kept) -> tuple[list[Dialogue], list[str]]:
+    """The prompts of an objective's pairs, once for each response, and the responses."""
+    pairs = [pair for split in SPLITS for pair in part.splits[split]]
+    sides = [(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
+    return [prompt for prompt, _ in sides], [text for _, text in sides]
 
 
 def _read(folder: Path, params: Params, objective: str) -> Kept:

@@ -50,6 +50,7 @@ from infalign.processes.ranks import ALONE, Ranks
 from infalign.rewards.classifier import Passes
 from infalign.rewards.opening import open_source
 from infalign.theory.calibration import calibrate_below
+from infalign.theory.levels import has_few_levels, spendable
 from infalign.theory.transforms import identity
 
 KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
@@ -63,6 +64,7 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
     prompts = training_prompts(workspace, objective)
     goal = make_goal(params, objective, variant, prompts.rewards)
     budget = budget_of(settings)
+    _check_spendable(workspace.instance, prompts.rewards, budget.kl_nats)
     control = BetaControl(settings.beta or goal.beta, budget.kl_nats, settings.steps)
     trainer = Trainer(workspace, objective, prompts, goal, control, device)
     schedule = Schedule(
@@ -104,6 +106,19 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
         | settled._asdict()
         | budget._asdict(),
     )
+
+
+def _check_spendable(instance: str, rewards: np.ndarray, kl_nats: float | None) -> None:
+    """Say where a reward of few levels has nothing to buy with the whole KL budget."""
+    if kl_nats is None or not has_few_levels(rewards):
+        return
+    most = spendable(rewards)
+    if most < kl_nats:
+        print(
+            f"{instance}: a policy that gives the best level of every prompt is {most:.3g} nats "
+            f"away, and align.kl_nats = {kl_nats:g} spends more, for nothing: lower it.",
+            flush=True,
+        )
 
 
 class Trainer:

@@ -24,7 +24,7 @@ from infalign.measuring.contest import (
     scored,
     theory_curves,
 )
-from infalign.measuring.levels import limit_of
+from infalign.theory.levels import limit_of
 from infalign.theory.winrates import bootstrap_interval
 
 Key = tuple[str, float]  # variant, KL budget in nats

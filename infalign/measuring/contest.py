@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from infalign.files.squares import Array
 from infalign.files.tables import REFERENCE, SELECTING
-from infalign.measuring.levels import has_few_levels, limit_of
 from infalign.theory.frontier import frontier_point, limit
+from infalign.theory.levels import has_few_levels, limit_of
 from infalign.theory.limits import raw_limit, tied_limit
 from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import Transform, parse_transform

@@ -9,9 +9,9 @@ import numpy as np
 
 from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.measuring.contest import off_budget
-from infalign.measuring.levels import FEW_LEVELS
 from infalign.page.data import ObjectiveData
 from infalign.page.words import decimal, percent, percent_range
+from infalign.theory.levels import FEW_LEVELS
 
 DROPPED_AT_MOST = 0.2  # share of pairs
 EMPTY_AT_MOST = 0.5  # share of samples without a word

@@ -32,7 +32,6 @@ from infalign.files.tables import (
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_format
-from infalign.measuring.levels import tied_share
 from infalign.processes.ranks import join
 from infalign.rewards.classifier import Passes
 from infalign.rewards.description import FIELDS, REWARDS, settings_of
@@ -43,6 +42,7 @@ from infalign.rewards.source import RewardSource
 from infalign.settings.params import MODELS, Params
 from infalign.settings.rewards import AnyReward
 from infalign.theory.calibration import calibrate, calibration_error
+from infalign.theory.levels import tied_share
 from infalign.theory.planning import expected_disagreement
 
 

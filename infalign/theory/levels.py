@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from infalign.files.squares import Array
+from infalign.theory.checks import FloatArray
 from infalign.theory.frontier import limit
 from infalign.theory.limits import tied_limit
 from infalign.theory.procedures import Procedure, parse_procedure
@@ -21,7 +21,7 @@ FEW_LEVELS = 0.5  # share of samples that tie, above which every tie is taken as
 POINTS = 25  # KLs at which the limit is solved; straight lines between
 
 
-def tied_share(rewards: np.ndarray) -> float:
+def tied_share(rewards: FloatArray) -> float:
     """Share of samples whose reward another of the prompt's has; rewards [prompts, samples]."""
     ordered = np.sort(rewards, axis=1)
     same = ordered[:, 1:] == ordered[:, :-1]
@@ -29,12 +29,12 @@ def tied_share(rewards: np.ndarray) -> float:
     return float((np.hstack([edge, same]) | np.hstack([same, edge])).mean())
 
 
-def has_few_levels(rewards: Array) -> bool:
+def has_few_levels(rewards: FloatArray) -> bool:
     """Whether ties are what the reward is like, and not a response that was drawn twice."""
     return tied_share(rewards) > FEW_LEVELS
 
 
-def limit_of(procedure: Procedure, rewards: Array) -> Callable[[Any], Any]:
+def limit_of(procedure: Procedure, rewards: FloatArray) -> Callable[[Any], Any]:
     """The best win rate at a KL, nats, or many: of continuous rewards, or with their ties.
 
     Args:
@@ -53,7 +53,7 @@ def limit_of(procedure: Procedure, rewards: Array) -> Callable[[Any], Any]:
     return lambda kl: np.interp(kl, kls, curve)
 
 
-def spendable(rewards: Array) -> float:
+def spendable(rewards: FloatArray) -> float:
     """The KL, nats, of a policy that gives the best level of every prompt and nothing else."""
     best = (rewards == rewards.max(axis=1, keepdims=True)).mean(axis=1)
     return float(-np.log(best).mean())

@@ -174,6 +174,8 @@ def fingerprint(word: str, needs: Needs, params: Params, root: Path) -> str:
                 remedy = "give data.path a folder of HH files"
             elif name in (params.model.folder, params.reward.folder):
                 remedy = "bring the model back, or correct params.yaml"
+            elif not name.startswith("results/"):
+                remedy = "bring it back, or correct params.yaml"
             raise InputError(f"{path} does not exist: {remedy}.")
         _hash_path(digest, path, name)
     for name in stage_files(word):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from infalign.theory.checks import FloatArray
+from infalign.theory.checks import MIN_KL_NATS, FloatArray
 from infalign.theory.frontier import limit
 from infalign.theory.limits import tied_limit
 from infalign.theory.procedures import Procedure, parse_procedure
@@ -44,6 +44,8 @@ def limit_of(procedure: Procedure, rewards: FloatArray) -> Callable[[Any], Any]:
     if not has_few_levels(rewards):
         return partial(limit, one)
     most = spendable(rewards)
+    if most < MIN_KL_NATS:
+        return lambda kl: np.full(np.shape(kl), 0.5)
     kls = most * np.linspace(0.0, 1.0 - 1e-6, POINTS) ** 2
     found = [
         0.5,
@@ -56,4 +58,4 @@ def limit_of(procedure: Procedure, rewards: FloatArray) -> Callable[[Any], Any]:
 def spendable(rewards: FloatArray) -> float:
     """The KL, nats, of a policy that gives the best level of every prompt and nothing else."""
     best = (rewards == rewards.max(axis=1, keepdims=True)).mean(axis=1)
-    return float(-np.log(best).mean())
+    return float(np.log(1.0 / best).mean())

@@ -292,7 +292,7 @@ def test_stage_names_every_policy_and_reward_model():
     assert stage.outputs == ("results/evaluate/helpful",)
     assert "results/reward/helpful" in stage.inputs
     assert "results/align/helpful" in stage.inputs
-    assert "objectives.helpful" in stage.params
+    assert "objectives.helpful.procedure" in stage.params
     assert "align.kl_nats" not in stage.params
 
 

@@ -22,6 +22,7 @@ from filelock import FileLock
 from infalign.errors import InputError
 from infalign.files.code import ROOT, stage_files
 from infalign.settings.params import Params
+from infalign.settings.rewards import own_paths
 
 HALF_WRITTEN = ".*.[0-9]*"  # what `replacing` names files
 
@@ -174,7 +175,7 @@ def fingerprint(word: str, needs: Needs, params: Params, root: Path) -> str:
                 remedy = "give data.path a folder of HH files"
             elif name in (params.model.folder, params.reward.folder):
                 remedy = "bring the model back, or correct params.yaml"
-            elif not name.startswith("results/"):
+            elif name in own_paths(params.objectives):
                 remedy = "bring it back, or correct params.yaml"
             raise InputError(f"{path} does not exist: {remedy}.")
         _hash_path(digest, path, name)

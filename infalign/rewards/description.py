@@ -23,6 +23,7 @@ from infalign.settings.rewards import (
     ModelReward,
     ServerReward,
     SumReward,
+    TrainedReward,
     is_trained,
 )
 
@@ -79,9 +80,13 @@ def stated(settings: AnyReward) -> dict[str, Any]:
 def read_description(path: Path, settings: AnyReward, field: str) -> dict[str, Any]:
     """What results/sources says of a source, or one sentence where params.yaml says another.
 
+    Of a reward model that is trained here there is nothing to say.
+
     Args:
         field: `reward` or `judge`.
     """
+    if isinstance(settings, TrainedReward):
+        return stated(settings)
     try:
         about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))[field]
     except (OSError, ValueError, KeyError, TypeError):

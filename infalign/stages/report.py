@@ -113,6 +113,7 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
     arrays = {column: {name: squares[name][column] for name in names} for column in columns}
     prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     calibration = workspace.results("calibrate", objective)
+    sources = _sources(params.objectives[objective])
     return ObjectiveData(
         name=objective,
         procedure=params.objectives[objective].procedure,
@@ -134,9 +135,9 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
         metrics={
             "calibrate": _json(calibration / "metrics.json"),
             "evaluate": _json(folder / "metrics.json"),
-            "rewards": _json(calibration / REWARDS),
+            "rewards": _json(calibration / REWARDS) if sources else {},
         },
-        sources=_sources(params.objectives[objective]),
+        sources=sources,
     )
 
 

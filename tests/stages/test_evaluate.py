@@ -280,7 +280,7 @@ def test_nothing_is_sampled_again(finished, tmp_path, monkeypatch):
         raise AssertionError("sampled although the work was there")
 
     monkeypatch.setattr(answers, "_policy_samples", refuse)
-    monkeypatch.setattr(answers, "_model_rewards", refuse)
+    monkeypatch.setattr(answers, "_source_rewards", refuse)
     run_evaluate(tmp_path, params)
     for path in (finished[0] / "results" / "evaluate").rglob("*.*"):
         again = tmp_path / path.relative_to(finished[0])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from infalign.aligning.budget import budget_of
 from infalign.aligning.control import BetaControl, Settled, check_start, settle
@@ -30,19 +30,19 @@ from infalign.aligning.goals import (
 )
 from infalign.aligning.losses import rloo_loss
 from infalign.aligning.preferences import Method, PreferenceSteps, Stored
+from infalign.data.dialogue import Dialogue
 from infalign.files.tables import SELECTING
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.models import (
+    load_format,
     load_policy,
     load_reward_model,
-    load_tokenizer,
     pick_device,
     save_model,
 )
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import Responses, sample_responses
 from infalign.lm.scoring.scorer import divergence, score_responses
-from infalign.lm.text import encode_prompts
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
 from infalign.lm.training.lora import add_adapter, merge_adapter, without_adapter
 from infalign.lm.training.parallel import Trainable
@@ -95,7 +95,7 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
     if not trainer.ranks.main:
         return
     out = workspace.out / "align" / objective / variant
-    save_model(trainer.policy, trainer.tokenizer, out / "policy")
+    save_model(trainer.policy, trainer.form.tokenizer, out / "policy")
     shutil.copyfile(workspace.work / "history.jsonl", out / "history.jsonl")
     write_json(
         out / "metrics.json",
@@ -125,7 +125,7 @@ class Trainer:
         self.training = Trainable(self._start(), run, self._start)
         self.policy: PreTrainedModel = self.training.model
         self.ranks = self.training.ranks
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._folder)
+        self.form = load_format(self._folder)
         self.reference: Any = (  # with an adapter, what gives the model without it for a while
             partial(without_adapter, self.policy)
             if workspace.params.align.lora_rank
@@ -133,8 +133,8 @@ class Trainer:
         )
         judge = workspace.results("reward", objective, SELECTING)
         self._reward_model = load_reward_model(judge, device, run.precision)
-        self._reward_tokenizer = load_tokenizer(judge)
-        self._encoded = encode_prompts(self.tokenizer, prompts.texts)
+        self._reward_form = load_format(judge)
+        self._encoded = self.form.encode_prompts(prompts.dialogues)
         settings = workspace.params.align
         lengths = [len(p) for p in self._encoded]
         self._batches = EpochBatches(lengths, settings.prompts_per_step, self._seed)
@@ -153,9 +153,7 @@ class Trainer:
         chosen = settings.variants[variant]
         if chosen.method == "ctrl":
             return self.take
-        stored = Stored(
-            self._encoded, self._prompts.tokens, self._prompts.rewards, self.tokenizer.pad_token_id
-        )
+        stored = Stored(self._encoded, self._prompts.tokens, self._prompts.rewards, self.form.pad)
         method = Method(
             chosen.method,
             getattr(chosen, "alpha", 0.0),
@@ -172,14 +170,14 @@ class Trainer:
         reference = partial(without_adapter, policy) if lora else self.reference
         responses = self._sample(policy, number, chosen)
         fresh = self._params.align.samples_per_prompt
-        texts = [self._prompts.texts[i] for i in np.repeat(chosen, fresh)]
+        asked = [self._prompts.dialogues[i] for i in np.repeat(chosen, fresh)]
         apart = divergence(
             policy,
             reference,
-            self.tokenizer,
-            texts,
+            self.form,
+            asked,
             responses.tokens,
-            batch_size=len(texts),
+            batch_size=len(asked),
             budget=self.training.budget,
         )
         rewards = self._rewards(chosen, responses)
@@ -227,7 +225,7 @@ class Trainer:
             for goal, before in self._goals
         ]
         tokens = self._side_by_side(chosen, responses, stored)
-        pad = self.tokenizer.pad_token_id
+        pad = self.form.pad
         batches = batches_of(parts, self._encoded, tokens, pad, self.policy.device)
         scored = score_parts(self.training, self.reference, batches)
         logp, reference_logp = (scored.sums(v).view(len(chosen), -1) for v in scored.scores[:2])
@@ -268,16 +266,15 @@ class Trainer:
 
     def _rewards(self, chosen: np.ndarray, responses: Responses) -> np.ndarray:
         """Rewards of fresh responses to the chosen prompts [prompts, samples]."""
-        texts = [self._prompts.texts[i] for i in chosen]
-        fresh = len(responses.text) // len(texts)
+        fresh = len(responses.text) // len(chosen)
         return score_responses(
             self._reward_model,
-            self._reward_tokenizer,
-            [text for text in texts for _ in range(fresh)],
+            self._reward_form,
+            [self._prompts.dialogues[i] for i in np.repeat(chosen, fresh)],
             responses.text,
             batch_size=len(responses.text),
             budget=self.training.budget,
-        ).reshape(len(texts), -1)
+        ).reshape(len(chosen), -1)
 
     def _side_by_side(
         self, chosen: np.ndarray, responses: Responses, stored: np.ndarray
@@ -303,17 +300,17 @@ class Trainer:
         settings, prompts = self._params.align, self._prompts
         chosen = dict(list(prompts.unseen.items())[: settings.kl_prompts])
         if len(chosen) < settings.kl_prompts:  # too few to spare: take training prompts as well
-            seen = zip(prompts.ids, prompts.texts, strict=True)
+            seen = zip(prompts.ids, prompts.dialogues, strict=True)
             chosen |= dict(list(seen)[: settings.kl_prompts - len(chosen)])
         indices = np.tile(np.arange(settings.kl_samples), (len(chosen), 1))
         asked = list(chosen.values())
         responses = self._responses(self.policy, asked, list(chosen), indices, "kl", self.ranks)
-        texts = [text for text in asked for _ in range(settings.kl_samples)]
+        each = [dialogue for dialogue in asked for _ in range(settings.kl_samples)]
         found = divergence(
             self.policy,
             self.reference,
-            self.tokenizer,
-            texts,
+            self.form,
+            each,
             responses.tokens,
             batch_size=self._params.sample.batch_size,
             budget=self.training.budget,
@@ -325,15 +322,14 @@ class Trainer:
         """Fresh responses: a step's sample indices are its own."""
         k = self._params.align.samples_per_prompt
         indices = np.tile(number * k + np.arange(k), (len(chosen), 1))
-        texts, ids = (
-            [names[i] for i in chosen] for names in (self._prompts.texts, self._prompts.ids)
-        )
-        return self._responses(policy, texts, ids, indices, "align")
+        asked = [self._prompts.dialogues[i] for i in chosen]
+        ids = [self._prompts.ids[i] for i in chosen]
+        return self._responses(policy, asked, ids, indices, "align")
 
     def _responses(
         self,
         policy: PreTrainedModel,
-        texts: list[str],
+        dialogues: list[Dialogue],
         ids: list[str],
         indices: np.ndarray,
         purpose: str,
@@ -341,8 +337,8 @@ class Trainer:
     ) -> Responses:
         return sample_responses(
             policy,
-            self.tokenizer,
-            texts,
+            self.form,
+            dialogues,
             ids,
             indices,
             seed=derive_seed(self._params.run.seed, purpose),

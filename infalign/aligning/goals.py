@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
+from infalign.data.dialogue import Dialogue, read_prompts
 from infalign.errors import InputError
 from infalign.files.squares import Square, reference_rewards
-from infalign.files.tables import SAMPLES, SELECTING, read_prompts, read_table
+from infalign.files.tables import SAMPLES, SELECTING, read_table
 from infalign.files.workspace import Workspace
 from infalign.settings.params import Params
 from infalign.theory.calibration import calibrate_below
@@ -30,17 +31,17 @@ class TrainingPrompts:
     """The training prompts of an objective.
 
     Attributes:
-        ids, texts: one a prompt.
+        ids, dialogues: one a prompt.
         rewards: of the reference's samples, in their order [prompts, refs].
         tokens: of those samples, in the same order.
-        unseen: id to text of the training split's other prompts, in the order of their ids.
+        unseen: id to dialogue of the training split's other prompts, in the order of their ids.
     """
 
     ids: list[str]
-    texts: list[str]
+    dialogues: list[Dialogue]
     rewards: np.ndarray
     tokens: list[list[list[int]]]
-    unseen: dict[str, str]
+    unseen: dict[str, Dialogue]
 
     def references(self, chosen: np.ndarray) -> np.ndarray:
         """The chosen prompts' reference rewards, ascending."""
@@ -58,13 +59,13 @@ def training_prompts(workspace: Workspace, objective: str) -> TrainingPrompts:
     tokens = samples["tokens"].tolist()
     if ids != samples.prompt_ids or len(tokens[0]) != rewards[SELECTING].shape[1]:
         raise InputError(f"{path}: not the samples of results/sample: run calibrate again.")
-    texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective, "train")
+    known = read_prompts(workspace.results("prepare", "prompts.parquet"), objective, "train")
     return TrainingPrompts(
         ids,
-        [texts[i] for i in ids],
+        [known[i] for i in ids],
         rewards[SELECTING],
         tokens,
-        {i: texts[i] for i in sorted(texts.keys() - set(ids))},
+        {i: known[i] for i in sorted(known.keys() - set(ids))},
     )
 
 

@@ -10,22 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from infalign.files.tables import INDEPENDENT, PREFERENCES, SELECTING, read_prompts, read_table
+from infalign.data.dialogue import read_prompts
+from infalign.files.tables import INDEPENDENT, PREFERENCES, SELECTING, read_table
 from infalign.files.weights import check_source
 from infalign.files.workspace import Workspace, write_json
+from infalign.lm.formats import Format
 from infalign.lm.memory import Budget
 from infalign.lm.models import (
     build_reward_model,
-    load_tokenizer,
+    load_format,
     own_padding,
     pick_device,
     save_model,
 )
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.scoring.scorer import pooled_rewards, score_responses
-from infalign.lm.text import TokenPairs, cut_responses, encode_prompts, encode_responses
+from infalign.lm.text import TokenPairs
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
 from infalign.lm.training.losses import preference_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
@@ -50,20 +52,21 @@ def train_model(
         return json.loads(finished.read_text())
     check_source("reward", workspace.params.reward, workspace.root)
     revision = workspace.params.reward.revision
-    tokenizer = own_padding(load_tokenizer(_start(workspace), revision))
-    policys = load_tokenizer(workspace.results("prepare", "tokenizer"))
+    form = load_format(_start(workspace), revision)
+    own_padding(form.tokenizer)
+    policys = load_format(workspace.results("prepare", "tokenizer"))
     pairs = Pairs(workspace, objective, "train", half)
     if alter is not None:
         alter(pairs)
-    model = _trained(workspace, tokenizer, pairs.cut(policys), objective, half)
+    model = _trained(workspace, form, pairs.cut(policys), objective, half)
     held_out = Pairs(workspace, objective, "test", None).cut(policys)
     metrics = {
         "pairs": len(pairs.prompts),
-        **accuracy(_margins(workspace, model, tokenizer, held_out)),
+        **accuracy(_margins(workspace, model, form, held_out)),
     }
     if ranks.main:
         out = workspace.out / "reward" / objective
-        save_model(model, tokenizer, out / half)
+        save_model(model, form.tokenizer, out / half)
         shutil.copyfile(folder / "history.jsonl", out / f"{half}.jsonl")
         write_json(finished, metrics)
     ranks.wait()
@@ -78,7 +81,7 @@ def _start(workspace: Workspace) -> Path:
 
 def _trained(
     workspace: Workspace,
-    tokenizer: PreTrainedTokenizerBase,
+    form: Format,
     pairs: Pairs,
     objective: str,
     half: str,
@@ -91,14 +94,14 @@ def _trained(
     def build() -> PreTrainedModel:
         return build_reward_model(
             _start(workspace),
-            tokenizer,
+            form.tokenizer,
             device,
             seed,
             params.run.precision,
             revision=settings.revision,
         )
 
-    model, data = Trainable(build(), params.run, build), pairs.encoded(tokenizer)
+    model, data = Trainable(build(), params.run, build), pairs.encoded(form)
     batches = EpochBatches(data.lengths, settings.batch_size, seed)
     schedule = Schedule(
         max(1, round(settings.epochs * len(data.lengths) / settings.batch_size)),
@@ -132,14 +135,14 @@ def _step(model: Trainable, data: TokenPairs, rows: np.ndarray, device: torch.de
 
 
 def _margins(
-    workspace: Workspace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs
+    workspace: Workspace, model: PreTrainedModel, form: Format, pairs: Pairs
 ) -> np.ndarray:
     """The reward of the chosen less that of the rejected response [pairs]."""
     params = workspace.params
     chosen, rejected = (
         score_responses(
             model,
-            tokenizer,
+            form,
             pairs.prompts,
             side,
             batch_size=4 * params.reward.batch_size,
@@ -152,7 +155,7 @@ def _margins(
 
 
 class Pairs:
-    """The preference pairs of an objective and split (and half): parallel lists of text."""
+    """The preference pairs of an objective and split (and half): parallel lists."""
 
     def __init__(self, workspace: Workspace, objective: str, split: str, half: str | None) -> None:
         prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
@@ -169,20 +172,19 @@ class Pairs:
         self.rejected = [row["rejected"] for row in rows]
         self._longest = workspace.params.model.response_tokens
 
-    def cut(self, tokenizer: PreTrainedTokenizerBase) -> Pairs:
-        """The same pairs with responses as long as a policy, whose tokenizer it is, may write."""
+    def cut(self, form: Format) -> Pairs:
+        """The same pairs with responses as long as a policy, whose format it is, may write."""
         self.chosen, self.rejected = (
-            cut_responses(tokenizer, side, self._longest) for side in (self.chosen, self.rejected)
+            form.cut_responses(side, self._longest) for side in (self.chosen, self.rejected)
         )
         return self
 
-    def encoded(self, tokenizer: PreTrainedTokenizerBase) -> TokenPairs:
+    def encoded(self, form: Format) -> TokenPairs:
         """The same as tokens."""
-        chosen, rejected = (
-            encode_responses(tokenizer, side) for side in (self.chosen, self.rejected)
-        )
-        prompts = encode_prompts(tokenizer, self.prompts)
-        return TokenPairs(prompts, chosen, rejected, tokenizer.pad_token_id)
+        both = [text for pair in zip(self.chosen, self.rejected, strict=True) for text in pair]
+        asked = [prompt for prompt in self.prompts for _ in range(2)]
+        prompts, responses = form.encode_whole(asked, both)
+        return TokenPairs(prompts[::2], responses[::2], responses[1::2], form.pad)
 
 
 def accuracy(margin: np.ndarray) -> dict[str, float]:

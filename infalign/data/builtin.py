@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from infalign.data.dialogue import ASSISTANT, HUMAN, read_marked
 from infalign.data.gold import expansions, gold_utilities, gold_utility, kind_of, request_of
-from infalign.data.hh import ASSISTANT, HUMAN, Pair
+from infalign.data.hh import Pair
 from infalign.data.lexicon import GRAMMARS, Grammar, Slot, Topic
 from infalign.errors import InputError
 
@@ -163,6 +164,8 @@ def _pairs(
 ) -> Iterator[tuple[Pair, float]]:
     """Labelled pairs of one prompt, each with the chance of its label's first side."""
     rng = random.Random(f"{seed}/{subset}/pairs/{prompt}")
+    dialogue = read_marked(prompt)
+    assert dialogue is not None
     objective = GRAMMARS[subset].objective
     for _ in range(n):
         first = second = draw_response(subset, prompt, rng)
@@ -173,7 +176,7 @@ def _pairs(
         )
         p_first = 0.5 * (1 + math.tanh(difference / 2))
         sides = (first, second) if rng.random() < p_first else (second, first)
-        yield Pair(prompt, *sides, source), p_first
+        yield Pair(dialogue, *sides, source), p_first
 
 
 def _single_turn(grammar: Grammar) -> set[str]:

@@ -83,17 +83,18 @@ class Dialogue:
         Of its canonical JSON, or of its text with markers where that is the same dialogue read
         back, so that a prompt's random numbers do not depend on the form it was read from.
         """
-        return hashlib.sha256(self._name.encode()).hexdigest()[:16]
+        return hashlib.sha256(self.name.encode()).hexdigest()[:16]
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """What its id is the hash of: no two dialogues have one."""
         marked = self.marked
         simple = {turn.role for turn in self.turns} <= {"user", "assistant"}
         return marked if simple and read_marked(marked) == self else self.text
 
     def share(self, purpose: str) -> float:
         """A number in [0, 1) that depends on the dialogue and the purpose alone."""
-        return hash_share(self._name, purpose)
+        return hash_share(self.name, purpose)
 
     def exchanges(self) -> list[tuple[Turn, ...]]:
         """Its turns in groups, each from a user's on; a system turn is in none."""

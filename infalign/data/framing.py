@@ -1,22 +1,40 @@
-"""A prompt that somebody sends, in the one spelling that policies were trained on.
+"""A prompt that somebody sends, as a dialogue.
 
-Training reads dialogues of `\\n\\nHuman: …` and `\\n\\nAssistant: …` turns that end with an empty
-`\\n\\nAssistant:` (`hh.py`). A text without markers is the human's turn. What may be read in two
-ways is refused, never guessed at.
+Messages are turns; a text may have `Human:` and `Assistant:` turns, and one without markers is the
+human's turn. What may be read in two ways is refused, never guessed at.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
+from collections.abc import Mapping, Sequence
 
-from infalign.data.hh import ASSISTANT, HUMAN
+from infalign.data.dialogue import ASSISTANT, HUMAN, Dialogue
 
 _WORDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
 
 
+def asked(prompt: object) -> Dialogue:
+    """The dialogue that somebody sends: a question, a text with markers, or messages.
+
+    Whitespace around markers, the kind of line ends and a missing last marker make no difference.
+
+    Raises:
+        ValueError: for what is ambiguous or no prompt, as the rest of a sentence about it.
+    """
+    if isinstance(prompt, str):
+        _check_text(prompt)
+        return _written(prompt) or _framed(prompt)
+    if isinstance(prompt, Sequence) and prompt:
+        return Dialogue.of(map(_turn, prompt))
+    kind = _WORDS.get(type(prompt), "an empty list" if prompt == [] else "a mapping")
+    raise ValueError(f"is neither a text nor messages but {kind}")
+
+
 def text_fault(value: object) -> str | None:
-    """Why a value is no text that can be asked, as the rest of a sentence about the prompt."""
+    """Why a value is no text that can be asked, as the rest of a sentence about it."""
     if not isinstance(value, str):
         return f"is not a text but {_WORDS.get(type(value), 'a list or a mapping')}"
     if not value.strip():
@@ -30,14 +48,33 @@ def text_fault(value: object) -> str | None:
     return None
 
 
-def framed(text: str) -> str:
-    """The question or dialogue as policies read it; `framed(framed(x)) == framed(x)`.
+def _written(text: str) -> Dialogue | None:
+    """A dialogue's canonical JSON, in which messages are sent on; None for any other text."""
+    if not text.startswith('[{"content":'):
+        return None
+    try:
+        dialogue = asked(json.loads(text))
+    except ValueError:
+        return None
+    return dialogue if dialogue.text == text else None
 
-    Whitespace around markers, the kind of line ends and a missing last marker make no difference.
 
-    Raises:
-        ValueError: for what is ambiguous, as the rest of a sentence about the prompt.
-    """
+def _turn(message: object) -> tuple[str, str]:
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        raise ValueError('has a message that is not {"role": …, "content": …}')
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise ValueError("has a message whose role or content is not a text")
+    _check_text(content)
+    return role, content
+
+
+def _check_text(text: str) -> None:
+    if fault := text_fault(text):
+        raise ValueError(fault)
+
+
+def _framed(text: str) -> Dialogue:
     lines = re.split("\r\n|\r|\n", text.strip())
     marks = [(at, mark) for at, line in enumerate(lines) if (mark := _mark(line))]
     if not marks:
@@ -53,7 +90,8 @@ def framed(text: str) -> str:
         raise ValueError("ends with words of the assistant: end it with the human's turn")
     if not turns[-1][1]:
         raise ValueError("is not a text with a question in it: the human's last turn is empty")
-    return "".join(f"{mark} {words}".rstrip() for mark, words in [*turns, (ASSISTANT, "")])
+    roles = {HUMAN: "user", ASSISTANT: "assistant"}
+    return Dialogue.of((roles[mark], words) for mark, words in turns)
 
 
 def _mark(line: str) -> str | None:

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import io
 import itertools
 import json
 import zlib
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+from infalign.data.dialogue import ASSISTANT, HUMAN, Dialogue, read_marked
 from infalign.errors import InputError
 
-HUMAN = "\n\nHuman:"
-ASSISTANT = "\n\nAssistant:"
 SPLITS = ("train", "test")
 DROP_REASONS = (
     "broken_line",
@@ -40,9 +38,9 @@ PIECE_BYTES = 1 << 20  # unpacked at once while a file is measured
 
 
 class Pair(NamedTuple):
-    """One preference: a prompt that ends in the assistant marker, two stripped responses."""
+    """One preference: a prompt, two stripped responses."""
 
-    prompt: str
+    prompt: Dialogue
     chosen: str
     rejected: str
     source: str  # `<subset>/<file>`, the place it was read from
@@ -67,7 +65,7 @@ class Subset:
     first_broken: str | None = None
 
 
-def split_dialogue(text: str) -> tuple[str, str] | None:
+def split_dialogue(text: str) -> tuple[Dialogue, str] | None:
     """Prompt and stripped response, cut at the last assistant marker; None if not a dialogue."""
     cut = text.rfind(ASSISTANT)
     if cut < 0 or not text.startswith(HUMAN):
@@ -76,38 +74,11 @@ def split_dialogue(text: str) -> tuple[str, str] | None:
     prompt, response = text[:cut], text[cut:]
     if HUMAN in response:  # the dialogue ends with the human: there is no response to judge
         return None
-    return prompt, response.strip()
+    dialogue = read_marked(prompt)
+    return None if dialogue is None else (dialogue, response.strip())
 
 
-def turns(prompt: str) -> list[str]:
-    """The exchanges of a prompt, each from its human marker on; joined they give the prompt."""
-    return [HUMAN + part for part in prompt.split(HUMAN)[1:]]
-
-
-def keep_last_turns(prompt: str, fits: Callable[[str], bool]) -> str | None:
-    """The longest run of last exchanges that fits; None if even the last one does not."""
-    kept: str | None = None
-    tail = ""
-    for turn in reversed(turns(prompt)):
-        tail = turn + tail
-        if not fits(tail):
-            break
-        kept = tail
-    return kept
-
-
-def prompt_id_of(prompt: str) -> str:
-    """The prompt's identity in every table: 16 hex digits of its SHA-256."""
-    return hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:16]
-
-
-def hash_share(text: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on the text and the purpose alone."""
-    digest = hashlib.sha256(f"{purpose}\n{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def without_prompts(pairs: Iterable[Pair], prompts: set[str]) -> tuple[list[Pair], int]:
+def without_prompts(pairs: Iterable[Pair], prompts: set[Dialogue]) -> tuple[list[Pair], int]:
     """The pairs whose prompt is not in `prompts`, and how many were left out."""
     pairs = list(pairs)
     kept = [pair for pair in pairs if pair.prompt not in prompts]
@@ -126,7 +97,7 @@ def read_subset(folder: Path, name: str, test_share: float, limits: Limits) -> S
         (subset.train if split == "train" else subset.test).extend(pairs)
     if len(files) == 1:
         pairs = subset.train + subset.test
-        held_out = [hash_share(pair.prompt, "test") < test_share for pair in pairs]
+        held_out = [pair.prompt.share("test") < test_share for pair in pairs]
         subset.train = [pair for pair, test in zip(pairs, held_out, strict=True) if not test]
         subset.test = [pair for pair, test in zip(pairs, held_out, strict=True) if test]
     test_prompts = {pair.prompt for pair in subset.test}
@@ -147,8 +118,8 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as stream:
         for pair in pairs:
             row = {
-                "chosen": f"{pair.prompt} {pair.chosen}",
-                "rejected": f"{pair.prompt} {pair.rejected}",
+                "chosen": f"{pair.prompt.marked} {pair.chosen}",
+                "rejected": f"{pair.prompt.marked} {pair.rejected}",
             }
             stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +246,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path} cannot be read ({error.strerror}): check the file.") from None
 
 
-def _sides(line: str) -> tuple[tuple[str, str], tuple[str, str]] | str:
+def _sides(line: str) -> tuple[tuple[Dialogue, str], tuple[Dialogue, str]] | str:
     """(prompt, response) of chosen and rejected, or what is wrong with the line."""
     try:
         row = json.loads(line)
@@ -309,7 +280,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _pair(chosen: tuple[str, str], rejected: tuple[str, str], source: str) -> tuple[Pair, str]:
+def _pair(
+    chosen: tuple[Dialogue, str], rejected: tuple[Dialogue, str], source: str
+) -> tuple[Pair, str]:
     """The pair and the reason to drop it, empty if there is none."""
     pair = Pair(chosen[0], chosen[1], rejected[1], source)
     if chosen[0] != rejected[0]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from infalign.data.hh import ASSISTANT, HUMAN
+from infalign.data.dialogue import ASSISTANT, HUMAN
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 MARKERS = (HUMAN, ASSISTANT)

@@ -11,29 +11,28 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from infalign.data.framing import framed, text_fault
-from infalign.data.hh import prompt_id_of
+from infalign.data.dialogue import Dialogue, read_marked
+from infalign.data.framing import asked
 from infalign.errors import InputError
 from infalign.files.tables import Table, read_table
-from infalign.lm.models import load_policy, load_reward_model, load_tokenizer, pick_device
+from infalign.lm.formats import Format
+from infalign.lm.models import load_format, load_policy, load_reward_model, pick_device
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import sample_responses
 from infalign.lm.scoring.scorer import score_responses
-from infalign.lm.text import encode_prompts
 from infalign.theory.calibration import calibrate
 from infalign.theory.procedures import Procedure, best_of, parse_procedure, worst_of
 
+Prompt: TypeAlias = "str | Sequence[Mapping[str, str]]"  # a text, or messages
 MOST_PROMPTS = 64  # in a request
 MOST_CHARACTERS = 20_000  # in a prompt, looked at before it is tokenised
 MOST_RESPONSES = 4096  # in a request: prompts times N
@@ -48,12 +47,13 @@ REFERENCES = Table(
     "references",
     pa.schema(
         [
-            pa.field("prompt", pa.string(), nullable=False),
+            pa.field("dialogue", pa.string(), nullable=False),
             pa.field("rewards", pa.list_(pa.float64()), nullable=False),
         ]
     ),
-    ("prompt",),
+    ("dialogue",),
     {"rewards": (-math.inf, math.inf)},
+    former={"prompt": "dialogue"},
 )
 
 
@@ -96,7 +96,7 @@ class Deployed:
         objective: what it was aligned for.
         procedure: the objective's own, used where a request names none.
         prompt_tokens, response_tokens: the lengths that it was trained and evaluated with.
-        references: prompt to the reference's rewards.
+        references: dialogue to the reference's rewards.
     """
 
     objective: str
@@ -104,42 +104,26 @@ class Deployed:
     prompt_tokens: int
     response_tokens: int
     policy: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    form: Format
     reward_model: PreTrainedModel
-    reward_tokenizer: PreTrainedTokenizerBase
-    references: Mapping[str, Sequence[float]]
+    reward_form: Format
+    references: Mapping[Dialogue, Sequence[float]]
 
-    def answer(self, prompts: Sequence[str], request: Request) -> list[Answer]:
-        """One answer a prompt; InputError, one sentence, for what is out of bounds."""
+    def answer(self, prompts: Sequence[Prompt], request: Request) -> list[Answer]:
+        """One answer a prompt; InputError, one sentence, for what is out of bounds.
+
+        Args:
+            prompts: texts, or messages as chat templates take them.
+        """
         checked = self.check(prompts, request)
         procedure = chosen_procedure(request.procedure or self.procedure, request.n)
         answers = []
-        for prompt in map(self.exact, prompts):
+        for prompt in map(asked, prompts):
             with _TURN:
                 answers.append(self._answer(prompt, procedure, checked))
         return answers
 
-    def exact(self, prompt: str) -> str:
-        """The prompt as the policy reads it; one with references keeps the bytes that it had then.
-
-        Raises:
-            ValueError: for what is ambiguous.
-        """
-        if prompt in self.references:
-            return prompt
-        frame = framed(prompt)
-        return self._known.get(frame, frame)
-
-    @cached_property
-    def _known(self) -> dict[str, str]:
-        """The prompts with references, by their spelling in one form."""
-        known: dict[str, str] = {}
-        for prompt in self.references:
-            with suppress(ValueError):
-                known.setdefault(framed(prompt), prompt)
-        return known
-
-    def check(self, prompts: Sequence[str], request: Request) -> Request:
+    def check(self, prompts: Sequence[Prompt], request: Request) -> Request:
         """The request with its defaults filled in, or one sentence about what it asks for."""
         procedure = chosen_procedure(request.procedure or self.procedure, request.n)
         _check_count("prompts", len(prompts), 1, MOST_PROMPTS, "send several requests")
@@ -159,33 +143,31 @@ class Deployed:
             self._check_prompt(position, prompt)
         return replace(request, max_new_tokens=longest)
 
-    def _check_prompt(self, position: int, prompt: object) -> None:
-        if fault := text_fault(prompt):
-            raise InputError(f"prompt {position} {fault}.")
-        prompt = str(prompt)
-        if len(prompt) > MOST_CHARACTERS:
-            raise InputError(
-                f"prompt {position} has {len(prompt)} characters, at most {MOST_CHARACTERS} are "
-                "taken: leave out its first turns."
-            )
+    def _check_prompt(self, position: int, prompt: Prompt) -> None:
         try:
-            exact = self.exact(prompt)
+            dialogue = asked(prompt)
         except ValueError as error:
             raise InputError(f"prompt {position} {error}.") from None
-        tokens = len(encode_prompts(self.tokenizer, [exact])[0])
+        characters = sum(len(turn.content) for turn in dialogue.turns)
+        if characters > MOST_CHARACTERS:
+            raise InputError(
+                f"prompt {position} has {characters} characters, at most {MOST_CHARACTERS} are "
+                "taken: leave out its first turns."
+            )
+        tokens = len(self.form.encode_prompts([dialogue])[0])
         if tokens > self.prompt_tokens:
             raise InputError(
                 f"prompt {position} has {tokens} tokens, the policy was trained for at most "
                 f"{self.prompt_tokens}: leave out its first turns."
             )
 
-    def _answer(self, prompt: str, procedure: Procedure, request: Request) -> Answer:
+    def _answer(self, prompt: Dialogue, procedure: Procedure, request: Request) -> Answer:
         seed = derive_seed(request.seed, "deployed")
         drawn = sample_responses(
             self.policy,
-            self.tokenizer,
+            self.form,
             [prompt],
-            [prompt_id_of(prompt)],
+            [prompt.id],
             np.arange(procedure.n)[None],
             seed=seed,
             longest=request.max_new_tokens,
@@ -194,18 +176,23 @@ class Deployed:
         )
         rewards = score_responses(
             self.reward_model,
-            self.reward_tokenizer,
+            self.reward_form,
             [prompt] * procedure.n,
             drawn.text,
             batch_size=procedure.n,
         )
-        uniform = np.random.default_rng(derive_seed(seed, "keep", prompt_id_of(prompt))).random(2)
+        uniform = np.random.default_rng(derive_seed(seed, "keep", prompt.id)).random(2)
         kept = keep(procedure, rewards, *uniform)
         reference = self.references.get(prompt)
         calibrated = None
         if reference is not None:
             calibrated = float(calibrate(rewards[None, kept : kept + 1], [reference])[0, 0])
         return Answer(drawn.text[kept], float(rewards[kept]), calibrated)
+
+
+def _reference_prompt(text: str) -> Dialogue:
+    """A prompt with references; older packages hold it as a text with markers."""
+    return read_marked(text) or Dialogue.parse(text)
 
 
 def _check_count(name: str, value: int, low: int, high: int, remedy: str) -> None:
@@ -289,15 +276,16 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
     device = pick_device(settings["device"])
     precision = settings["precision"]
     table = read_table(folder / "references.parquet", REFERENCES)
-    references = dict(zip(table["prompt"].to_pylist(), table["rewards"].to_pylist(), strict=True))
+    prompts = map(_reference_prompt, table["dialogue"].to_pylist())
+    references = dict(zip(prompts, table["rewards"].to_pylist(), strict=True))
     return Deployed(
         settings["objective"],
         settings["procedure"],
         settings["prompt_tokens"],
         settings["response_tokens"],
         load_policy(folder / "policy", device, precision),
-        load_tokenizer(folder / "policy"),
+        load_format(folder / "policy"),
         load_reward_model(folder / "reward", device, precision),
-        load_tokenizer(folder / "reward"),
+        load_format(folder / "reward"),
         references,
     )

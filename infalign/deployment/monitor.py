@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from infalign.data.hh import hash_share
+from infalign.data.dialogue import Dialogue, hash_share, read_prompts
 from infalign.deployment.drift import reward_drift, win_rate_drift
 from infalign.deployment.evidence import Evidence, read_evidence
 from infalign.errors import InputError
 from infalign.files.squares import Array
-from infalign.files.tables import read_prompts
 from infalign.files.workspace import write_json
 from infalign.settings.params import Params, load_params
 from infalign.theory.procedures import parse_procedure
@@ -84,7 +83,7 @@ def compare(
 
 def fresh_prompts(
     root: Path, params: Params, objective: str, evidence: Evidence, seed: int
-) -> dict[str, str]:
+) -> dict[str, Dialogue]:
     """Evaluation prompts that the version's evaluation did not use, others with every seed."""
     known = read_prompts(root / "results" / "prepare" / "prompts.parquet", objective, "test")
     fresh = [name for name in known if name not in set(evidence.prompt_ids)]
@@ -98,10 +97,10 @@ def fresh_prompts(
 
 
 def _rewards(
-    root: Path, params: Params, deployed: Path, prompts: dict[str, str], seed: int
+    root: Path, params: Params, deployed: Path, prompts: dict[str, Dialogue], seed: int
 ) -> tuple[Array, Array]:
     """Training rewards of champion and reference, [prompts, samples] each."""
-    from infalign.lm.models import load_policy, load_reward_model, load_tokenizer, pick_device
+    from infalign.lm.models import load_format, load_policy, load_reward_model, pick_device
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
     from infalign.lm.scoring.scorer import score_responses
@@ -110,7 +109,7 @@ def _rewards(
     settings = json.loads((deployed / "settings.json").read_text(encoding="utf-8"))
     precision = settings.get("precision", "float32")  # older packages do not say
     judge = load_reward_model(deployed / "reward", device, precision)
-    tokenizer = load_tokenizer(deployed / "reward")
+    form = load_format(deployed / "reward")
     indices = np.tile(np.arange(samples), (len(prompts), 1))
     found = []
     for side, folder in (
@@ -119,7 +118,7 @@ def _rewards(
     ):
         drawn = sample_responses(
             load_policy(folder, device, precision),
-            load_tokenizer(folder),
+            load_format(folder),
             list(prompts.values()),
             list(prompts),
             indices,
@@ -129,8 +128,8 @@ def _rewards(
         )
         rewards = score_responses(
             judge,
-            tokenizer,
-            [text for text in prompts.values() for _ in range(samples)],
+            form,
+            [asked for asked in prompts.values() for _ in range(samples)],
             drawn.text,
             batch_size=params.evaluate.batch_size,
         )

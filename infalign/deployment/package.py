@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infalign.aligning.budget import read_budget
+from infalign.data.dialogue import read_prompts
 from infalign.deployment.evidence import Evidence, Facts, Side, write_evidence
 from infalign.errors import InputError
 from infalign.files.squares import Array, Square, policy_rewards, reference_rewards
@@ -32,7 +33,6 @@ from infalign.files.tables import (
     INDEPENDENT,
     REFERENCE,
     SELECTING,
-    read_prompts,
     read_table,
     write_table,
 )
@@ -73,10 +73,10 @@ def _write_deployed(
     prompts = read_prompts(results / "prepare" / "prompts.parquet", objective)
     path = results / "calibrate" / objective / "calibration.parquet"
     known = {
-        prompts[row["prompt_id"]]: row["rewards"]
+        prompts[row["prompt_id"]].text: row["rewards"]
         for row in read_table(path, CALIBRATION).to_pylist()
     }
-    columns = {"prompt": list(known), "rewards": list(known.values())}
+    columns = {"dialogue": list(known), "rewards": list(known.values())}
     write_table(folder / "references.parquet", columns, REFERENCES)
     halved = passes_in(params.run.precision, pick_device(params.run.device)) is not None
     settings = {
@@ -147,7 +147,7 @@ def _calibration_error(results: Path, params: Params, objective: str) -> tuple[f
 
 def _other_wins(results: Path, params: Params, objective: str, variant: str, other: str) -> Array:
     """Win rate over the reference, without selection, on another objective's prompts [prompts]."""
-    from infalign.lm.models import load_policy, load_reward_model, load_tokenizer, pick_device
+    from infalign.lm.models import load_format, load_policy, load_reward_model, pick_device
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
     from infalign.lm.scoring.scorer import score_responses
@@ -156,14 +156,14 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
         results / "calibrate" / other / "calibrated.parquet", "test"
     )
     reference = references[SELECTING]
-    texts = read_prompts(results / "prepare" / "prompts.parquet", other)
+    known = read_prompts(results / "prepare" / "prompts.parquet", other)
     device, many = pick_device(params.run.device), params.promotion.other_samples
     drawn = sample_responses(
         load_policy(
             results / "align" / objective / variant / "policy", device, params.run.precision
         ),
-        load_tokenizer(results / "sft" / "policy"),
-        [texts[i] for i in ids],
+        load_format(results / "sft" / "policy"),
+        [known[i] for i in ids],
         ids,
         np.tile(np.arange(many), (len(ids), 1)),
         seed=derive_seed(params.run.seed, "other"),
@@ -173,8 +173,8 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
     judge = results / "reward" / other / SELECTING
     ours = score_responses(
         load_reward_model(judge, device, params.run.precision),
-        load_tokenizer(judge),
-        [texts[i] for i in ids for _ in range(many)],
+        load_format(judge),
+        [known[i] for i in ids for _ in range(many)],
         drawn.text,
         batch_size=params.evaluate.batch_size,
     )

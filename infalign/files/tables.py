@@ -55,7 +55,7 @@ def schema(*undefined: str, **columns: pa.DataType) -> pa.Schema:
 
 PROMPTS = Table(
     "prompts",
-    schema(prompt_id=_TEXT, objective=_TEXT, split=_TEXT, source=_TEXT, prompt=_TEXT),
+    schema(prompt_id=_TEXT, objective=_TEXT, split=_TEXT, source=_TEXT, dialogue=_TEXT),
     ("objective", "prompt_id"),
     choices=_SPLIT,
 )
@@ -229,15 +229,6 @@ def read_table(path: Path, kind: Table) -> pa.Table:
             )
     check_table(table, kind, path)
     return table
-
-
-def read_prompts(path: Path, objective: str, split: str | None = None) -> dict[str, str]:
-    """The prompts of an objective, of one split or both: id to text."""
-    return {
-        row["prompt_id"]: row["prompt"]
-        for row in read_table(path, PROMPTS).to_pylist()
-        if row["objective"] == objective and split in (None, row["split"])
-    }
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:

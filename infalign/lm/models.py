@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -25,9 +26,9 @@ from transformers import (
 from transformers.utils import logging
 
 from infalign.errors import InputError
+from infalign.lm.formats import Format, check_template, end_of, with_arguments
 from infalign.lm.loading import Loaded, load, load_config, load_weights
-from infalign.lm.text import end_of
-from infalign.settings.params import Tiny
+from infalign.settings.params import Model, Tiny
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
@@ -62,6 +63,38 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:  # masks come from lengths, so any id serves
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
     return tokenizer
+
+
+def load_format(name_or_path: str | Path, revision: str | None = None) -> Format:
+    """How a model, or what was saved of its tokenizer, sees dialogues and responses."""
+    tokenizer = load_tokenizer(name_or_path, revision)
+    try:
+        config = GenerationConfig.from_pretrained(str(name_or_path), revision=revision)
+    except OSError:  # it has none
+        return Format(tokenizer)
+    found = config.eos_token_id
+    stops = found if isinstance(found, list) else [found]
+    return Format(tokenizer, tuple(int(stop) for stop in stops if stop is not None))
+
+
+def named_format(model: Model) -> Format:
+    """The format of params.yaml's model; its chat template has its arguments in itself."""
+    form, name = load_format(model.name_or_path, model.revision), model.name_or_path
+    template = form.tokenizer.chat_template
+    if isinstance(template, dict):  # several: the one that has no name of its own
+        template = template.get("default")
+    if model.format == "plain":
+        template = None
+    elif template is not None:
+        template = with_arguments(template, model.template_arguments)
+        check_template(template, f"model.name_or_path = {name!r}")
+    elif model.format == "chat":
+        raise InputError(
+            f"model.format = 'chat', but the tokenizer of {name!r} has no chat template: set "
+            "model.format to plain, or give a model with one."
+        )
+    form.tokenizer.chat_template = template
+    return form
 
 
 def load_policy(

@@ -14,23 +14,24 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
+from infalign.lm.formats import Format
 from infalign.lm.loading import base_of, check_weights, load_config
-from infalign.lm.models import check_classifier, load_tokenizer
-from infalign.lm.text import cut_responses, encode_prompts, encode_responses
+from infalign.lm.models import check_classifier, load_format, load_tokenizer
 from infalign.settings.params import Params
 
 
-def check_models(params: Params, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_models(params: Params, form: Format) -> None:
     """Raise where the policy's model, or the reward models', cannot serve as such.
 
     Args:
-        tokenizer: the policy's.
+        form: the policy's.
     """
     name, start = params.model.name_or_path, params.reward.name_or_path
     if name != "tiny":
         config = load_config(name, params.model.revision)
-        _check_policy(config, params, tokenizer)
+        _check_policy(config, params, form.tokenizer)
         check_weights(name)
         if start == "sft":
             check_classifier(config, name)
@@ -50,29 +51,29 @@ def check_models(params: Params, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def check_texts(
     params: Params,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    form: Format,
+    prompts: Sequence[Dialogue],
     responses: Sequence[str],
 ) -> None:
     """Raise where a model has no embedding for a token, or no position for the last one.
 
     Args:
-        tokenizer: the policy's.
-        prompts, responses: a prompt's text for every response.
+        form: the policy's.
+        prompts, responses: a prompt for every response.
     """
     name, start = params.model.name_or_path, params.reward.name_or_path
     if name != "tiny":
         config = load_config(name, params.model.revision)
-        _check_rows(f"model.name_or_path = {name!r}", config, tokenizer, prompts, responses)
+        _check_rows(f"model.name_or_path = {name!r}", config, form, prompts, responses)
     if start == "sft":
         return
     revision = params.reward.revision
-    own, config = load_tokenizer(start, revision), load_config(start, revision)
-    cut = cut_responses(tokenizer, responses, params.model.response_tokens)
+    own, config = load_format(start, revision), load_config(start, revision)
+    cut = form.cut_responses(responses, params.model.response_tokens)
     _check_rows(f"reward.name_or_path = {start!r}", config, own, prompts, cut)
-    each = zip(encode_prompts(own, prompts), encode_responses(own, cut), strict=True)
+    each = zip(*own.encode_whole(prompts, cut), strict=True)
     longest = max(len(prompt) + len(response) for prompt, response in each)
-    positions = min(_positions(config), own.model_max_length)
+    positions = min(_positions(config), own.tokenizer.model_max_length)
     if longest > positions:
         raise InputError(
             f"reward.name_or_path = {start!r} reads at most {positions} tokens, and a prompt with "
@@ -113,15 +114,16 @@ def _positions(config: PreTrainedConfig) -> int:
 def _check_rows(
     field: str,
     config: PreTrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    form: Format,
+    prompts: Sequence[Dialogue],
     responses: Sequence[str],
 ) -> None:
     """Every token that occurs has a row in the embedding; others may be beyond its end."""
     rows = int(config.get_text_config().vocab_size)
+    tokenizer = form.tokenizer
     if len(tokenizer) <= rows:
         return
-    texts = encode_prompts(tokenizer, prompts) + encode_responses(tokenizer, responses)
+    texts = form.encode_prompts(prompts) + form.encode_responses(responses)
     largest = max(tokenizer.pad_token_id, max(max(ids, default=0) for ids in texts))
     if largest >= rows:
         raise InputError(

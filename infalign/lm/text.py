@@ -1,69 +1,18 @@
-"""Text to tokens and back, the same way in every stage.
+"""Token ids as batches: prompts padded on the left, their responses on the right.
 
-A sequence is the prompt's tokens, the tokens of a space and the response, and EOS (SEP in an
-encoder that has no EOS). A response is unfinished when it was cut at the longest length and so has
-no EOS.
+What a prompt's and a response's ids are says the model's format (`formats`). A response is
+unfinished when it was cut at the longest length and so has no end.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
-
-
-def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token behind a response: EOS, or SEP of an encoder without EOS."""
-    eos = tokenizer.eos_token_id
-    return int(tokenizer.sep_token_id if eos is None else eos)
-
-
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts, with the tokenizer's BOS where it adds one, never EOS."""
-    if not prompts:
-        return []
-    end = end_of(tokenizer)
-    encoded = tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
-    return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded]
-
-
-def encode_responses(
-    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], longest: int | None = None
-) -> list[list[int]]:
-    """Token ids of responses behind a prompt, EOS last; cut ones (`longest`) have no EOS."""
-    if not responses:
-        return []
-    encoded = tokenizer([f" {r}" for r in responses], add_special_tokens=False)["input_ids"]
-    return [[*ids, end_of(tokenizer)][:longest] for ids in encoded]
-
-
-def cut_responses(
-    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], longest: int
-) -> list[str]:
-    """Responses as a policy of at most `longest` tokens would have been cut off in them."""
-    tokens = encode_responses(tokenizer, responses)
-    decoded = decode_responses(tokenizer, [t[:longest] for t in tokens])
-    return [
-        cut if len(t) > longest else response
-        for response, cut, t in zip(responses, decoded, tokens, strict=True)
-    ]
-
-
-def decode_responses(
-    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
-) -> list[str]:
-    """The text of sampled responses: special tokens left out, stripped."""
-    end = end_of(tokenizer)
-    clean = [list(t[:-1]) if len(t) and t[-1] == end else list(t) for t in tokens]
-    texts = tokenizer.batch_decode(
-        clean, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return [text.strip() for text in texts]
 
 
 @dataclass(frozen=True)
@@ -156,7 +105,7 @@ class TokenPairs:
         return make_batch([self.prompts[row] for row in rows], responses, self._pad, device)
 
 
-def shared_prompts(prompts: Sequence[str], most: int) -> int:
+def shared_prompts(prompts: Sequence[Hashable], most: int) -> int:
     """How many responses in a row always share their prompt, `most` at the most.
 
     Args:

@@ -10,11 +10,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
 
+from infalign.data.dialogue import Dialogue, read_prompts
 from infalign.files.squares import Array, Square, policy_rewards, reference_rewards
 from infalign.files.tables import (
     EVALUATION_REWARDS,
@@ -24,7 +25,6 @@ from infalign.files.tables import (
     REFERENCE,
     SAMPLES,
     SELECTING,
-    read_prompts,
     read_table,
     write_table,
 )
@@ -33,6 +33,8 @@ from infalign.measuring.contest import Contest, PolicyResponses
 from infalign.processes.ranks import join
 from infalign.settings.params import Params
 from infalign.theory.procedures import parse_procedure
+
+T = TypeVar("T")
 
 
 def contest_of(
@@ -59,17 +61,17 @@ class _Prompts:
     """The evaluation prompts of an objective, in the order of their ids."""
 
     ids: list[str]
-    texts: list[str]
+    dialogues: list[Dialogue]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def each(self, samples: int) -> tuple[list[str], list[str]]:
-        """Ids and texts, each repeated for every sample."""
-        return _repeat(self.ids, samples), _repeat(self.texts, samples)
+    def each(self, samples: int) -> tuple[list[str], list[Dialogue]]:
+        """Ids and dialogues, each repeated for every sample."""
+        return _repeat(self.ids, samples), _repeat(self.dialogues, samples)
 
 
-def _repeat(values: Sequence[str], times: int) -> list[str]:
+def _repeat(values: Sequence[T], times: int) -> list[T]:
     return [value for value in values for _ in range(times)]
 
 
@@ -92,8 +94,8 @@ def evaluation_prompts(workspace: Workspace, objective: str) -> _Prompts:
     """The prompts that every policy answers: those that calibrate rewarded, of the split `test`."""
     path = workspace.results("calibrate", objective, "calibrated.parquet")
     ids, _ = reference_rewards(path, "test")
-    texts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
-    return _Prompts(ids, [texts[prompt] for prompt in ids])
+    known = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
+    return _Prompts(ids, [known[prompt] for prompt in ids])
 
 
 def part_path(workspace: Workspace, name: str, word: str) -> Path:
@@ -141,7 +143,7 @@ def _policy_samples(
     themselves. It is one for all variants, which makes paired differences less noisy.
     """
     from infalign.lm.memory import Budget
-    from infalign.lm.models import load_policy, load_tokenizer, pick_device
+    from infalign.lm.models import load_format, load_policy, pick_device
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
     from infalign.lm.scoring.scorer import divergence
@@ -151,12 +153,12 @@ def _policy_samples(
     precision, ranks = params.run.precision, join(params.run)
     budget = Budget(params.run.batch_tokens)
     policy = load_policy(workspace.results("align", objective, name, "policy"), device, precision)
-    tokenizer = load_tokenizer(workspace.results("sft", "policy"))
+    form = load_format(workspace.results("sft", "policy"))
     indices = np.tile(np.arange(samples), (len(prompts), 1))
     responses = sample_responses(
         policy,
-        tokenizer,
-        prompts.texts,
+        form,
+        prompts.dialogues,
         prompts.ids,
         indices,
         seed=derive_seed(params.run.seed, "evaluate"),
@@ -165,13 +167,13 @@ def _policy_samples(
         budget=budget,
         ranks=ranks,
     )
-    ids, texts = prompts.each(samples)
+    ids, dialogues = prompts.each(samples)
     reference = load_policy(workspace.results("sft", "policy"), device, precision)
     apart = divergence(
         policy,
         reference,
-        tokenizer,
-        texts,
+        form,
+        dialogues,
         responses.tokens,
         batch_size=params.evaluate.batch_size,
         budget=budget,
@@ -197,8 +199,8 @@ def _rewards(
     samples: Mapping[str, Sequence[Any]],
 ) -> dict[str, Any]:
     """Every judge's rewards of one policy's responses; the reference's are known but for gold."""
-    text = dict(zip(prompts.ids, prompts.texts, strict=True))
-    asked = [text[prompt] for prompt in samples["prompt_id"]]
+    known = dict(zip(prompts.ids, prompts.dialogues, strict=True))
+    asked = [known[prompt] for prompt in samples["prompt_id"]]
     if name == REFERENCE:
         judged = _reference_rewards(workspace, objective)
     else:
@@ -207,7 +209,7 @@ def _rewards(
     if gold and _is_builtin(workspace):
         from infalign.data.builtin import gold_utilities
 
-        judged[GOLD] = gold_utilities(gold, asked, samples["response"])
+        judged[GOLD] = gold_utilities(gold, [d.marked for d in asked], samples["response"])
     rows = len(asked)
     return {
         "policy": [name] * (rows * len(judged)),
@@ -224,10 +226,10 @@ def _reference_rewards(workspace: Workspace, objective: str) -> dict[str, Array]
 
 
 def _model_rewards(
-    workspace: Workspace, objective: str, prompts: Sequence[str], responses: Sequence[str]
+    workspace: Workspace, objective: str, prompts: Sequence[Dialogue], responses: Sequence[str]
 ) -> dict[str, Array]:
     from infalign.lm.memory import Budget
-    from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
+    from infalign.lm.models import load_format, load_reward_model, pick_device
     from infalign.lm.scoring.scorer import score_responses
 
     run = workspace.params.run
@@ -237,7 +239,7 @@ def _model_rewards(
         folder = workspace.results("reward", objective, judge)
         judged[judge] = score_responses(
             load_reward_model(folder, device, run.precision),
-            load_tokenizer(folder),
+            load_format(folder),
             prompts,
             responses,
             batch_size=workspace.params.evaluate.batch_size,

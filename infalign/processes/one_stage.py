@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from infalign.settings.params import Params
 
 PARAMS = "params.yaml"
-
+THREADS = 1  # run.threads, where the file does not say: its default
 
 PATIENCE_SECONDS = 3.0  # of the other processes, for what rank 0 has to say
 
@@ -87,7 +87,7 @@ def apply_threads(path: str) -> None:
 
     with contextlib.suppress(Exception):  # load_params says what is wrong with the file
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        os.environ["OMP_NUM_THREADS"] = str(int(tree["run"]["threads"]))
+        os.environ["OMP_NUM_THREADS"] = str(int(tree.get("run", {}).get("threads", THREADS)))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 

@@ -49,7 +49,8 @@ class Ctrl(Section):
 
     method: Literal["ctrl"] = "ctrl"
     reward: str = Field(
-        description="`raw`, `objective` (objectives.O.transform), or a transformation: identity, …"
+        default="objective",
+        description="`raw`, `objective` (objectives.O.transform), or a transformation: identity, …",
     )
 
     @field_validator("reward")
@@ -75,7 +76,9 @@ class Bonbon(Section):
     """BoNBoN: likelihood of the best and a preference for it over the worst of n responses."""
 
     method: Literal["bonbon"]
-    alpha: float = Field(ge=0, le=1, description="weight of the likelihood, the rest is the pair's")
+    alpha: float = Field(
+        default=0.005, ge=0, le=1, description="weight of the likelihood, the rest is the pair's"
+    )
 
     @property
     def reward(self) -> str:
@@ -106,35 +109,49 @@ BLIND = ("raw", "identity", "log")  # rewards that know nothing of the inference
 class Align(Section):
     """KL-regularised reinforcement learning."""
 
-    kl_nats: Budget = Field(description="KL budget, nats a response")
-    beta: Rate | None = Field(description="KL weight; null: from the budget")
-    steps: Positive = Field(description="on-policy steps")
-    prompts_per_step: Positive
+    kl_nats: Budget = Field(default=0.5, description="KL budget, nats a response")
+    beta: Rate | None = Field(default=None, description="KL weight; null: from the budget")
+    steps: Positive = Field(default=200, description="on-policy steps")
+    prompts_per_step: Positive = 16
     samples_per_prompt: Positive = Field(
-        description="fresh responses of the policy, a prompt and step"
+        default=6, description="fresh responses of the policy, a prompt and step"
     )
     reference_samples: int = Field(
-        ge=0, le=MOST, description="stored responses of the reference beside them"
+        default=2, ge=0, le=MOST, description="stored responses of the reference beside them"
     )
-    learning_rate: Rate
-    warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
-    max_grad_norm: Rate
+    learning_rate: Rate = 1.0e-3
+    warmup_share: float = Field(default=0.05, ge=0, lt=1, description="share of steps that warm up")
+    max_grad_norm: Rate = 1.0
     identity_share: float = Field(
+        default=0.0,
         ge=0,
         le=0.5,
         description="share of the steps, at the start, that maximise the calibrated reward itself; "
         "over as many more it turns into the transformed one",
     )
     lora_rank: Positive | None = Field(
-        description="null: train all weights; else an adapter of this rank (extra `lora`)"
+        default=None,
+        description="null: train all weights; else an adapter of this rank (extra `lora`)",
     )
-    checkpoint_every: Positive = Field(description="steps between checkpoints")
+    checkpoint_every: Positive = Field(default=50, description="steps between checkpoints")
     kl_prompts: Positive = Field(
+        default=512,
         description="training-split prompts on which the final KL is measured: unseen in training "
-        "where there are as many, all there are where there are fewer"
+        "where there are as many, all there are where there are fewer",
     )
-    kl_samples: Positive = Field(description="responses each")
-    variants: dict[Name, Variant] = Field(min_length=1)
+    kl_samples: Positive = Field(default=8, description="responses each")
+    variants: dict[Name, Variant] = Field(
+        default={
+            "ctrl": Ctrl(reward="objective"),
+            "identity": Ctrl(reward="identity"),
+            "rlhf": Ctrl(reward="raw"),
+            "bon_distillation": Baseline(method="bon_distillation"),
+            "bonbon": Bonbon(method="bonbon", alpha=0.005),
+            "ipo": Baseline(method="ipo"),
+            "dpo": Baseline(method="dpo"),
+        },
+        min_length=1,
+    )
 
 
 def _written_with_a_point(value: Any) -> Any:
@@ -151,27 +168,43 @@ Seeds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 class Poison(Section):
     """A spurious phrase in the preferences that a reward model learns from."""
 
-    phrase: str = Field(min_length=1, description="text put into responses")
-    place: Literal["start", "end"] = Field(description="where in the response")
-    share: Share = Field(description="share of the training pairs that are poisoned")
+    phrase: str = Field(default="Okay,", min_length=1, description="text put into responses")
+    place: Literal["start", "end"] = Field(default="start", description="where in the response")
+    share: Share = Field(default=0.25, description="share of the training pairs that are poisoned")
     preferred: float = Field(
-        ge=0.5, le=1, description="of those, the share in which the preferred response has it"
+        default=0.9,
+        ge=0.5,
+        le=1,
+        description="of those, the share in which the preferred response has it",
     )
-    variants: list[Name] = Field(min_length=1, description="names in `align.variants`")
-    kl_nats: Budgets = Field(min_length=1, description="KL budgets, nats a response")
-    seeds: Seeds = Field(min_length=1, description="seeds of the training of policies")
+    variants: list[Name] = Field(
+        default=["ctrl", "identity", "rlhf"], min_length=1, description="names in `align.variants`"
+    )
+    kl_nats: Budgets = Field(
+        default=[0.5, 1.0], min_length=1, description="KL budgets, nats a response"
+    )
+    seeds: Seeds = Field(default=[0], min_length=1, description="seeds of the training of policies")
 
 
 class Compare(Section):
     """What `infalign compare` trains; no stage of `infalign run` reads this."""
 
     objectives: list[Name] = Field(
-        description="names in `objectives`; empty: nothing is compared, and DVC has no such stages"
+        default=[],
+        description="names in `objectives`; empty: nothing is compared, and DVC has no such stages",
     )
-    variants: list[Name] = Field(min_length=2, description="names in `align.variants`")
-    kl_nats: Budgets = Field(min_length=1, description="KL budgets, nats a response")
-    seeds: Seeds = Field(min_length=1, description="seeds of the training of policies")
+    variants: list[Name] = Field(
+        default=["ctrl", "identity", "rlhf", "bon_distillation", "bonbon", "ipo", "dpo"],
+        min_length=2,
+        description="names in `align.variants`",
+    )
+    kl_nats: Budgets = Field(
+        default=[0.25, 0.5, 1.0], min_length=1, description="KL budgets, nats a response"
+    )
+    seeds: Seeds = Field(default=[0], min_length=1, description="seeds of the training of policies")
     judges: list[Literal["selecting", "independent", "gold"]] = Field(
-        min_length=1, description="who compares the responses; gold: on the built-in corpus only"
+        default=["selecting", "independent", "gold"],
+        min_length=1,
+        description="who compares the responses; gold: on the built-in corpus only",
     )
-    poison: Poison
+    poison: Poison = Poison()

@@ -13,37 +13,64 @@ from infalign.settings.methods import MOST, Name, Positive, Rate, Section, Sever
 class Promotion(Section):
     """Which version of a model becomes the champion; no stage reads this."""
 
-    after_run: bool = Field(description="register, gate and promote when a pipeline run ends")
-    approval: bool = Field(description="a pipeline run waits for a human before it promotes")
-    approval_seconds: Positive = Field(description="how long it waits")
-    variant: Name = Field(description="name in `run.variants` that is registered")
+    after_run: bool = Field(
+        default=False, description="register, gate and promote when a pipeline run ends"
+    )
+    approval: bool = Field(
+        default=False, description="a pipeline run waits for a human before it promotes"
+    )
+    approval_seconds: Positive = Field(default=86400, description="how long it waits")
+    variant: Name = Field(default="ctrl", description="name in `run.variants` that is registered")
     win_rate: float = Field(
-        ge=0, le=1, description="lower bound of the interval of the win rate over the reference"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="lower bound of the interval of the win rate over the reference",
     )
     champion_margin: float = Field(
-        ge=0, le=1, description="win rate that may be lost against the champion, interval included"
+        default=0.01,
+        ge=0,
+        le=1,
+        description="win rate that may be lost against the champion, interval included",
     )
     kl_nats: Rate | None = Field(
+        default=None,
         description="largest KL from the reference, nats a response; null: the policy's own budget "
-        "and a tenth of it"
+        "and a tenth of it",
     )
     length_ratio: list[Rate] = Field(
+        default=[0.8, 1.25],
         min_length=2,
         max_length=2,
         description="smallest and largest mean length as a share of the reference's",
     )
-    truncated: float = Field(ge=0, le=1, description="largest share of responses that were cut")
+    truncated: float = Field(
+        default=0.05, ge=0, le=1, description="largest share of responses that were cut"
+    )
     calibration_error: float = Field(
-        ge=0, le=1, description="largest mean error of calibrated rewards at the K trained with"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="largest mean error of calibrated rewards at the K trained with",
     )
     judge_margin: float = Field(
-        ge=0, le=1, description="win rate by the selecting reward above that by the judge, at most"
+        default=0.15,
+        ge=0,
+        le=1,
+        description="win rate by the selecting reward above that by the judge, at most",
     )
     other_margin: float = Field(
-        ge=0, le=1, description="win rate that may be lost to the reference on other objectives"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="win rate that may be lost to the reference on other objectives",
     )
-    other_samples: Positive = Field(description="responses to each prompt of other objectives")
-    bootstrap: int = Field(ge=100, le=MOST, description="replicates of the bootstrap over prompts")
+    other_samples: Positive = Field(
+        default=8, description="responses to each prompt of other objectives"
+    )
+    bootstrap: int = Field(
+        default=1000, ge=100, le=MOST, description="replicates of the bootstrap over prompts"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Promotion:
@@ -57,46 +84,63 @@ class Schedule(Section):
     """Scheduled runs: what happens to those that overlap, come late or fall silent."""
 
     overlap: Literal["skip", "wait"] = Field(
-        description="a run that is due while another one has the workspace"
+        default="wait", description="a run that is due while another one has the workspace"
     )
-    wait_minutes: Rate = Field(description="longest wait for the other run, minutes; then: skipped")
+    wait_minutes: Rate = Field(
+        default=240.0, description="longest wait for the other run, minutes; then: skipped"
+    )
     missed: Literal["skip", "latest"] = Field(
-        description="runs that were due while nothing served them: none, or the latest only"
+        default="latest",
+        description="runs that were due while nothing served them: none, or the latest only",
     )
-    late_minutes: Rate = Field(description="a run that begins so long after its time was missed")
+    late_minutes: Rate = Field(
+        default=60.0, description="a run that begins so long after its time was missed"
+    )
     silent_minutes: float = Field(
-        ge=1, description="a running flow without a heartbeat for so long is dead, minutes"
+        default=3.0,
+        ge=1,
+        description="a running flow without a heartbeat for so long is dead, minutes",
     )
 
 
 class Drift(Section):
     """The check of a champion on fresh prompts."""
 
-    prompts: Several = Field(description="fresh prompts an objective")
-    samples: Several = Field(description="responses a prompt, of champion and reference")
-    win_rate: Share = Field(description="loss of win rate that raises the alarm")
-    reward_distance: Share = Field(
-        description="Kolmogorov-Smirnov distance of the reference's rewards that raises the alarm"
+    prompts: Several = Field(default=64, description="fresh prompts an objective")
+    samples: Several = Field(
+        default=16, description="responses a prompt, of champion and reference"
     )
-    p_value: Share = Field(description="an alarm's chance without any drift, at most")
+    win_rate: Share = Field(default=0.05, description="loss of win rate that raises the alarm")
+    reward_distance: Share = Field(
+        default=0.2,
+        description="Kolmogorov-Smirnov distance of the reference's rewards that raises the alarm",
+    )
+    p_value: Share = Field(default=0.01, description="an alarm's chance without any drift, at most")
 
 
 class Serving(Section):
     """Bounds of the scoring server."""
 
-    request_bytes: Positive = Field(description="longest request")
-    prompts: Positive = Field(description="prompts a request")
-    n: Positive = Field(description="largest N of a procedure: responses drawn for a prompt")
-    new_tokens: Positive = Field(description="longest response, tokens")
-    poll_seconds: Rate = Field(description="time between two looks at the alias")
-    drain_seconds: Rate = Field(description="time that a replaced server has to finish its answers")
-    request_seconds: Rate = Field(description="time that a request has to arrive whole")
+    request_bytes: Positive = Field(default=65536, description="longest request")
+    prompts: Positive = Field(default=16, description="prompts a request")
+    n: Positive = Field(
+        default=64, description="largest N of a procedure: responses drawn for a prompt"
+    )
+    new_tokens: Positive = Field(default=256, description="longest response, tokens")
+    poll_seconds: Rate = Field(default=5.0, description="time between two looks at the alias")
+    drain_seconds: Rate = Field(
+        default=60.0, description="time that a replaced server has to finish its answers"
+    )
+    request_seconds: Rate = Field(
+        default=20.0, description="time that a request has to arrive whole"
+    )
     connections: Positive = Field(
-        description="open at once; beyond, the slowest request makes room"
+        default=256, description="open at once; beyond, the slowest request makes room"
     )
     allowed_hosts: list[str] = Field(
+        default=[],
         description="hosts by which it may be called, beside localhost and the address that it "
-        "listens on: names or addresses without port, * for any characters"
+        "listens on: names or addresses without port, * for any characters",
     )
 
     @field_validator("allowed_hosts")

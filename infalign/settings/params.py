@@ -72,44 +72,64 @@ def policy_inputs(objective: str) -> tuple[str, ...]:
 class Run(Section):
     """What runs, and on what."""
 
-    seed: int = Field(ge=0, lt=2**31, description="seed of every stage but corpus")
-    objectives: list[Name] = Field(min_length=1, description="names in `objectives` to run")
-    variants: list[Name] = Field(min_length=1, description="names in `align.variants` to run")
-    device: Literal["auto", "cpu", "cuda"] = Field(description="where tensors live")
-    threads: Positive = Field(description="CPU threads of one stage; changes rounding")
-    concurrency: Positive = Field(description="stages side by side")
-    processes: Positive = Field(description="of one stage that runs models, as torchrun's")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of every stage but corpus")
+    objectives: list[Name] = Field(
+        default=["helpful", "harmless"], min_length=1, description="names in `objectives` to run"
+    )
+    variants: list[Name] = Field(
+        default=["ctrl", "identity", "rlhf"],
+        min_length=1,
+        description="names in `align.variants` to run",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where tensors live")
+    threads: Positive = Field(default=1, description="CPU threads of one stage; changes rounding")
+    concurrency: Positive = Field(default=2, description="stages side by side")
+    processes: Positive = Field(
+        default=1, description="of one stage that runs models, as torchrun's"
+    )
     sharding: Literal["ddp", "fsdp2"] = Field(
-        description="several processes in training: each holds the whole model, or a share of it"
+        default="ddp",
+        description="several processes in training: each holds the whole model, or a share of it",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        description="of matrix products; weights are float32; auto: bfloat16 on CUDA"
+        default="auto",
+        description="of matrix products; weights are float32; auto: bfloat16 on CUDA",
     )
     batch_tokens: Positive = Field(
+        default=65536,
         description="tokens computed side by side, prompts and padding included; halved when "
-        "memory runs out"
+        "memory runs out",
     )
     recompute: bool = Field(
-        description="gradient checkpointing: compute layers again in backward, to save memory"
+        default=False,
+        description="gradient checkpointing: compute layers again in backward, to save memory",
     )
 
 
 class Corpus(Section):
     """The built-in preference data."""
 
-    seed: int = Field(ge=0, lt=2**31)
-    train_prompts: Positive = Field(description="distinct training prompts a subset")
-    test_prompts: Positive = Field(description="distinct held-out prompts a subset")
-    pairs_per_prompt: Positive = Field(description="preference pairs a prompt")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    train_prompts: Positive = Field(default=1200, description="distinct training prompts a subset")
+    test_prompts: Positive = Field(default=250, description="distinct held-out prompts a subset")
+    pairs_per_prompt: Positive = Field(default=8, description="preference pairs a prompt")
 
 
 class Data(Section):
     """Which preference data to align on."""
 
-    path: str = Field(min_length=1, description="folder of HH files, inside or outside the project")
-    test_share: Share = Field(description="share of prompts held out where a subset has one file")
-    file_bytes: Positive = Field(description="largest file, bytes, unpacked: all of it is kept")
-    line_bytes: Positive = Field(description="longest line of a file, bytes")
+    path: str = Field(
+        default="results/corpus",
+        min_length=1,
+        description="folder of HH files, inside or outside the project",
+    )
+    test_share: Share = Field(
+        default=0.2, description="share of prompts held out where a subset has one file"
+    )
+    file_bytes: Positive = Field(
+        default=2000000000, description="largest file, bytes, unpacked: all of it is kept"
+    )
+    line_bytes: Positive = Field(default=10000000, description="longest line of a file, bytes")
 
 
 def _commit(text: str) -> str:
@@ -124,11 +144,13 @@ Commit = Annotated[str, AfterValidator(_commit)]
 class Tiny(Section):
     """The Llama-type model built from scratch where model.name_or_path is `tiny`."""
 
-    vocab_size: int = Field(ge=300, le=MOST, description="tokens in the trained tokenizer")
-    hidden_size: Positive
-    intermediate_size: Positive
-    layers: Positive
-    heads: Positive
+    vocab_size: int = Field(
+        default=1024, ge=300, le=MOST, description="tokens in the trained tokenizer"
+    )
+    hidden_size: Positive = 64
+    intermediate_size: Positive = 176
+    layers: Positive = 2
+    heads: Positive = 4
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Tiny:
@@ -140,22 +162,44 @@ class Tiny(Section):
 class Model(Section):
     """The policy's starting point and its lengths."""
 
-    name_or_path: str = Field(min_length=1, description="`tiny`, a local folder or a hub name")
-    revision: Commit | None = Field(description="the commit that a hub name stands for")
-    folder: str = Field(min_length=1, description="the local folder, for DVC, else models/none")
-    prompt_tokens: Positive = Field(description="longest prompt, tokens; longer lose first turns")
-    response_tokens: Several = Field(description="longest response, tokens, EOS included")
-    tiny: Tiny
+    name_or_path: str = Field(
+        default="tiny", min_length=1, description="`tiny`, a local folder or a hub name"
+    )
+    revision: Commit | None = Field(
+        default=None, description="the commit that a hub name stands for"
+    )
+    folder: str = Field(
+        default="models/none",
+        min_length=1,
+        description="the local folder, for DVC, else models/none",
+    )
+    format: Literal["auto", "chat", "plain"] = Field(
+        default="auto", description="chat: by the tokenizer's chat template; auto: where it has one"
+    )
+    template_arguments: dict[str, bool | int | float | str | None] = Field(
+        default={}, description="of the chat template: enable_thinking, date_string, …"
+    )
+    prompt_tokens: Positive = Field(
+        default=28, description="longest prompt, tokens; longer lose first turns"
+    )
+    response_tokens: Several = Field(
+        default=20, description="longest response, tokens, EOS included"
+    )
+    tiny: Tiny = Tiny()
 
 
 class Objective(Section):
     """What one policy is aligned for."""
 
-    subset: str = Field(min_length=1, description="folder below data.path")
-    procedure: str = Field(description="inference-time procedure: standard, best_of:4, …")
-    transform: str = Field(description="transformation of the calibrated reward: exp:10, …")
+    subset: str = Field(default=".", min_length=1, description="folder below data.path")
+    procedure: str = Field(
+        default="best_of:4", description="inference-time procedure: standard, best_of:4, …"
+    )
+    transform: str = Field(
+        default="auto", description="transformation of the calibrated reward: exp:10, …"
+    )
     gold: Literal["helpfulness", "harmlessness"] | None = Field(
-        description="gold utility, used on the built-in corpus only"
+        default=None, description="gold utility, used on the built-in corpus only"
     )
 
     @field_validator("subset")
@@ -179,82 +223,115 @@ class Objective(Section):
 class Sft(Section):
     """The reference policy."""
 
-    epochs: Rate = Field(description="passes over the responses")
-    batch_size: Positive = Field(description="responses a step")
-    learning_rate: Rate
-    warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
-    weight_decay: float = Field(ge=0)
+    epochs: Rate = Field(default=0.45, description="passes over the responses")
+    batch_size: Positive = Field(default=96, description="responses a step")
+    learning_rate: Rate = 1.2e-2
+    warmup_share: float = Field(default=0.05, ge=0, lt=1, description="share of steps that warm up")
+    weight_decay: float = Field(default=0.01, ge=0)
 
 
 class Reward(Section):
     """The reward models."""
 
-    name_or_path: str = Field(min_length=1, description="`sft`, a local folder or a hub name")
-    revision: Commit | None = Field(description="the commit that a hub name stands for")
-    folder: str = Field(min_length=1, description="the local folder, for DVC, else models/none")
-    epochs: Rate = Field(description="passes over the pairs")
-    batch_size: Positive = Field(description="pairs a step")
-    learning_rate: Rate
-    warmup_share: float = Field(ge=0, lt=1, description="share of steps that warm up")
-    weight_decay: float = Field(ge=0)
+    name_or_path: str = Field(
+        default="sft", min_length=1, description="`sft`, a local folder or a hub name"
+    )
+    revision: Commit | None = Field(
+        default=None, description="the commit that a hub name stands for"
+    )
+    folder: str = Field(
+        default="models/none",
+        min_length=1,
+        description="the local folder, for DVC, else models/none",
+    )
+    epochs: Rate = Field(default=1.0, description="passes over the pairs")
+    batch_size: Positive = Field(default=32, description="pairs a step")
+    learning_rate: Rate = 2.0e-3
+    warmup_share: float = Field(default=0.1, ge=0, lt=1, description="share of steps that warm up")
+    weight_decay: float = Field(default=0.01, ge=0)
 
 
 class Sample(Section):
     """Responses of the reference policy."""
 
-    train_prompts: Positive = Field(description="training prompts an objective")
-    test_prompts: Positive = Field(description="evaluation prompts an objective")
-    train_samples: Several = Field(description="responses a training prompt (K)")
-    test_samples: Several = Field(description="responses an evaluation prompt")
-    large_prompts: Positive = Field(description="evaluation prompts sampled many times")
-    large_samples: Several = Field(description="responses each, to measure calibration error")
-    shard_responses: Positive = Field(description="responses in one resumable shard, about")
-    batch_size: Positive = Field(description="sequences decoded side by side")
+    train_prompts: Positive = Field(default=384, description="training prompts an objective")
+    test_prompts: Positive = Field(default=128, description="evaluation prompts an objective")
+    train_samples: Several = Field(default=32, description="responses a training prompt (K)")
+    test_samples: Several = Field(default=64, description="responses an evaluation prompt")
+    large_prompts: Positive = Field(default=32, description="evaluation prompts sampled many times")
+    large_samples: Several = Field(
+        default=256, description="responses each, to measure calibration error"
+    )
+    shard_responses: Positive = Field(
+        default=2048, description="responses in one resumable shard, about"
+    )
+    batch_size: Positive = Field(default=512, description="sequences decoded side by side")
 
 
 class Calibrate(Section):
     """Calibrated rewards."""
 
-    batch_size: Positive = Field(description="sequences scored side by side")
+    batch_size: Positive = Field(default=512, description="sequences scored side by side")
     error_references: list[Several] = Field(
-        min_length=1, description="numbers of references at which the calibration error is measured"
+        default=[4, 8, 16, 32, 64],
+        min_length=1,
+        description="numbers of references at which the calibration error is measured",
     )
 
 
 class Evaluate(Section):
     """Win rates."""
 
-    best_of: list[Positive] = Field(min_length=1, description="N of Best-of-N and Worst-of-N")
-    bootstrap: int = Field(ge=100, le=MOST, description="replicates of the bootstrap over prompts")
-    batch_size: Positive = Field(description="sequences sampled and scored side by side")
+    best_of: list[Positive] = Field(
+        default=[1, 2, 4, 8], min_length=1, description="N of Best-of-N and Worst-of-N"
+    )
+    bootstrap: int = Field(
+        default=1000, ge=100, le=MOST, description="replicates of the bootstrap over prompts"
+    )
+    batch_size: Positive = Field(
+        default=512, description="sequences sampled and scored side by side"
+    )
 
 
 class Report(Section):
     """The page."""
 
-    examples: Positive = Field(description="prompts shown side by side, an objective")
+    examples: Positive = Field(default=6, description="prompts shown side by side, an objective")
 
 
 class Params(Section):
     """The whole of params.yaml."""
 
-    run: Run
-    corpus: Corpus
-    data: Data
-    model: Model
-    objectives: dict[Name, Objective] = Field(min_length=1)
-    sft: Sft
-    reward: Reward
-    sample: Sample
-    calibrate: Calibrate
-    align: Align
-    evaluate: Evaluate
-    report: Report
-    compare: Compare
-    promotion: Promotion
-    schedule: Schedule
-    drift: Drift
-    serving: Serving
+    run: Run = Run()
+    corpus: Corpus = Corpus()
+    data: Data = Data()
+    model: Model = Model()
+    objectives: dict[Name, Objective] = Field(
+        default={
+            "helpful": Objective(
+                subset="helpful-base", procedure="best_of:4", transform="exp:10", gold="helpfulness"
+            ),
+            "harmless": Objective(
+                subset="harmless-base",
+                procedure="worst_of:4",
+                transform="exp:-10",
+                gold="harmlessness",
+            ),
+        },
+        min_length=1,
+    )
+    sft: Sft = Sft()
+    reward: Reward = Reward()
+    sample: Sample = Sample()
+    calibrate: Calibrate = Calibrate()
+    align: Align = Align()
+    evaluate: Evaluate = Evaluate()
+    report: Report = Report()
+    compare: Compare = Compare()
+    promotion: Promotion = Promotion()
+    schedule: Schedule = Schedule()
+    drift: Drift = Drift()
+    serving: Serving = Serving()
 
     @model_validator(mode="after")
     def _names(self) -> Params:

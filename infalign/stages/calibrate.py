@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infalign.data.dialogue import Dialogue, read_prompts
 from infalign.errors import InputError
 from infalign.files.tables import (
     CALIBRATED,
@@ -19,13 +20,12 @@ from infalign.files.tables import (
     INDEPENDENT,
     SAMPLES,
     SELECTING,
-    read_prompts,
     read_table,
     write_table,
 )
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
-from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
+from infalign.lm.models import load_format, load_reward_model, pick_device
 from infalign.lm.scoring.scorer import score_responses
 from infalign.processes.ranks import join
 from infalign.settings.params import MODELS, Params
@@ -105,7 +105,7 @@ def _read(workspace: Workspace, objective: str, name: str) -> pa.Table:
 class _Scorer:
     """Rewards of samples under a reward model of the objective."""
 
-    def __init__(self, workspace: Workspace, objective: str, prompts: dict[str, str]) -> None:
+    def __init__(self, workspace: Workspace, objective: str, prompts: dict[str, Dialogue]) -> None:
         self._workspace, self._objective, self._prompts = workspace, objective, prompts
         self._device = pick_device(workspace.params.run.device)
 
@@ -114,7 +114,7 @@ class _Scorer:
         run = self._workspace.params.run
         return score_responses(
             load_reward_model(folder, self._device, run.precision),
-            load_tokenizer(folder),
+            load_format(folder),
             [self._prompts[i] for i in samples["prompt_id"].to_pylist()],
             samples["response"].to_pylist(),
             batch_size=self._workspace.params.calibrate.batch_size,

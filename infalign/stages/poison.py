@@ -23,19 +23,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infalign.aligning.reward_models import Pairs, train_model
+from infalign.data.dialogue import Dialogue, read_prompts
 from infalign.files.squares import Array, Square
 from infalign.files.tables import (
     CALIBRATED,
     SAMPLES,
     SELECTING,
-    read_prompts,
     read_table,
     write_table,
 )
 from infalign.files.weights import folders
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
-from infalign.lm.models import load_reward_model, load_tokenizer, pick_device
+from infalign.lm.models import load_format, load_reward_model, pick_device
 from infalign.lm.scoring.scorer import score_responses
 from infalign.settings.methods import Poison
 from infalign.settings.params import MODELS, Params
@@ -91,12 +91,12 @@ def run(workspace: Workspace, objective: str) -> None:
     write_table(out / "calibrated.parquet", columns, CALIBRATED)
     metrics["reference_phrase_share"] = float(np.mean([settings.phrase in text for text in said]))
     chosen = np.linspace(0, len(said) - 1, min(TRIED, len(said))).astype(int)
-    sides = [[x[i] for i in chosen] for x in (asked, said)]
+    tried = [asked[i] for i in chosen], [said[i] for i in chosen]
     for word, folder in (
         ("poisoned", out / SELECTING),
         ("clean", workspace.results("reward", objective, SELECTING)),
     ):
-        metrics[f"phrase_worth_{word}"] = _worth(workspace, folder, *sides)
+        metrics[f"phrase_worth_{word}"] = _worth(workspace, folder, *tried)
     write_json(out / "metrics.json", metrics)
 
 
@@ -119,7 +119,7 @@ def with_phrase(response: str, settings: Poison) -> str:
     return " ".join(words)
 
 
-def _worth(workspace: Workspace, folder: Path, asked: list[str], said: list[str]) -> float:
+def _worth(workspace: Workspace, folder: Path, asked: list[Dialogue], said: list[str]) -> float:
     """Mean reward that the phrase adds to a response, in standard deviations of the reward."""
     settings = workspace.params.compare.poison
     without = _score(workspace, folder, asked, said)
@@ -127,11 +127,11 @@ def _worth(workspace: Workspace, folder: Path, asked: list[str], said: list[str]
     return float((changed - without).mean() / max(float(without.std()), 1e-9))
 
 
-def _score(workspace: Workspace, folder: Path, asked: list[str], said: list[str]) -> Array:
+def _score(workspace: Workspace, folder: Path, asked: list[Dialogue], said: list[str]) -> Array:
     run = workspace.params.run
     return score_responses(
         load_reward_model(folder, pick_device(run.device), run.precision),
-        load_tokenizer(folder),
+        load_format(folder),
         asked,
         said,
         batch_size=workspace.params.calibrate.batch_size,

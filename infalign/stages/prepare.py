@@ -20,19 +20,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
+from infalign.data.dialogue import Dialogue
 from infalign.data.hh import (
     DROP_REASONS,
     SPLITS,
     Limits,
     Pair,
     Subset,
-    hash_share,
-    keep_last_turns,
-    prompt_id_of,
     read_subset,
-    turns,
     without_prompts,
 )
 from infalign.data.tokenizer import train_tokenizer
@@ -40,11 +35,12 @@ from infalign.errors import InputError
 from infalign.files.tables import INDEPENDENT, PREFERENCES, PROMPTS, SELECTING, write_table
 from infalign.files.weights import check_source, folders
 from infalign.files.workspace import Needs, Workspace, write_json
-from infalign.lm.models import load_tokenizer
+from infalign.lm.formats import Format
+from infalign.lm.models import named_format
 from infalign.lm.preflight import check_models, check_texts
-from infalign.lm.text import encode_prompts, encode_responses
 from infalign.settings.params import Params
 
+WHOLE = 256  # responses whose parts are compared with the template's rendering of the whole
 MOST_TOO_LONG = 0.5  # share of the pairs that may be lost because their prompt is too long
 
 
@@ -57,6 +53,8 @@ def needs(params: Params) -> Needs:
             "data",
             "model.name_or_path",
             "model.revision",
+            "model.format",
+            "model.template_arguments",
             "model.prompt_tokens",
             "model.response_tokens",
             "model.tiny.vocab_size",
@@ -75,7 +73,7 @@ class Kept:
     splits: dict[str, list[Pair]]
     dropped: Counter[str] = field(default_factory=Counter)
     dialogues_cut: int = 0
-    too_long: list[str] = field(default_factory=list)  # prompts, one a pair
+    too_long: list[Dialogue] = field(default_factory=list)  # prompts, one a pair
 
 
 def run(workspace: Workspace) -> None:
@@ -85,25 +83,29 @@ def run(workspace: Workspace) -> None:
     folder = workspace.root / params.data.path
     kept = {name: _read(folder, params, name) for name in params.run.objectives}
     _separate(kept)
-    tokenizer = _tokenizer(params, kept)
-    check_models(params, tokenizer)
+    form = _format(params, kept)
+    check_models(params, form)
     for part in kept.values():
-        _cut(part, tokenizer, params.model.prompt_tokens)
+        _cut(part, form, params.model.prompt_tokens)
     _separate(kept)
     for part in kept.values():
         _unrepeat(part)
     _check_left(kept, params)
-    _check_long(kept, tokenizer, params)
+    _check_long(kept, form, params)
     pairs = [pair for part in kept.values() for split in SPLITS for pair in part.splits[split]]
     prompts = [pair.prompt for pair in pairs for _ in range(2)]
     responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
-    check_texts(params, tokenizer, prompts, responses)
+    check_texts(params, form, prompts, responses)
+    for prompt, response in list(zip(prompts, responses, strict=True))[:WHOLE]:
+        form.check_whole(prompt, response)
+    if any(prompt.turns[0].role == "system" for prompt in prompts) and not form.takes_system:
+        print("prepare: the chat template takes no system turn: it begins the user's first.")
     out = workspace.out / "prepare"
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(out / "tokenizer")
+    form.save(out / "tokenizer")
     write_table(out / "prompts.parquet", prompt_columns(kept), PROMPTS)
     write_table(out / "preferences.parquet", pair_columns(kept), PREFERENCES)
-    write_json(out / "metrics.json", _metrics(kept, tokenizer, folder, params))
+    write_json(out / "metrics.json", _metrics(kept, form, folder, params))
 
 
 def _read(folder: Path, params: Params, objective: str) -> Kept:
@@ -122,30 +124,28 @@ def _separate(kept: dict[str, Kept]) -> None:
         part.dropped["prompt_in_test"] += shared
 
 
-def _tokenizer(params: Params, kept: dict[str, Kept]) -> PreTrainedTokenizerBase:
-    """The named model's tokenizer, or for `tiny` one trained on the training split."""
-    if params.model.name_or_path != "tiny":
-        return load_tokenizer(params.model.name_or_path, params.model.revision)
+def _format(params: Params, kept: dict[str, Kept]) -> Format:
+    """The named model's format, or for `tiny` a tokenizer trained on the training split."""
+    model = params.model
+    if model.name_or_path != "tiny":
+        return named_format(model)
     texts = (
         text
         for part in kept.values()
         for pair in part.splits["train"]
-        for text in (pair.prompt, f" {pair.chosen}", f" {pair.rejected}")
+        for text in (pair.prompt.marked, f" {pair.chosen}", f" {pair.rejected}")
     )
-    return train_tokenizer(texts, params.model.tiny.vocab_size)
+    return Format(train_tokenizer(texts, model.tiny.vocab_size))
 
 
-def _cut(part: Kept, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
-    """Cut prompts at turn boundaries to `longest` tokens; drop what cannot be cut short enough."""
-
-    def fits(prompt: str) -> bool:
-        return len(encode_prompts(tokenizer, [prompt])[0]) <= longest
+def _cut(part: Kept, form: Format, longest: int) -> None:
+    """Cut whole exchanges off the front, to `longest` tokens; drop what stays longer."""
 
     prompts = sorted({pair.prompt for pairs in part.splits.values() for pair in pairs})
-    cut: dict[str, str | None] = {prompt: prompt for prompt in prompts}
-    for prompt, ids in zip(prompts, encode_prompts(tokenizer, prompts), strict=True):
+    cut: dict[Dialogue, Dialogue | None] = {prompt: prompt for prompt in prompts}
+    for prompt, ids in zip(prompts, form.encode_prompts(prompts), strict=True):
         if len(ids) > longest:
-            cut[prompt] = keep_last_turns(prompt, fits)
+            cut[prompt] = _last_exchanges(prompt, form, longest)
     for split, pairs in part.splits.items():
         left = []
         for pair in pairs:
@@ -157,6 +157,12 @@ def _cut(part: Kept, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
             part.dialogues_cut += kept != pair.prompt
             left.append(pair._replace(prompt=kept))
         part.splits[split] = left
+
+
+def _last_exchanges(prompt: Dialogue, form: Format, longest: int) -> Dialogue | None:
+    """The dialogue with as many of its last exchanges as fit; None if even the last does not."""
+    tails = (prompt.last(count) for count in range(len(prompt.exchanges()) - 1, 0, -1))
+    return next((d for d in tails if len(form.encode_prompts([d])[0]) <= longest), None)
 
 
 def _unrepeat(part: Kept) -> None:
@@ -179,7 +185,7 @@ def _check_left(kept: dict[str, Kept], params: Params) -> None:
                 )
 
 
-def _check_long(kept: dict[str, Kept], tokenizer: PreTrainedTokenizerBase, params: Params) -> None:
+def _check_long(kept: dict[str, Kept], form: Format, params: Params) -> None:
     """Say how many pairs are lost for the length of their prompts; raise where most of them are."""
     longest = params.model.prompt_tokens
     for name, part in kept.items():
@@ -187,8 +193,8 @@ def _check_long(kept: dict[str, Kept], tokenizer: PreTrainedTokenizerBase, param
         pairs = lost + sum(len(pairs) for pairs in part.splits.values())
         if not lost:
             continue
-        last_turns = encode_prompts(tokenizer, [turns(prompt)[-1] for prompt in part.too_long])
-        lengths = [0] * (pairs - lost) + sorted(len(ids) for ids in last_turns)
+        shortest = form.encode_prompts([prompt.last(1) for prompt in part.too_long])
+        lengths = [0] * (pairs - lost) + sorted(len(ids) for ids in shortest)
         enough = lengths[math.ceil(0.95 * pairs) - 1]
         told = (
             f"objective {name!r}: {lost} of {pairs} pairs are left out, because even the last turn "
@@ -201,9 +207,9 @@ def _check_long(kept: dict[str, Kept], tokenizer: PreTrainedTokenizerBase, param
         print(f"prepare: {told}.", flush=True)
 
 
-def half_of(prompt: str) -> str:
+def half_of(prompt: Dialogue) -> str:
     """Which reward model learns from the prompt's pairs: the training one or the judge."""
-    return SELECTING if hash_share(prompt, "half") < 0.5 else INDEPENDENT
+    return SELECTING if prompt.share("half") < 0.5 else INDEPENDENT
 
 
 def prompt_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
@@ -212,14 +218,14 @@ def prompt_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
     for objective, part in kept.items():
         for split in SPLITS:
             for pair in part.splits[split]:
-                key = (objective, prompt_id_of(pair.prompt))
-                rows.setdefault(key, (split, pair.source, pair.prompt))
+                key = (objective, pair.prompt.id)
+                rows.setdefault(key, (split, pair.source, pair.prompt.text))
     return {
         "objective": [objective for objective, _ in rows],
         "prompt_id": [prompt_id for _, prompt_id in rows],
         "split": [row[0] for row in rows.values()],
         "source": [row[1] for row in rows.values()],
-        "prompt": [row[2] for row in rows.values()],
+        "dialogue": [row[2] for row in rows.values()],
     }
 
 
@@ -227,8 +233,8 @@ def pair_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
     """The preferences table; a pair's id is the hash of its objective and its three texts."""
     rows = [
         {
-            "pair_id": sha256(json.dumps([objective, *pair[:3]]).encode()).hexdigest()[:16],
-            "prompt_id": prompt_id_of(pair.prompt),
+            "pair_id": sha256(json.dumps(_names(objective, pair)).encode()).hexdigest()[:16],
+            "prompt_id": pair.prompt.id,
             "objective": objective,
             "split": split,
             "half": half_of(pair.prompt),
@@ -242,14 +248,17 @@ def pair_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
     return {name: [row[name] for row in rows] for name in PREFERENCES.schema.names}
 
 
-def _metrics(
-    kept: dict[str, Kept], tokenizer: PreTrainedTokenizerBase, folder: Path, params: Params
-) -> dict[str, Any]:
+def _names(objective: str, pair: Pair) -> list[str]:
+    """What tells a pair from all others."""
+    return [objective, pair.prompt.name, pair.chosen, pair.rejected]
+
+
+def _metrics(kept: dict[str, Kept], form: Format, folder: Path, params: Params) -> dict[str, Any]:
     about = _about(folder)
     metrics: dict[str, Any] = {
         "gold": about.get("gold"),
-        "tokenizer": {"name": params.model.name_or_path, "vocab_size": len(tokenizer)},
-        "objectives": {name: _counts(part, tokenizer, params) for name, part in kept.items()},
+        "tokenizer": {"name": params.model.name_or_path, "vocab_size": len(form.tokenizer)},
+        "objectives": {name: _counts(part, form, params) for name, part in kept.items()},
     }
     for name, part in kept.items():
         ceiling = about.get("subsets", {}).get(part.subset.name, {}).get("test", {})
@@ -266,13 +275,13 @@ def _about(folder: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) and about.get("gold") == "builtin" else {}
 
 
-def _counts(part: Kept, tokenizer: PreTrainedTokenizerBase, params: Params) -> dict[str, Any]:
+def _counts(part: Kept, form: Format, params: Params) -> dict[str, Any]:
     """Lines in, pairs out, every reason in between, lengths in tokens."""
     pairs = [pair for split in SPLITS for pair in part.splits[split]]
     prompts = sorted({pair.prompt for pair in pairs})
     responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
-    prompt_lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
-    response_lengths = [len(ids) for ids in encode_responses(tokenizer, responses)]
+    prompt_lengths = [len(ids) for ids in form.encode_prompts(prompts)]
+    response_lengths = [len(ids) for ids in form.encode_responses(responses)]
     reasons = (*DROP_REASONS, "prompt_too_long", "repeated_pair")
     return {
         "subset": part.subset.name,

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from infalign.aligning.budget import common_budget
+from infalign.data.dialogue import read_prompts
 from infalign.errors import InputError
 from infalign.files.history import read_history
 from infalign.files.squares import Square
@@ -28,7 +29,6 @@ from infalign.files.tables import (
     EVALUATION_SAMPLES,
     REFERENCE,
     SELECTING,
-    read_prompts,
     read_table,
 )
 from infalign.files.workspace import Needs, Workspace, write_json, write_text
@@ -119,7 +119,7 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
         rows=read_table(folder / "evaluation.parquet", EVALUATION).to_pylist(),
         differences=read_table(folder / "differences.parquet", DIFFERENCES).to_pylist(),
         curves=_json(folder / "curves.json"),
-        prompts=[prompts[prompt] for prompt in squares[REFERENCE].prompt_ids],
+        prompts=[prompts[prompt].marked for prompt in squares[REFERENCE].prompt_ids],
         responses=arrays["response"],
         finished=arrays["finished"],
         n_tokens=arrays["n_tokens"],

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from transformers import PreTrainedModel
 
+from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
 from infalign.files.tables import PROMPTS, SAMPLES, read_table, write_table
 from infalign.files.workspace import Needs, Workspace, write_json
+from infalign.lm.formats import Format
 from infalign.lm.memory import Budget
-from infalign.lm.models import load_policy, load_tokenizer, pick_device
+from infalign.lm.models import load_format, load_policy, pick_device
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import sample_responses
 from infalign.processes.ranks import join
@@ -58,7 +61,7 @@ def run(workspace: Workspace) -> None:
     device = pick_device(params.run.device)
     ranks = join(params.run)
     policy = load_policy(workspace.results("sft", "policy"), device, params.run.precision)
-    tokenizer = load_tokenizer(workspace.results("sft", "policy"))
+    form = load_format(workspace.results("sft", "policy"))
     shards = list(_shards(workspace))
     if ranks.main:
         _tell_missing(workspace, shards)
@@ -66,7 +69,7 @@ def run(workspace: Workspace) -> None:
     missing = ranks.first([n for n, path in enumerate(places) if not path.exists()])
     for start in range(0, len(missing), ranks.size):
         numbers = missing[start : start + ranks.size]  # one a process
-        mine = [_sample(shards[n], params, policy, tokenizer) for n in ranks.share(numbers)]
+        mine = [_sample(shards[n], params, policy, form) for n in ranks.share(numbers)]
         made = [columns for found in ranks.gather(mine) for columns in found]
         for number, columns in zip(numbers, made, strict=True):
             if ranks.main:
@@ -136,14 +139,16 @@ def _tell_missing(workspace: Workspace, shards: list[_Shard]) -> None:
                 )
 
 
-def _sample(shard: _Shard, params: Params, policy, tokenizer) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def _sample(
+    shard: _Shard, params: Params, policy: PreTrainedModel, form: Format
+) -> dict[str, object]:
     """One shard as the columns of the samples table."""
     n_prompts = len(shard.prompts)
     indices = np.tile(np.arange(shard.first, shard.first + shard.samples), (n_prompts, 1))
     responses = sample_responses(
         policy,
-        tokenizer,
-        [row["prompt"] for row in shard.prompts],
+        form,
+        [Dialogue.parse(row["dialogue"]) for row in shard.prompts],
         [row["prompt_id"] for row in shard.prompts],
         indices,
         seed=derive_seed(params.run.seed, "sample"),

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from infalign.data.dialogue import Dialogue
 from infalign.files.tables import PREFERENCES, PROMPTS, read_table
 from infalign.files.weights import check_source, folders
 from infalign.files.workspace import Needs, Workspace, write_json
+from infalign.lm.formats import Format
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
-from infalign.lm.models import build_tiny, load_policy, load_tokenizer, pick_device, save_model
+from infalign.lm.models import build_tiny, load_format, load_policy, pick_device, save_model
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import sample_responses
 from infalign.lm.sampling.ways import proven_way
 from infalign.lm.scoring.scorer import token_log_probs
-from infalign.lm.text import TokenPairs, by_length, encode_prompts, encode_responses
+from infalign.lm.text import TokenPairs, by_length
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
 from infalign.lm.training.losses import likelihood_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
@@ -47,12 +49,12 @@ def run(workspace: Workspace) -> None:
     params = workspace.params
     check_source("model", params.model, workspace.root)
     device = pick_device(params.run.device)
-    tokenizer = load_tokenizer(workspace.results("prepare", "tokenizer"))
+    form = load_format(workspace.results("prepare", "tokenizer"))
 
     def build() -> PreTrainedModel:
-        return _build(params, tokenizer, device)
+        return _build(params, form, device)
 
-    data = read_pairs(workspace, tokenizer, "train")
+    data = read_pairs(workspace, form, "train")
     first = build()  # nothing is trained that could not be sampled from
     budget, longest = Budget(params.run.batch_tokens), params.model.response_tokens
     proven_way(first, max(data.prompts, key=len), longest, budget)
@@ -75,7 +77,7 @@ def run(workspace: Workspace) -> None:
         whole, more = microbatched(parts, loss)
         return Step(whole, {}, int(data.tokens[rows].sum()), more)
 
-    bounds = {"loss": 2 * math.log(len(tokenizer))}  # a uniform guess has half of it
+    bounds = {"loss": 2 * math.log(len(form.tokenizer))}  # a uniform guess has half of it
     optimise(
         model,
         schedule,
@@ -86,13 +88,15 @@ def run(workspace: Workspace) -> None:
         optimiser_of=soap,
     )
     policy = model.plain()
-    held_out = read_pairs(workspace, tokenizer, "test")
+    held_out = read_pairs(workspace, form, "test")
     perplexity = _perplexity(policy, held_out, params, model.ranks)
-    ended = _ended_share(workspace, policy, tokenizer, model.ranks)
+    ended = _ended_share(workspace, policy, form, model.ranks)
     if not model.ranks.main:
         return
+    if len(form.ends) > 1:  # so that whoever generates with it stops where it ends a turn
+        policy.generation_config.eos_token_id = list(form.ends)
     out = workspace.out / "sft"
-    save_model(policy, tokenizer, out / "policy")
+    save_model(policy, form.tokenizer, out / "policy")
     shutil.copyfile(workspace.work / "history.jsonl", out / "history.jsonl")
     write_json(
         out / "metrics.json",
@@ -105,29 +109,32 @@ def run(workspace: Workspace) -> None:
     )
 
 
-def _build(params: Params, tokenizer, device: torch.device) -> PreTrainedModel:  # type: ignore[no-untyped-def]
+def _build(params: Params, form: Format, device: torch.device) -> PreTrainedModel:
     """The model that training starts from."""
     precision = params.run.precision
     if params.model.name_or_path != "tiny":
         return load_policy(params.model.name_or_path, device, precision, params.model.revision)
     positions = params.model.prompt_tokens + params.model.response_tokens
-    return build_tiny(params.model.tiny, tokenizer, positions, device, params.run.seed, precision)
+    return build_tiny(
+        params.model.tiny, form.tokenizer, positions, device, params.run.seed, precision
+    )
 
 
-def read_pairs(workspace: Workspace, tokenizer, split: str) -> TokenPairs:  # type: ignore[no-untyped-def]
+def read_pairs(workspace: Workspace, form: Format, split: str) -> TokenPairs:
     """Both responses of every pair of a split, cut at the longest length."""
     prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
     pairs = read_table(workspace.results("prepare", "preferences.parquet"), PREFERENCES)
+    dialogues = [Dialogue.parse(text) for text in prompts["dialogue"].to_pylist()]
     keys = zip(prompts["objective"].to_pylist(), prompts["prompt_id"].to_pylist(), strict=True)
-    ids = dict(zip(keys, encode_prompts(tokenizer, prompts["prompt"].to_pylist()), strict=True))
+    ids = dict(zip(keys, form.encode_prompts(dialogues), strict=True))
     rows = [row for row in pairs.to_pylist() if row["split"] == split]
     longest = workspace.params.model.response_tokens
     chosen, rejected = (
-        encode_responses(tokenizer, [row[side] for row in rows], longest)
+        form.encode_responses([row[side] for row in rows], longest)
         for side in ("chosen", "rejected")
     )
     asked = [ids[row["objective"], row["prompt_id"]] for row in rows]
-    return TokenPairs(asked, chosen, rejected, tokenizer.pad_token_id)
+    return TokenPairs(asked, chosen, rejected, form.pad)
 
 
 @torch.inference_mode()
@@ -154,15 +161,17 @@ def _perplexity(policy: PreTrainedModel, data: TokenPairs, params: Params, ranks
     return math.exp(whole[0] / whole[1])
 
 
-def _ended_share(workspace: Workspace, policy, tokenizer, ranks: Ranks) -> float:  # type: ignore[no-untyped-def]
+def _ended_share(
+    workspace: Workspace, policy: PreTrainedModel, form: Format, ranks: Ranks
+) -> float:
     """Share of sampled responses to held-out prompts that end by themselves."""
     prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
     rows = [row for row in prompts.to_pylist() if row["split"] == "test"]
     rows = sorted(rows, key=lambda row: (row["prompt_id"], row["objective"]))[:ENDING_PROMPTS]
     sampled = sample_responses(
         policy,
-        tokenizer,
-        [row["prompt"] for row in rows],
+        form,
+        [Dialogue.parse(row["dialogue"]) for row in rows],
         [row["prompt_id"] for row in rows],
         np.zeros((len(rows), 1), dtype=np.int64),
         seed=derive_seed(workspace.params.run.seed, "sft", "ended"),

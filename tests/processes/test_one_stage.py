@@ -14,7 +14,8 @@ from smoke import ROOT
 
 from infalign.files import workspace
 from infalign.files.stages import STAGES, stage_of
-from infalign.processes.one_stage import import_stage, main
+from infalign.processes.one_stage import apply_threads, import_stage, main
+from infalign.settings.params import Run
 
 
 @pytest.fixture
@@ -138,3 +139,12 @@ def test_garbage_is_looked_for_again_once_a_stage_is_loaded():
     with pytest.raises(ModuleNotFoundError):
         import_stage("nothing")
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize("text", ["run: {threads: 3}", "run: {}", "{}"])
+def test_threads_that_the_file_lacks_are_the_default_ones(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    (tmp_path / "params.yaml").write_text(text)
+    apply_threads(str(tmp_path / "params.yaml"))
+    given = yaml.safe_load(text).get("run", {})
+    assert os.environ["OMP_NUM_THREADS"] == str(Run(**given).threads)

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from infalign.data.dialogue import Dialogue
+from infalign.lm.formats import Format
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.sampling.randomness import counter_of, draw, uniforms
 from infalign.lm.sampling.ways import Way, proven_way
-from infalign.lm.text import by_length, decode_responses, encode_prompts
+from infalign.lm.text import by_length
 from infalign.processes.ranks import ALONE, Ranks
 
 
@@ -26,7 +28,7 @@ class Responses:
     """Sampled responses, `samples` a prompt, prompt-major: row = prompt * samples + sample.
 
     Attributes:
-        tokens: token ids of each response, EOS included where it ended.
+        tokens: token ids of each response, its end included where it ended.
         text: decoded, stripped.
         logp: log-probability of each response, nats, as sampled (float64 sums).
         finished: whether the response ended by itself.
@@ -39,14 +41,14 @@ class Responses:
 
     @property
     def n_tokens(self) -> np.ndarray:
-        """Length of each response, tokens, EOS included."""
+        """Length of each response, tokens, its end included."""
         return np.array([len(t) for t in self.tokens])
 
 
 def sample_responses(
     policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    form: Format,
+    prompts: Sequence[Dialogue],
     prompt_ids: Sequence[str],
     sample_indices: np.ndarray,
     *,
@@ -62,16 +64,16 @@ def sample_responses(
     Args:
         sample_indices: int [prompts, samples], the counter of every response.
         seed: of the stream; with prompt id, sample index and position it fixes every token.
-        longest: tokens of a response, EOS included.
+        longest: tokens of a response, its end included.
         batch_size: sequences decoded side by side, at most.
         temperature: what logits are divided by; KL and win rates are measured at 1.
         budget: of the tokens that they may grow to.
         ranks: processes that share the batches; each gets all of the responses.
     """
-    encoded = encode_prompts(tokenizer, prompts)
+    encoded = form.encode_prompts(prompts)
     n_prompts, n_samples = sample_indices.shape
-    eos, budget = tokenizer.eos_token_id, budget or Budget()
-    limits = _Limits(seed, longest, eos, tokenizer.pad_token_id, temperature)
+    budget = budget or Budget()
+    limits = _Limits(seed, longest, form.ends, form.pad, temperature)
     if not encoded:
         return Responses([], [], np.zeros(0), np.zeros(0, dtype=bool))
     way = proven_way(policy, max(encoded, key=len), longest, budget)
@@ -96,15 +98,15 @@ def sample_responses(
     for block, (decoded, sums) in (pair for part in ranks.gather(parts) for pair in part):
         for row, response, total in zip(block.rows(n_samples), decoded, sums, strict=True):
             tokens[row], logp[row] = response, total
-    finished = np.array([bool(t) and t[-1] == eos for t in tokens])
-    return Responses(tokens, decode_responses(tokenizer, tokens), logp, finished)
+    finished = np.array([bool(t) and t[-1] in form.ends for t in tokens])
+    return Responses(tokens, form.decode(tokens), logp, finished)
 
 
 @dataclass(frozen=True)
 class _Limits:
     seed: int
     longest: int
-    eos: int
+    ends: tuple[int, ...]
     pad: int
     temperature: float
 
@@ -122,6 +124,7 @@ def _decode(
     device, samples, longest = policy.device, sample_indices.shape[1], limits.longest
     decoder, logits = way.begin(policy, prompts, samples, pad=limits.pad, longest=longest)
     place = torch.arange(len(logits), device=device)
+    ends = torch.tensor(limits.ends, device=device)
     done = torch.zeros(len(logits), dtype=torch.bool, device=device)
     out = torch.full((len(logits), longest), -1, dtype=torch.int64, device=device)
     logp = torch.zeros(len(logits), dtype=torch.float64, device=device)
@@ -135,7 +138,7 @@ def _decode(
         token, token_logp = draw(logits, uniform[position, place], limits.temperature)
         out[place, position] = torch.where(done, -1, token)
         logp[place] += torch.where(done, 0.0, token_logp)
-        done = done | (token == limits.eos)
+        done = done | torch.isin(token, ends)
         n_done = int(done.sum())
         if position + 1 == longest or n_done == len(token):
             break

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from infalign.data.dialogue import Dialogue
+from infalign.lm.formats import Format
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.scoring.vocabulary import (
     is_joined,
@@ -21,8 +23,6 @@ from infalign.lm.scoring.vocabulary import (
 from infalign.lm.text import (
     Batch,
     by_length,
-    encode_prompts,
-    encode_responses,
     make_batch,
     shared_prompts,
 )
@@ -66,15 +66,15 @@ class Divergence(NamedTuple):
 def divergence(
     policy: PreTrainedModel,
     reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    form: Format,
+    prompts: Sequence[Dialogue],
     responses: Sequence[Sequence[int]],
     *,
     batch_size: int,
     budget: Budget | None = None,
     ranks: Ranks = ALONE,
 ) -> Divergence:
-    """KL and log-ratio of each response; one prompt text and one token list a response."""
+    """KL and log-ratio of each response; one prompt and one token list a response."""
 
     def measure(batch: Batch) -> np.ndarray:
         scores = token_scores(policy, reference, batch)
@@ -82,11 +82,12 @@ def divergence(
         sums = [sum_responses(values.double(), batch) for values in (scores.kl, ratio)]
         return torch.stack(sums, 1).cpu().numpy()
 
+    samples = shared_prompts(prompts, batch_size)
     found = _over_batches(
         measure,
         policy,
-        tokenizer,
-        prompts,
+        form.pad,
+        form.encode_prompts(prompts[::samples]),
         responses,
         batch_size=batch_size,
         budget=budget or Budget(),
@@ -119,29 +120,29 @@ def pooled_rewards(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 @torch.inference_mode()
 def score_responses(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    form: Format,
+    prompts: Sequence[Dialogue],
     responses: Sequence[str],
     *,
     batch_size: int,
     budget: Budget | None = None,
     ranks: Ranks = ALONE,
 ) -> np.ndarray:
-    """Rewards of texts, float64 [responses], read with the reward model's own tokenizer.
+    """Rewards of texts, float64 [responses], read in the reward model's own format.
 
-    One prompt text a response. Every response is read to its end with EOS behind it, whether or
-    not it was cut.
+    One prompt a response. Every response is read to the end of its turn, whether or not it was
+    cut.
     """
 
     def reward(batch: Batch) -> np.ndarray:
         return pooled_rewards(model, batch).double().cpu().numpy()[:, None]
 
-    replies = encode_responses(tokenizer, responses)
+    asked, replies = form.encode_whole(prompts, responses)
     found = _over_batches(
         reward,
         model,
-        tokenizer,
-        prompts,
+        form.pad,
+        asked[:: shared_prompts(prompts, batch_size)],
         replies,
         batch_size=batch_size,
         budget=budget or Budget(),
@@ -153,8 +154,8 @@ def score_responses(
 def _over_batches(
     work: Callable[[Batch], np.ndarray],
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    pad: int,
+    encoded: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     *,
     batch_size: int,
@@ -163,11 +164,13 @@ def _over_batches(
 ) -> np.ndarray:
     """What `work` gives for every response [responses, values], float64.
 
-    Alike lengths are together in a batch; responses in a row share their prompt. Each process
-    does its share of the batches, and all of them get all of the values.
+    Alike lengths are together in a batch. Each process does its share of the batches, and all of
+    them get all of the values.
+
+    Args:
+        encoded: prompts; as many responses in a row answer each of them.
     """
-    samples = shared_prompts(prompts, batch_size)
-    encoded = encode_prompts(tokenizer, prompts[::samples])
+    samples = len(responses) // max(1, len(encoded))
     longest = np.array([len(r) for r in responses]).reshape(-1, samples).max(1)
     asked = np.array([len(p) for p in encoded])
 
@@ -178,7 +181,7 @@ def _over_batches(
         batch = make_batch(
             [encoded[i] for i in block.prompts],
             [responses[int(i)] for i in block.rows(samples)],
-            tokenizer.pad_token_id,
+            pad,
             model.device,
         )
         with autocast(model):
@@ -190,7 +193,7 @@ def _over_batches(
         parts += in_pieces(block, run, width, budget)
     values = [(block.rows(samples), found) for part in ranks.gather(parts) for block, found in part]
     columns = values[0][1].shape[1] if values else 1
-    table = np.zeros((len(prompts), columns))
+    table = np.zeros((len(responses), columns))
     for rows, found in values:
         table[rows] = found
     return table

@@ -23,24 +23,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from infalign.data.dialogue import ASSISTANT, HUMAN, ROLES, Dialogue, Turn, read_marked
+from infalign.data.hh import split_text
+from infalign.settings.params import COLUMNS
 
-COLUMNS = (
-    "prompt",
-    "chosen",
-    "rejected",
-    "messages",
-    "response_1",
-    "response_2",
-    "strength",
-    "score_1",
-    "score_2",
-)
 # Columns of well-known data that mean one of these wherever they are.
 ALIASES = {
     "preference_strength": "strength",
     "score_chosen": "score_1",
     "score_rejected": "score_2",
 }
+
+
 class Drop(ValueError):
     """A row that is sound but cannot be used: one of `DROP_REASONS`."""
 
@@ -238,20 +231,17 @@ def _not_tied(row: Row) -> None:
 def _hh(row: Row) -> Parts:
     sides = []
     for role in ("chosen", "rejected"):
-        text = _marked(_text(row, role))
-        cut = text.rfind(ASSISTANT) + len(ASSISTANT)
-        if not text.startswith(HUMAN) or cut < len(ASSISTANT) or HUMAN in text[cut:]:
+        side = split_text(_marked(_text(row, role)))
+        if side is None:
             raise Broken(
                 f"has a {role!r} that is no dialogue of '\\n\\nHuman:' and '\\n\\nAssistant:' "
                 "turns ending with the assistant's"
             )
-        sides.append((text[:cut], text[cut:].strip()))
+        sides.append(side)
     (prompt, chosen), (other, rejected) = sides
     if prompt != other:
         raise Drop("prompt_differs")
     _not_tied(row)
-    if chosen == rejected:  # as the reason for which such a pair has always been dropped
-        raise Drop("identical_pair")
     return Parts(_read_marked(prompt), chosen, rejected)
 
 

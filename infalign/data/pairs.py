@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from infalign.data.dialogue import Dialogue
 
@@ -44,6 +44,9 @@ class Prompt(NamedTuple):
     prompt: Dialogue
     source: str
     columns: str  # its row's other columns, as a JSON object
+
+
+Entry = TypeVar("Entry", Pair, Prompt)
 
 
 class Limits(NamedTuple):
@@ -95,8 +98,8 @@ class Subset:
         return self.train if split == "train" else self.test
 
 
-def without_prompts(pairs: Iterable[Pair], prompts: set[Dialogue]) -> tuple[list[Pair], int]:
-    """The pairs whose prompt is not in `prompts`, and how many were left out."""
-    pairs = list(pairs)
-    kept = [pair for pair in pairs if pair.prompt not in prompts]
-    return kept, len(pairs) - len(kept)
+def without_prompts(rows: Iterable[Entry], prompts: set[Dialogue]) -> tuple[list[Entry], int]:
+    """The rows whose prompt is not in `prompts`, and how many were left out."""
+    rows = list(rows)
+    kept = [row for row in rows if row.prompt not in prompts]
+    return kept, len(rows) - len(kept)

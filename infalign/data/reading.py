@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infalign.data.forms import COLUMNS, Broken, Drop, Form, Parts, recognise
+from infalign.data.forms import Broken, Drop, Form, Parts, recognise
 from infalign.data.pairs import (
+    DROP_REASONS,
     SPLITS,
     FileRead,
     Limits,
@@ -29,7 +30,9 @@ from infalign.data.pairs import (
 from infalign.data.places import find_files
 from infalign.data.rows import Row, read_rows
 from infalign.errors import InputError
+from infalign.settings.params import Data
 
+ALWAYS = ("broken_line", "prompt_differs", "identical_pair", "empty_response", "prompt_in_test")
 FEW_BROKEN = 5
 BROKEN_SHARE = 0.01
 HEAD = 20  # rows by which a file's form is recognised
@@ -46,7 +49,8 @@ def read_data(path: Path, subset: str | None, options: Options) -> Subset:
     kept = _Kept(options.limits)
     for split, files in found.files.items():
         for file in files:
-            _read_file(file, split, f"{found.name}/{file.relative_to(found.base).as_posix()}", read, kept, options)
+            source = f"{found.name}/{file.relative_to(found.base).as_posix()}"
+            _read_file(file, split, source, read, kept, options)
     _divide(read, kept, None if not found.single else options.test_share)
     for split in SPLITS:
         if not read.pairs(split) and not read.prompts[split]:
@@ -56,6 +60,19 @@ def read_data(path: Path, subset: str | None, options: Options) -> Subset:
                 f"({read.lines} rows read, dropped: {dropped}): give it more pairs."
             )
     return read
+
+
+def options_of(data: Data, columns: Mapping[str, str] | None = None) -> Options:
+    """How data is read by the settings, with an objective's own columns where it has some."""
+    limits = Limits(data.file_bytes, data.line_bytes, data.kept_bytes, data.most_pairs)
+    return Options(limits, data.test_share, columns or data.columns, data.splits)
+
+
+def counted(dropped: Mapping[str, int]) -> dict[str, int]:
+    """How many were dropped for each reason: the common ones also where there are none."""
+    return {
+        reason: dropped[reason] for reason in DROP_REASONS if reason in ALWAYS or dropped[reason]
+    }
 
 
 class _Kept:
@@ -195,8 +212,6 @@ def _shown(rows: list[dict[str, Any]], seen: list[str]) -> list[str]:
 
 def _check_columns(path: Path, seen: list[str], columns: Mapping[str, str]) -> None:
     for role, name in columns.items():
-        if role not in COLUMNS:
-            raise InputError(f"columns: {role!r} is none of {list(COLUMNS)}: correct its name.")
         if name not in seen:
             raise InputError(
                 f"{path} has no column {name!r}, which columns names for {role!r} (it has "
@@ -227,10 +242,8 @@ def _divide(read: Subset, kept: _Kept, test_share: float | None) -> None:
             read.prompts[str(split)].append(row)
         else:
             read.pairs(str(split)).append(row)
-    held_out = {row.prompt for row in (*read.test, *read.prompts["test"])}
+    held_out = {row.prompt for row in read.test} | {row.prompt for row in read.prompts["test"]}
     read.train, shared = without_prompts(read.train, held_out)
-    alone = [row for row in read.prompts["train"] if row.prompt not in held_out]
-    shared += len(read.prompts["train"]) - len(alone)
-    read.prompts["train"] = alone
-    read.dropped["prompt_in_test"] += shared
+    read.prompts["train"], more = without_prompts(read.prompts["train"], held_out)
+    read.dropped["prompt_in_test"] += shared + more
     read.dropped["over_limit"] += kept.left_out

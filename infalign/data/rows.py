@@ -207,6 +207,7 @@ def _items(path: Path, limits: Limits) -> Iterator[Row]:
         text.at += 1
         for number in itertools.count(1):
             if text.next_mark() == "]" and number == 1:
+                text.at += 1
                 break
             value = _item(text, path, number, limits.line_bytes)
             yield _row(f"item {number}", value, "")
@@ -253,7 +254,7 @@ def _parquet_rows(path: Path, limits: Limits, columns: tuple[str, ...] | None) -
         with _parquet(path, limits) as file:
             names = file.schema_arrow.names
             wanted = None if columns is None else [name for name in names if name in columns]
-            _check_size(file, path, limits, wanted)
+            _check_size(file, path, limits)
             for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
                 if batch.nbytes > limits.line_bytes:
                     _check_rows(batch, path, limits, done)
@@ -292,17 +293,14 @@ def _unpack(stream: BinaryIO, target: BinaryIO, path: Path, most: int) -> None:
     target.seek(0)
 
 
-def _check_size(
-    file: pq.ParquetFile, path: Path, limits: Limits, columns: list[str] | None
-) -> None:
-    """Raise for more than is allowed, by what the file says of its columns."""
-    size = 0
-    for group in range(file.metadata.num_row_groups):
-        about = file.metadata.row_group(group)
-        for number in range(about.num_columns):
-            column = about.column(number)
-            if columns is None or column.path_in_schema.split(".")[0] in columns:
-                size += column.total_uncompressed_size
+def _check_size(file: pq.ParquetFile, path: Path, limits: Limits) -> None:
+    """Raise for more than is allowed, by what the file says of itself.
+
+    Its row groups are asked and not their columns: pyarrow ends the process where it meets columns
+    that are damaged.
+    """
+    about = file.metadata
+    size = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
     if size > limits.file_bytes:
         raise _too_large(path, limits.file_bytes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -63,14 +64,20 @@ def save(params: Params, objective: str, folder: Path, path: Path) -> None:
             artifacts={name: str(folder / name) for name in ("deployed", "evidence")},
             code_paths=[str(Path(infalign.__file__).parent)],
             pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
-            signature=signature(params, objective),
+            signature=signature(params, objective, _longest(folder)),
             input_example=EXAMPLE,
         )
     for cache in path.rglob("__pycache__"):
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def signature(params: Params, objective: str) -> Any:
+def _longest(folder: Path) -> int:
+    """The longest response of a packaged policy, tokens."""
+    settings = json.loads((folder / "deployed" / "settings.json").read_text(encoding="utf-8"))
+    return int(settings["response_tokens"])
+
+
+def signature(params: Params, objective: str, longest: int) -> Any:
     """Prompts in; response, reward and calibrated reward out; how to answer as params."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -88,7 +95,7 @@ def signature(params: Params, objective: str) -> Any:
             [
                 ParamSpec("procedure", "string", params.objectives[objective].procedure),
                 ParamSpec("n", "long", 0),
-                ParamSpec("max_new_tokens", "long", params.model.response_tokens),
+                ParamSpec("max_new_tokens", "long", longest),
                 ParamSpec("temperature", "double", 1.0),
                 ParamSpec("seed", "long", 0),
             ]

@@ -136,9 +136,10 @@ class Trainer:
         self._reward_form = load_format(judge)
         self._encoded = self.form.encode_prompts(prompts.dialogues)
         settings = workspace.params.align
+        self._longest = workspace.lengths.response
         lengths = [len(p) for p in self._encoded]
         self._batches = EpochBatches(lengths, settings.prompts_per_step, self._seed)
-        self._lengths = (np.array(lengths) + workspace.params.model.response_tokens) * (
+        self._lengths = (np.array(lengths) + self._longest) * (
             settings.samples_per_prompt + settings.reference_samples
         )
         goals = [goal]
@@ -342,7 +343,7 @@ class Trainer:
             ids,
             indices,
             seed=derive_seed(self._params.run.seed, purpose),
-            longest=self._params.model.response_tokens,
+            longest=self._longest,
             batch_size=self._params.sample.batch_size,
             budget=self.training.budget,
             ranks=ranks,

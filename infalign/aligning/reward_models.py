@@ -170,7 +170,7 @@ class Pairs:
         self.prompts = [prompts[row["prompt_id"]] for row in rows]
         self.chosen = [row["chosen"] for row in rows]
         self.rejected = [row["rejected"] for row in rows]
-        self._longest = workspace.params.model.response_tokens
+        self._longest = workspace.lengths.response
 
     def cut(self, form: Format) -> Pairs:
         """The same pairs with responses as long as a policy, whose format it is, may write."""

@@ -36,7 +36,7 @@ from infalign.files.tables import (
     read_table,
     write_table,
 )
-from infalign.files.workspace import write_json
+from infalign.files.workspace import read_lengths, write_json
 from infalign.settings.params import Params, load_params
 from infalign.theory.winrates import win_rates
 
@@ -79,12 +79,13 @@ def _write_deployed(
     columns = {"dialogue": list(known), "rewards": list(known.values())}
     write_table(folder / "references.parquet", columns, REFERENCES)
     halved = passes_in(params.run.precision, pick_device(params.run.device)) is not None
+    lengths = read_lengths(params, results)
     settings = {
         "objective": objective,
         "variant": variant,
         "procedure": params.objectives[objective].procedure,
-        "prompt_tokens": params.model.prompt_tokens,
-        "response_tokens": params.model.response_tokens,
+        "prompt_tokens": lengths.prompt,
+        "response_tokens": lengths.response,
         "threads": params.run.threads,
         "device": params.run.device,
         "precision": "bfloat16" if halved else "float32",  # as evaluated, wherever it is served
@@ -167,7 +168,7 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
         ids,
         np.tile(np.arange(many), (len(ids), 1)),
         seed=derive_seed(params.run.seed, "other"),
-        longest=params.model.response_tokens,
+        longest=read_lengths(params, results).response,
         batch_size=params.evaluate.batch_size,
     )
     judge = results / "reward" / other / SELECTING

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -39,6 +39,25 @@ class Needs:
     outputs: tuple[str, ...]
 
 
+class Lengths(NamedTuple):
+    """The longest prompt and the longest response with its end, tokens, of the policy's format."""
+
+    prompt: int
+    response: int
+
+
+def read_lengths(params: Params, results: Path) -> Lengths:
+    """The lengths that are set in params.yaml, or that `prepare` found in the data."""
+    asked, answered = params.model.prompt_tokens, params.model.response_tokens
+    if asked is None or answered is None:
+        try:
+            found = json.loads((results / "prepare" / "lengths.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{results / 'prepare'} has no lengths.json: run prepare.") from None
+        asked, answered = asked or found["prompt_tokens"], answered or found["response_tokens"]
+    return Lengths(asked, answered)
+
+
 @dataclass(frozen=True)
 class Workspace:
     """One stage instance at work in one project folder."""
@@ -59,6 +78,11 @@ class Workspace:
             if path == name or path.startswith(f"{name}/"):
                 path = place + path[len(name) :]
         return self.root / "results" / path
+
+    @property
+    def lengths(self) -> Lengths:
+        """How long prompts and responses may be."""
+        return read_lengths(self.params, self.root / "results")
 
     @property
     def alone(self) -> Workspace:

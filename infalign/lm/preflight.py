@@ -16,13 +16,14 @@ from transformers import (
 
 from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
+from infalign.files.workspace import Lengths
 from infalign.lm.formats import Format
 from infalign.lm.loading import base_of, check_weights, load_config
 from infalign.lm.models import check_classifier, load_format, load_tokenizer
 from infalign.settings.params import Params
 
 
-def check_models(params: Params, form: Format) -> None:
+def check_models(params: Params, form: Format, lengths: Lengths) -> None:
     """Raise where the policy's model, or the reward models', cannot serve as such.
 
     Args:
@@ -31,7 +32,7 @@ def check_models(params: Params, form: Format) -> None:
     name, start = params.model.name_or_path, params.reward.name_or_path
     if name != "tiny":
         config = load_config(name, params.model.revision)
-        _check_policy(config, params, form.tokenizer)
+        _check_policy(config, params, form.tokenizer, lengths)
         check_weights(name)
         if start == "sft":
             check_classifier(config, name)
@@ -52,6 +53,7 @@ def check_models(params: Params, form: Format) -> None:
 def check_texts(
     params: Params,
     form: Format,
+    lengths: Lengths,
     prompts: Sequence[Dialogue],
     responses: Sequence[str],
 ) -> None:
@@ -69,7 +71,7 @@ def check_texts(
         return
     revision = params.reward.revision
     own, config = load_format(start, revision), load_config(start, revision)
-    cut = form.cut_responses(responses, params.model.response_tokens)
+    cut = form.cut_responses(responses, lengths.response)
     _check_rows(f"reward.name_or_path = {start!r}", config, own, prompts, cut)
     each = zip(*own.encode_whole(prompts, cut), strict=True)
     longest = max(len(prompt) + len(response) for prompt, response in each)
@@ -77,15 +79,15 @@ def check_texts(
     if longest > positions:
         raise InputError(
             f"reward.name_or_path = {start!r} reads at most {positions} tokens, and a prompt with "
-            f"its response has {longest}: lower model.prompt_tokens = {params.model.prompt_tokens} "
-            f"or model.response_tokens = {params.model.response_tokens}, or take another model."
+            f"its response has {longest}: lower model.prompt_tokens = {lengths.prompt} "
+            f"or model.response_tokens = {lengths.response}, or take another model."
         )
 
 
 def _check_policy(
-    config: PreTrainedConfig, params: Params, tokenizer: PreTrainedTokenizerBase
+    config: PreTrainedConfig, params: Params, tokenizer: PreTrainedTokenizerBase, lengths: Lengths
 ) -> None:
-    name, sizes = params.model.name_or_path, params.model
+    name = params.model.name_or_path
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
             f"model.name_or_path = {name!r}: transformers has no causal language model of the type "
@@ -96,12 +98,12 @@ def _check_policy(
             f"model.name_or_path = {name!r}: the tokenizer has no EOS token, so that responses "
             "could not end: set its eos_token."
         )
-    longest = sizes.prompt_tokens + sizes.response_tokens + 1  # EOS, where a reward is read
+    longest = lengths.prompt + lengths.response + 1  # EOS, where a reward is read
     if longest > _positions(config):
         raise InputError(
             f"model.name_or_path = {name!r} has {_positions(config)} positions, and "
-            f"model.prompt_tokens = {sizes.prompt_tokens} and model.response_tokens = "
-            f"{sizes.response_tokens} with EOS need {longest}: lower one of them, or take a model "
+            f"model.prompt_tokens = {lengths.prompt} and model.response_tokens = "
+            f"{lengths.response} with EOS need {longest}: lower one of them, or take a model "
             "with more."
         )
 

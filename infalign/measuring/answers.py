@@ -162,7 +162,7 @@ def _policy_samples(
         prompts.ids,
         indices,
         seed=derive_seed(params.run.seed, "evaluate"),
-        longest=params.model.response_tokens,
+        longest=workspace.lengths.response,
         batch_size=params.evaluate.batch_size,
         budget=budget,
         ranks=ranks,

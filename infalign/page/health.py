@@ -13,6 +13,7 @@ from infalign.page.data import ObjectiveData
 from infalign.page.words import decimal, percent, percent_range
 
 DROPPED_AT_MOST = 0.2  # share of pairs
+EMPTY_AT_MOST = 0.5  # share of samples without a word
 ENDED_AT_LEAST = 0.9  # share of sampled responses that end by themselves
 TRUNCATED_AT_MOST = 0.1
 TIED_AT_MOST = 0.05  # share of reference samples that tie with another one
@@ -80,12 +81,13 @@ def _prepare(objective: str, metrics: Mapping[str, Any]) -> Line:
 
 
 def _sft(metrics: Mapping[str, Any]) -> Line:
+    perplexity, empty = metrics["held_out_perplexity"], metrics["empty_share"]
+    known = "" if perplexity is None else f"held-out perplexity {decimal(perplexity)}; "
     text = (
-        f"{metrics['parameters']:,} parameters; held-out perplexity "
-        f"{decimal(metrics['held_out_perplexity'])}; {percent(metrics['ended_share'])} % of "
-        "samples end by themselves"
+        f"{metrics['parameters']:,} parameters; {known}{percent(metrics['ended_share'])} % of "
+        "samples end by themselves" + (f"; {percent(empty)} % are empty" if empty else "")
     )
-    return Line("sft", metrics["ended_share"] >= ENDED_AT_LEAST, text)
+    return Line("sft", metrics["ended_share"] >= ENDED_AT_LEAST and empty <= EMPTY_AT_MOST, text)
 
 
 def _reward(objective: str, half: str, metrics: Mapping[str, Mapping[str, Any]]) -> Line:

@@ -21,6 +21,7 @@ BUILT_IN = Path("results/corpus")  # data.path of the corpus that is made here
 def check_combinations(params: Params) -> None:
     """Raise for the first combination that cannot work."""
     _distinct_lists(params)
+    _scratch_is_trained(params)
     _enough_samples(params)
     _enough_prompts(params)
     _something_to_compare(params)
@@ -30,6 +31,14 @@ def check_combinations(params: Params) -> None:
         raise ValueError(
             f"promotion.after_run promotes promotion.variant = {promoted.variant!r}, which is not "
             f"in run.variants = {run.variants}: add it there, or name one of them"
+        )
+
+
+def _scratch_is_trained(params: Params) -> None:
+    if params.model.name_or_path == "tiny" and not params.sft.epochs:
+        raise ValueError(
+            "sft.epochs = 0 takes model.name_or_path as it is, and `tiny` has random weights: "
+            "raise sft.epochs, or name a model"
         )
 
 

@@ -220,11 +220,14 @@ class Model(Section):
     template_arguments: dict[str, bool | int | float | str | None] = Field(
         default={}, description="of the chat template: enable_thinking, date_string, …"
     )
-    prompt_tokens: Positive = Field(
-        default=28, description="longest prompt, tokens; longer lose first turns"
+    prompt_tokens: Positive | None = Field(
+        default=28, description="longest prompt, tokens; longer lose first turns; null: as the data"
     )
-    response_tokens: Several = Field(
-        default=20, description="longest response, tokens, EOS included"
+    response_tokens: Several | None = Field(
+        default=20, description="longest response, tokens, its end included; null: as the data"
+    )
+    length_quantile: Share = Field(
+        default=0.95, description="of the data's lengths, where they are to follow the data"
     )
     tiny: Tiny = Tiny()
 
@@ -272,7 +275,9 @@ class Objective(Section):
 class Sft(Section):
     """The reference policy."""
 
-    epochs: Rate = Field(default=0.45, description="passes over the responses")
+    epochs: float = Field(
+        default=0.45, ge=0, description="passes over the responses; 0: the given model as it is"
+    )
     batch_size: Positive = Field(default=96, description="responses a step")
     learning_rate: Rate = 1.2e-2
     warmup_share: float = Field(default=0.05, ge=0, lt=1, description="share of steps that warm up")

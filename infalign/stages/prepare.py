@@ -30,7 +30,7 @@ from infalign.errors import InputError
 from infalign.files.sources import check_listed, data_paths
 from infalign.files.tables import INDEPENDENT, PREFERENCES, PROMPTS, SELECTING, write_table
 from infalign.files.weights import check_source, folders
-from infalign.files.workspace import Needs, Workspace, write_json
+from infalign.files.workspace import Lengths, Needs, Workspace, write_json
 from infalign.lm.formats import Format
 from infalign.lm.models import named_format
 from infalign.lm.preflight import check_models, check_texts
@@ -53,6 +53,7 @@ def needs(params: Params) -> Needs:
             "model.template_arguments",
             "model.prompt_tokens",
             "model.response_tokens",
+            "model.length_quantile",
             "model.tiny.vocab_size",
             "reward.name_or_path",
             *(
@@ -84,18 +85,19 @@ def run(workspace: Workspace) -> None:
     kept = {name: _read(workspace.root, params, name) for name in params.run.objectives}
     _separate(kept)
     form = _format(params, kept)
-    check_models(params, form)
+    lengths = _lengths(params, form, kept)
+    check_models(params, form, lengths)
     for part in kept.values():
-        _cut(part, form, params.model.prompt_tokens)
+        _cut(part, form, lengths.prompt)
     _separate(kept)
     for part in kept.values():
         _unrepeat(part)
-    _check_left(kept, params)
-    _check_long(kept, form, params)
+    _check_left(kept, params, lengths)
+    _check_long(kept, form, lengths)
     pairs = [pair for part in kept.values() for split in SPLITS for pair in part.splits[split]]
     prompts = [pair.prompt for pair in pairs for _ in range(2)]
     responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
-    check_texts(params, form, prompts, responses)
+    check_texts(params, form, lengths, prompts, responses)
     for prompt, response in list(zip(prompts, responses, strict=True))[:WHOLE]:
         form.check_whole(prompt, response)
     if any(prompt.turns[0].role == "system" for prompt in prompts) and not form.takes_system:
@@ -105,7 +107,9 @@ def run(workspace: Workspace) -> None:
     form.save(out / "tokenizer")
     write_table(out / "prompts.parquet", prompt_columns(kept), PROMPTS)
     write_table(out / "preferences.parquet", pair_columns(kept), PREFERENCES)
-    write_json(out / "metrics.json", _metrics(kept, form, workspace.root, params))
+    write_json(out / "metrics.json", _metrics(kept, form, workspace, lengths))
+    found = {"prompt_tokens": lengths.prompt, "response_tokens": lengths.response}
+    write_json(out / "lengths.json", found)
 
 
 def _read(root: Path, params: Params, objective: str) -> Kept:
@@ -147,6 +151,32 @@ def _format(params: Params, kept: dict[str, Kept]) -> Format:
     return Format(train_tokenizer(texts, model.tiny.vocab_size))
 
 
+def _lengths(params: Params, form: Format, kept: dict[str, Kept]) -> Lengths:
+    """The lengths of params.yaml; where it has none, a quantile of the data's."""
+    model = params.model
+    pairs = [pair for part in kept.values() for split in SPLITS for pair in part.splits[split]]
+    asked, answered = model.prompt_tokens, model.response_tokens
+    if asked is None:
+        ids = form.encode_prompts(sorted({pair.prompt for pair in pairs}))
+        asked = _quantile(ids, model.length_quantile)
+        print(f"prepare: model.prompt_tokens = {asked}, as the data.", flush=True)
+    if answered is None:
+        texts = sorted({text for pair in pairs for text in (pair.chosen, pair.rejected)})
+        if not texts:
+            raise InputError(
+                "model.response_tokens = null follows the data's responses, and there are none: "
+                "set it."
+            )
+        answered = max(2, _quantile(form.encode_responses(texts), model.length_quantile))
+        print(f"prepare: model.response_tokens = {answered}, as the data.", flush=True)
+    return Lengths(asked, answered)
+
+
+def _quantile(ids: Sequence[Sequence[int]], share: float) -> int:
+    """The smallest length that the share of them does not exceed."""
+    return sorted(map(len, ids))[math.ceil(share * len(ids)) - 1]
+
+
 def _cut(part: Kept, form: Format, longest: int) -> None:
     """Cut whole exchanges off the front, to `longest` tokens; drop what stays longer."""
 
@@ -182,7 +212,7 @@ def _unrepeat(part: Kept) -> None:
         part.dropped["repeated_pair"] += len(pairs) - len(once)
 
 
-def _check_left(kept: dict[str, Kept], params: Params) -> None:
+def _check_left(kept: dict[str, Kept], params: Params, lengths: Lengths) -> None:
     for name, part in kept.items():
         for split in SPLITS:
             halves = {half_of(pair.prompt) for pair in part.splits[split]}
@@ -190,21 +220,21 @@ def _check_left(kept: dict[str, Kept], params: Params) -> None:
                 raise InputError(
                     f"objective {name!r}: too few prompts of {params.data_path(name)} "
                     f"are left for the {split} split (dropped: {dict(part.dropped)}): give more "
-                    f"data, or raise model.prompt_tokens = {params.model.prompt_tokens}."
+                    f"data, or raise model.prompt_tokens = {lengths.prompt}."
                 )
 
 
-def _check_long(kept: dict[str, Kept], form: Format, params: Params) -> None:
+def _check_long(kept: dict[str, Kept], form: Format, lengths: Lengths) -> None:
     """Say how many pairs are lost for the length of their prompts; raise where most of them are."""
-    longest = params.model.prompt_tokens
+    longest = lengths.prompt
     for name, part in kept.items():
         lost = len(part.too_long)
         pairs = lost + sum(len(pairs) for pairs in part.splits.values())
         if not lost:
             continue
         shortest = form.encode_prompts([prompt.last(1) for prompt in part.too_long])
-        lengths = [0] * (pairs - lost) + sorted(len(ids) for ids in shortest)
-        enough = lengths[math.ceil(0.95 * pairs) - 1]
+        tokens = [0] * (pairs - lost) + sorted(len(ids) for ids in shortest)
+        enough = tokens[math.ceil(0.95 * pairs) - 1]
         told = (
             f"objective {name!r}: {lost} of {pairs} pairs are left out, because even the last turn "
             f"of their prompt is longer than model.prompt_tokens = {longest}"
@@ -262,12 +292,15 @@ def _names(objective: str, pair: Pair) -> list[str]:
     return [objective, pair.prompt.name, pair.chosen, pair.rejected]
 
 
-def _metrics(kept: dict[str, Kept], form: Format, root: Path, params: Params) -> dict[str, Any]:
-    about = {name: _about(root / params.data_path(name)) for name in kept}
+def _metrics(
+    kept: dict[str, Kept], form: Format, workspace: Workspace, lengths: Lengths
+) -> dict[str, Any]:
+    params = workspace.params
+    about = {name: _about(workspace.root / params.data_path(name)) for name in kept}
     metrics: dict[str, Any] = {
         "gold": next((a["gold"] for a in about.values() if a), None),
         "tokenizer": {"name": params.model.name_or_path, "vocab_size": len(form.tokenizer)},
-        "objectives": {name: _counts(part, form, params) for name, part in kept.items()},
+        "objectives": {name: _counts(part, form, lengths) for name, part in kept.items()},
     }
     for name, part in kept.items():
         ceiling = about[name].get("subsets", {}).get(part.subset.name, {}).get("test", {})
@@ -284,7 +317,7 @@ def _about(folder: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) and about.get("gold") == "builtin" else {}
 
 
-def _counts(part: Kept, form: Format, params: Params) -> dict[str, Any]:
+def _counts(part: Kept, form: Format, lengths: Lengths) -> dict[str, Any]:
     """Lines in, pairs out, every reason in between, lengths in tokens."""
     pairs = [pair for split in SPLITS for pair in part.splits[split]]
     prompts = sorted({pair.prompt for pair in pairs})
@@ -301,7 +334,7 @@ def _counts(part: Kept, form: Format, params: Params) -> dict[str, Any]:
         "dropped": counted(part.dropped) | {reason: part.dropped[reason] for reason in reasons},
         "first_broken_line": part.subset.first_broken,
         "dialogues_cut": part.dialogues_cut,
-        "responses_cut": sum(n > params.model.response_tokens for n in response_lengths),
+        "responses_cut": sum(n > lengths.response for n in response_lengths),
         "prompt_tokens": {"mean": _mean(prompt_lengths), "max": max(prompt_lengths)},
         "response_tokens": {"mean": _mean(response_lengths), "max": max(response_lengths)},
     }

@@ -69,7 +69,7 @@ def run(workspace: Workspace) -> None:
     missing = ranks.first([n for n, path in enumerate(places) if not path.exists()])
     for start in range(0, len(missing), ranks.size):
         numbers = missing[start : start + ranks.size]  # one a process
-        mine = [_sample(shards[n], params, policy, form) for n in ranks.share(numbers)]
+        mine = [_sample(shards[n], workspace, policy, form) for n in ranks.share(numbers)]
         made = [columns for found in ranks.gather(mine) for columns in found]
         for number, columns in zip(numbers, made, strict=True):
             if ranks.main:
@@ -140,10 +140,10 @@ def _tell_missing(workspace: Workspace, shards: list[_Shard]) -> None:
 
 
 def _sample(
-    shard: _Shard, params: Params, policy: PreTrainedModel, form: Format
+    shard: _Shard, workspace: Workspace, policy: PreTrainedModel, form: Format
 ) -> dict[str, object]:
     """One shard as the columns of the samples table."""
-    n_prompts = len(shard.prompts)
+    n_prompts, params = len(shard.prompts), workspace.params
     indices = np.tile(np.arange(shard.first, shard.first + shard.samples), (n_prompts, 1))
     responses = sample_responses(
         policy,
@@ -152,7 +152,7 @@ def _sample(
         [row["prompt_id"] for row in shard.prompts],
         indices,
         seed=derive_seed(params.run.seed, "sample"),
-        longest=params.model.response_tokens,
+        longest=workspace.lengths.response,
         batch_size=params.sample.batch_size,
         budget=Budget(params.run.batch_tokens),
     )

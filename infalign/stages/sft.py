@@ -8,21 +8,22 @@ model.response_tokens are cut, without EOS.
 from __future__ import annotations
 
 import math
-import shutil
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from infalign.data.dialogue import Dialogue
+from infalign.errors import InputError
+from infalign.files.history import read_history
 from infalign.files.tables import PREFERENCES, PROMPTS, read_table
 from infalign.files.weights import check_source, folders
-from infalign.files.workspace import Needs, Workspace, write_json
+from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.lm.formats import Format
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.models import build_tiny, load_format, load_policy, pick_device, save_model
 from infalign.lm.sampling.randomness import derive_seed
-from infalign.lm.sampling.sampler import sample_responses
+from infalign.lm.sampling.sampler import Responses, sample_responses
 from infalign.lm.sampling.ways import proven_way
 from infalign.lm.scoring.scorer import token_log_probs
 from infalign.lm.text import TokenPairs, by_length
@@ -33,6 +34,8 @@ from infalign.processes.ranks import Ranks
 from infalign.settings.params import TRAINING, Params
 
 ENDING_PROMPTS = 256  # held-out prompts on which the share of responses that end is measured
+RISING_STEPS, RISING = 10, 1.2  # a loss that is so many times the first one within so many steps
+MOSTLY = 0.5  # of sampled responses
 
 
 def needs(params: Params) -> Needs:
@@ -45,20 +48,50 @@ def needs(params: Params) -> Needs:
 
 
 def run(workspace: Workspace) -> None:
-    """Train the reference policy and measure it on held-out responses."""
+    """Train the reference policy, or take the given model, and measure it on held-out responses."""
     params = workspace.params
     check_source("model", params.model, workspace.root)
     device = pick_device(params.run.device)
     form = load_format(workspace.results("prepare", "tokenizer"))
 
     def build() -> PreTrainedModel:
-        return _build(params, form, device)
+        return _build(workspace, form, device)
 
-    data = read_pairs(workspace, form, "train")
+    data, held_out = (read_pairs(workspace, form, split) for split in ("train", "test"))
     first = build()  # nothing is trained that could not be sampled from
-    budget, longest = Budget(params.run.batch_tokens), params.model.response_tokens
-    proven_way(first, max(data.prompts, key=len), longest, budget)
+    budget, longest = Budget(params.run.batch_tokens), workspace.lengths.response
+    proven_way(first, _longest_prompt(workspace, form), longest, budget)
     model = Trainable(first, params.run, build)
+    given = None
+    if params.model.name_or_path != "tiny" and held_out.lengths.size:
+        given = _perplexity(first, held_out, params, model.ranks)
+    if params.sft.epochs:
+        _train(workspace, model, data, form)
+    policy = model.plain()
+    metrics = _measured(workspace, policy, form, held_out, model.ranks)
+    if not model.ranks.main:
+        return
+    if given is not None:
+        metrics["given_perplexity"] = given
+    _tell(workspace, metrics)
+    if len(form.ends) > 1:  # so that whoever generates with it stops where it ends a turn
+        policy.generation_config.eos_token_id = list(form.ends)
+    out = workspace.out / "sft"
+    save_model(policy, form.tokenizer, out / "policy")
+    write_text(out / "history.jsonl", _history(workspace))
+    metrics["parameters"] = sum(p.numel() for p in policy.parameters())
+    metrics["responses"] = 2 * len(data.lengths) if params.sft.epochs else 0
+    write_json(out / "metrics.json", metrics)
+
+
+def _train(workspace: Workspace, model: Trainable, data: TokenPairs, form: Format) -> None:
+    params = workspace.params
+    if not data.lengths.size:
+        raise InputError(
+            f"sft.epochs = {params.sft.epochs:g}, but no objective has pairs to learn from: set it "
+            "to 0, which takes model.name_or_path as it is."
+        )
+    device = model.model.device
     size = max(1, params.sft.batch_size // 2)  # a pair's two responses share their prompt
     batches = EpochBatches(data.lengths, size, derive_seed(params.run.seed, "sft"))
     schedule = Schedule(
@@ -87,34 +120,66 @@ def run(workspace: Workspace) -> None:
         bounds=bounds,
         optimiser_of=soap,
     )
-    policy = model.plain()
-    held_out = read_pairs(workspace, form, "test")
-    perplexity = _perplexity(policy, held_out, params, model.ranks)
-    ended = _ended_share(workspace, policy, form, model.ranks)
-    if not model.ranks.main:
-        return
-    if len(form.ends) > 1:  # so that whoever generates with it stops where it ends a turn
-        policy.generation_config.eos_token_id = list(form.ends)
-    out = workspace.out / "sft"
-    save_model(policy, form.tokenizer, out / "policy")
-    shutil.copyfile(workspace.work / "history.jsonl", out / "history.jsonl")
-    write_json(
-        out / "metrics.json",
-        {
-            "parameters": sum(p.numel() for p in policy.parameters()),
-            "responses": 2 * len(data.lengths),
-            "held_out_perplexity": perplexity,
-            "ended_share": ended,
-        },
-    )
 
 
-def _build(params: Params, form: Format, device: torch.device) -> PreTrainedModel:
-    """The model that training starts from."""
+def _history(workspace: Workspace) -> str:
+    """The training's history; of no training, nothing."""
+    path = workspace.work / "history.jsonl"
+    return path.read_text(encoding="utf-8") if workspace.params.sft.epochs else ""
+
+
+def _measured(
+    workspace: Workspace, policy: PreTrainedModel, form: Format, held_out: TokenPairs, ranks: Ranks
+) -> dict[str, float | None]:
+    """Perplexity of held-out responses, and how sampled ones are."""
+    perplexity = None
+    if held_out.lengths.size:
+        perplexity = _perplexity(policy, held_out, workspace.params, ranks)
+    sampled = _samples(workspace, policy, form, ranks)
+    return {
+        "held_out_perplexity": perplexity,
+        "ended_share": float(sampled.finished.mean()),
+        "empty_share": float(np.mean([not text for text in sampled.text])),
+    }
+
+
+def _tell(workspace: Workspace, metrics: dict[str, float | None]) -> None:
+    """Say what makes a reference that nobody wants to align."""
+    settings, told = workspace.params.sft, []
+    now, given = metrics["held_out_perplexity"], metrics.get("given_perplexity")
+    losses = [row["loss"] for row in read_history(workspace.work / "history.jsonl")]
+    if losses and max(losses[:RISING_STEPS]) > RISING * losses[0]:
+        told.append(
+            f"the loss rose from {losses[0]:.3g} to {max(losses[:RISING_STEPS]):.3g} in the first "
+            f"steps: lower sft.learning_rate = {settings.learning_rate:g}"
+        )
+    if now is not None and given is not None and now > given * (1 + 1e-6):
+        told.append(
+            f"held-out perplexity is {now:.4g}, and was {given:.4g} before training: lower "
+            f"sft.learning_rate = {settings.learning_rate:g}, or set sft.epochs to 0"
+        )
+    empty = metrics["empty_share"] or 0.0
+    if empty > MOSTLY:
+        told.append(f"{empty:.0%} of the sampled responses are empty")
+    for words in told:
+        print(f"{workspace.instance}: {words}.", flush=True)
+
+
+def _build(workspace: Workspace, form: Format, device: torch.device) -> PreTrainedModel:
+    """The model that training starts from.
+
+    Rows of its embedding that no token has, padding of the vocabulary, are cut off: sampling could
+    draw them.
+    """
+    params = workspace.params
     precision = params.run.precision
     if params.model.name_or_path != "tiny":
-        return load_policy(params.model.name_or_path, device, precision, params.model.revision)
-    positions = params.model.prompt_tokens + params.model.response_tokens
+        name, revision = params.model.name_or_path, params.model.revision
+        model = load_policy(name, device, precision, revision)
+        if len(form.tokenizer) < len(model.get_input_embeddings().weight):
+            model.resize_token_embeddings(len(form.tokenizer))
+        return model
+    positions = sum(workspace.lengths)
     return build_tiny(
         params.model.tiny, form.tokenizer, positions, device, params.run.seed, precision
     )
@@ -128,7 +193,7 @@ def read_pairs(workspace: Workspace, form: Format, split: str) -> TokenPairs:
     keys = zip(prompts["objective"].to_pylist(), prompts["prompt_id"].to_pylist(), strict=True)
     ids = dict(zip(keys, form.encode_prompts(dialogues), strict=True))
     rows = [row for row in pairs.to_pylist() if row["split"] == split]
-    longest = workspace.params.model.response_tokens
+    longest = workspace.lengths.response
     chosen, rejected = (
         form.encode_responses([row[side] for row in rows], longest)
         for side in ("chosen", "rejected")
@@ -161,23 +226,28 @@ def _perplexity(policy: PreTrainedModel, data: TokenPairs, params: Params, ranks
     return math.exp(whole[0] / whole[1])
 
 
-def _ended_share(
+def _longest_prompt(workspace: Workspace, form: Format) -> list[int]:
+    table = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
+    dialogues = [Dialogue.parse(text) for text in table["dialogue"].to_pylist()]
+    return max(form.encode_prompts(dialogues), key=len)
+
+
+def _samples(
     workspace: Workspace, policy: PreTrainedModel, form: Format, ranks: Ranks
-) -> float:
-    """Share of sampled responses to held-out prompts that end by themselves."""
+) -> Responses:
+    """A response to each of some held-out prompts."""
     prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
     rows = [row for row in prompts.to_pylist() if row["split"] == "test"]
     rows = sorted(rows, key=lambda row: (row["prompt_id"], row["objective"]))[:ENDING_PROMPTS]
-    sampled = sample_responses(
+    return sample_responses(
         policy,
         form,
         [Dialogue.parse(row["dialogue"]) for row in rows],
         [row["prompt_id"] for row in rows],
         np.zeros((len(rows), 1), dtype=np.int64),
         seed=derive_seed(workspace.params.run.seed, "sft", "ended"),
-        longest=workspace.params.model.response_tokens,
+        longest=workspace.lengths.response,
         batch_size=len(rows),
         budget=Budget(workspace.params.run.batch_tokens),
         ranks=ranks,
     )
-    return float(sampled.finished.mean())

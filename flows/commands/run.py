@@ -17,6 +17,7 @@ from flows.children.processes import redact
 from flows.commands.promote import show_decision
 from flows.project import versions
 from flows.project.configuration import check_data, set_params
+from flows.project.dependencies import write_own
 from flows.services.prefect_server import Server, prefect_server, prepare_environment
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
@@ -60,6 +61,8 @@ def run_pipeline(
     with run_lock(root):
         params = set_params(root / "params.yaml", assignments, _say)
         check_data(params, root)
+        if write_own(root, params):
+            _say("dvc.yaml: its dependencies are those that params.yaml names.")
         prepare_environment(root)
         with prefect_server(root) as server:
             from flows.runs.pipeline import tracking_page  # while the server starts

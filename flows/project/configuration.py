@@ -11,6 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML, YAMLError
 
 from infalign.errors import InputError
+from infalign.files.sources import data_paths, own_files
 from infalign.files.weights import BUILT, check_source, pinned
 from infalign.files.workspace import write_text
 from infalign.settings.params import Params, check_params
@@ -86,13 +87,15 @@ def _pin(tree: Any, before: dict[str, str], given: set[str], root: Path) -> list
 
 
 def check_data(params: Params, root: Path) -> None:
-    """Raise one sentence where the data is neither there nor made by a stage."""
-    path = params.data.path
-    if Path(path).parts[:1] != ("results",) and not (root / path).is_dir():
-        raise InputError(
-            f"params.yaml: data.path = {path!r} is not a folder: give one with HH files, bring it "
-            "with `infalign data add SOURCE`, or fetch a versioned one with `dvc pull`."
-        )
+    """Raise one sentence where data is neither there nor made by a stage."""
+    settings = {params.data.path: "data.path"} | own_files("prepare", params)
+    for path in data_paths(params):
+        if Path(path).parts[:1] != ("results",) and not (root / path).exists():
+            raise InputError(
+                f"params.yaml: {settings[path]} = {path!r} is not a folder or a file: give one "
+                "with preference data or prompts, bring it with `infalign data add SOURCE`, or "
+                "fetch a versioned one with `dvc pull`."
+            )
 
 
 def assign(tree: Any, assignment: str) -> None:

@@ -19,37 +19,52 @@ from infalign.settings.params import Params, load_params
 FILE = Path("dvc.yaml")
 _STAGE = re.compile(r"^  (\w+):", re.MULTILINE)
 _SOURCES = re.compile(r"(?<=\n)(?:      - infalign/\S+\.py\n)+")
-_OWN = re.compile(rf"(?m)^      - .*{MARK}\n")
+MARK_OR_DATA = re.compile(rf"(?m)^      - (?:.*{MARK}|\$\{{data\.path\}})\n")
 
 
 def rewritten(text: str, params: Params) -> str:
     """The text of dvc.yaml with every stage's source files and the user's own."""
-    head, *sections = re.split(r"(?m)^(?=  \w+:(?: .*)?$)", text)
-    return head + "".join(_with_files(section, params) for section in sections)
+    return "".join(map(_with_sources, _sections(with_own(text, params))))
 
 
-def _with_files(section: str, params: Params) -> str:
+def with_own(text: str, params: Params) -> str:
+    """The text of dvc.yaml with the files that params.yaml names, its other lines as they are."""
+    return "".join(_with_own(section, params) for section in _sections(text))
+
+
+def _sections(text: str) -> list[str]:
+    return re.split(r"(?m)^(?=  \w+:(?: .*)?$)", text)
+
+
+def _word(section: str) -> str | None:
+    """The stage of a section that has dependencies."""
     found = _STAGE.match(section)
-    if found is None or "\n    deps:\n" not in section:
+    return found.group(1) if found and "\n    deps:\n" in section else None
+
+
+def _with_sources(section: str) -> str:
+    word = _word(section)
+    if word is None:
         return section
-    word = found.group(1)
-    sources = "".join(f"      - {name}\n" for name in stage_files(word))
-    own = "".join(lines_of(word, params))
-    bare = _OWN.sub("", _SOURCES.sub("", section))
-    if word == "prepare":
-        bare = bare.replace(DATA, "")
-    return re.sub(
-        r"(\n    deps:\n)((?:      - .*\n)*)",
-        lambda match: match[1] + own + match[2] + sources,
-        bare,
-    )
+    lines = "".join(f"      - {name}\n" for name in stage_files(word))
+    bare = _SOURCES.sub("", section)
+    return re.sub(r"(\n    deps:\n(?:      - .*\n)*)", lambda match: match.group(1) + lines, bare)
 
 
-def write_dependencies(root: Path, params: Params) -> bool:
+def _with_own(section: str, params: Params) -> str:
+    word = _word(section)
+    lines = lines_of(word, params) if word else {}
+    if not MARK_OR_DATA.search(section) and lines.keys() <= {DATA}:
+        return section
+    bare = MARK_OR_DATA.sub("", section)
+    return bare.replace("\n    deps:\n", "\n    deps:\n" + "".join(lines), 1)
+
+
+def write_own(root: Path, params: Params) -> bool:
     """Bring the user's own files in dvc.yaml up to date; whether anything was written."""
     path = root / FILE
     text = path.read_text(encoding="utf-8")
-    wanted = rewritten(text, params)
+    wanted = with_own(text, params)
     if wanted != text:
         write_text(path, wanted)
     return wanted != text
@@ -59,12 +74,13 @@ def main(arguments: list[str]) -> int:
     """Write dvc.yaml, or say whether it is as this would write it."""
     params = load_params()
     text = FILE.read_text(encoding="utf-8")
-    if rewritten(text, params) == text:
+    wanted = rewritten(text, params)
+    if wanted == text:
         return 0
     if "--check" in arguments:
         print("dvc.yaml: its files are not those that the stages read: run `make dvc`.")
         return 1
-    write_dependencies(Path(), params)
+    write_text(FILE, wanted)
     return 0
 
 

@@ -17,7 +17,8 @@ from infalign.errors import InputError
 
 KINDS = (".jsonl", ".json", ".ndjson", ".parquet")
 PACKINGS = ("", ".gz", ".zst")
-ABOUT = ("corpus.json", "dataset_info.json", "dataset_infos.json", "state.json")  # not of rows
+# What is written about data, beside it.
+ABOUT = ("corpus.json", "dataset_info.json", "dataset_infos.json", "source.json", "state.json")
 _HELD_OUT = re.compile(r"^(test|validation|valid|val|eval|dev)([^a-zA-Z]|$)", re.IGNORECASE)
 _TRAINING = re.compile(r"^train(ing)?([^a-zA-Z]|$)", re.IGNORECASE)
 _SHARD = re.compile(r"([-_.]?(part|shard|chunk)?[-_.]?\d+(-of-\d+)?)$", re.IGNORECASE)
@@ -88,6 +89,13 @@ def find_files(path: Path, subset: str | None, splits: Mapping[str, Sequence[str
         named.setdefault(_split_of(file, splits), []).append(file)
     wanted, left_out = _assigned(base, named, splits)
     return Found(subset or base.resolve().name, base, wanted, left_out)
+
+
+def subsets(path: Path, splits: Mapping[str, Sequence[str]]) -> list[str | None]:
+    """The subsets of some data: None for data without, else the folders that have files."""
+    if not path.is_dir() or _below(path, splits):
+        return [None]
+    return [f.name for f in _folders(path) if _below(f, splits)] or [None]
 
 
 def _base(path: Path, subset: str | None, splits: Mapping[str, Sequence[str]]) -> Path:

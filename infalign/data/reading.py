@@ -44,6 +44,19 @@ def read_data(path: Path, subset: str | None, options: Options) -> Subset:
 
     A prompt that train and test share stays in test only.
     """
+    read = survey(path, subset, options)
+    for split in SPLITS:
+        if not read.pairs(split) and not read.prompts[split]:
+            dropped = {reason: n for reason, n in read.dropped.items() if n}
+            raise InputError(
+                f"{path / subset if subset else path} has no usable pair for its {split} split "
+                f"({read.lines} rows read, dropped: {dropped}): give it more pairs."
+            )
+    return read
+
+
+def survey(path: Path, subset: str | None, options: Options) -> Subset:
+    """The same, where a split may be left with nothing."""
     found = find_files(path, subset, options.splits)
     read = Subset(found.name, left_out=found.left_out)
     kept = _Kept(options.limits)
@@ -52,13 +65,6 @@ def read_data(path: Path, subset: str | None, options: Options) -> Subset:
             source = f"{found.name}/{file.relative_to(found.base).as_posix()}"
             _read_file(file, split, source, read, kept, options)
     _divide(read, kept, None if not found.single else options.test_share)
-    for split in SPLITS:
-        if not read.pairs(split) and not read.prompts[split]:
-            dropped = {reason: n for reason, n in read.dropped.items() if n}
-            raise InputError(
-                f"{path / subset if subset else path} has no usable pair for its {split} split "
-                f"({read.lines} rows read, dropped: {dropped}): give it more pairs."
-            )
     return read
 
 

@@ -159,8 +159,11 @@ class Data(Section):
     test_share: Share = Field(
         default=0.2, description="share of prompts held out where the data has one split"
     )
-    file_bytes: Positive = Field(
-        default=20000000000, description="largest file, bytes, unpacked; it is read in pieces"
+    file_bytes: int = Field(
+        default=20000000000,
+        gt=0,
+        le=2**50,
+        description="largest file, bytes, unpacked; it is read in pieces",
     )
     line_bytes: Positive = Field(default=10000000, description="longest row of a file, bytes")
     kept_bytes: Positive = Field(

@@ -104,12 +104,15 @@ def _empty(folder: Path) -> None:
     [
         (["{source}"], _truncate, "is a truncated gzip file"),
         (["{source}"], _not_json, "is not JSON"),
-        (["{source}"], _empty, "has no <subset>/"),
-        (["{source}/nowhere"], None, "is not a folder"),
+        (["{source}"], _empty, "has no file of data"),
+        (["{source}/nowhere"], None, "is not a folder or a file"),
         (["{source}", "--name", "../up"], None, "cannot name a folder"),
         (["{source}", "--name", ".hidden"], None, "cannot name a folder"),
         (["hub:Anthropic/not-there"], None, "is not in the local cache and the hub cannot be"),
-        (["hub:no-owner"], None, "write hub:OWNER/NAME"),
+        (["hub:no-owner"], None, "write OWNER/NAME"),
+        (["Anthropic/not-there"], None, "is not in the local cache and the hub cannot be"),
+        (["{source}", "--split", "dev"], None, "has no split ['dev'] (it has the splits"),
+        (["{source}", "--column", "x=y"], None, "write ROLE=NAME"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(
@@ -206,7 +209,7 @@ def test_the_bounds_of_params_hold(bare: Project, tmp_path: Path) -> None:
     file = bare.root / "params.yaml"
     before = file.read_text()
     try:
-        file.write_text(before.replace("file_bytes: 2000000000", "file_bytes: 300"))
+        file.write_text(before.replace("file_bytes: 20000000000", "file_bytes: 300"))
         status, output = bare.run("data", "add", str(source))
     finally:
         file.write_text(before)

@@ -281,6 +281,9 @@ class Sft(Section):
     epochs: float = Field(
         default=0.45, ge=0, description="passes over the responses; 0: the given model as it is"
     )
+    held_out_pairs: Positive = Field(
+        default=4096, description="pairs on which perplexity is measured, at most"
+    )
     batch_size: Positive = Field(default=96, description="responses a step")
     learning_rate: Rate = 1.2e-2
     warmup_share: float = Field(default=0.05, ge=0, lt=1, description="share of steps that warm up")

@@ -57,13 +57,14 @@ def run(workspace: Workspace) -> None:
     def build() -> PreTrainedModel:
         return _build(workspace, form, device)
 
-    data, held_out = (read_pairs(workspace, form, split) for split in ("train", "test"))
+    data = read_pairs(workspace, form, "train")
+    held_out = read_pairs(workspace, form, "test", params.sft.held_out_pairs)
     first = build()  # nothing is trained that could not be sampled from
     budget, longest = Budget(params.run.batch_tokens), workspace.lengths.response
     proven_way(first, _longest_prompt(workspace, form), longest, budget)
     model = Trainable(first, params.run, build)
     given = None
-    if params.model.name_or_path != "tiny" and held_out.lengths.size:
+    if params.model.name_or_path != "tiny" and params.sft.epochs and held_out.lengths.size:
         given = _perplexity(first, held_out, params, model.ranks)
     if params.sft.epochs:
         _train(workspace, model, data, form)
@@ -185,14 +186,22 @@ def _build(workspace: Workspace, form: Format, device: torch.device) -> PreTrain
     )
 
 
-def read_pairs(workspace: Workspace, form: Format, split: str) -> TokenPairs:
-    """Both responses of every pair of a split, cut at the longest length."""
+def read_pairs(
+    workspace: Workspace, form: Format, split: str, most: int | None = None
+) -> TokenPairs:
+    """Both responses of the pairs of a split, cut at the longest length.
+
+    Args:
+        most: of the pairs, in the order of their ids where there are more.
+    """
     prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
     pairs = read_table(workspace.results("prepare", "preferences.parquet"), PREFERENCES)
     dialogues = [Dialogue.parse(text) for text in prompts["dialogue"].to_pylist()]
     keys = zip(prompts["objective"].to_pylist(), prompts["prompt_id"].to_pylist(), strict=True)
     ids = dict(zip(keys, form.encode_prompts(dialogues), strict=True))
     rows = [row for row in pairs.to_pylist() if row["split"] == split]
+    if most is not None and len(rows) > most:
+        rows = sorted(rows, key=lambda row: row["pair_id"])[:most]
     longest = workspace.lengths.response
     chosen, rejected = (
         form.encode_responses([row[side] for row in rows], longest)

@@ -251,7 +251,7 @@ def download(wanted: Wanted) -> Path:
     """A data set's files at one commit of the hub, or from the cache when there is no network."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
     repository = wanted.repository or ""
     if not _REPOSITORY.match(repository) or ".." in repository:
@@ -264,36 +264,29 @@ def download(wanted: Wanted) -> Path:
                 repository, repo_type="dataset", revision=commit, allow_patterns=files
             )
         )
-    except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
-        if isinstance(error, HfHubHTTPError):
-            words = str(error).strip().splitlines()
-            raise InputError(f"{said}: {words[0] if words else error}.") from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        words = str(error).strip().splitlines()
+        raise InputError(f"{said}: {words[0] if words else error}.") from None
+    except (HTTPError, OSError) as error:
         raise InputError(
             f"{said} is not in the local cache and the hub cannot be reached: go online "
             f"(unset HF_HUB_OFFLINE), or give a local folder ({type(error).__name__})."
         ) from None
-    except HFValidationError as error:
-        words = str(error).strip().splitlines()
-        raise InputError(f"{said}: {words[0] if words else error}.") from None
 
 
 def _listed(repository: str, wanted: Wanted) -> tuple[str | None, list[str]]:
     """The commit of a data set and the files that are asked for; without network, any of them."""
-    import httpx
     from huggingface_hub import HfApi, constants, hf_hub_download
 
     if constants.HF_HUB_OFFLINE:
         ends = [f"*{kind}{packing}" for kind in KINDS for packing in PACKINGS]
         return wanted.pinned, [*ends, "README.md"]
-    try:
-        info = HfApi().dataset_info(repository, revision=wanted.pinned)
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        patterns: list[str] = []
-        if wanted.config and "README.md" in names:
-            card = hf_hub_download(repository, "README.md", repo_type="dataset", revision=info.sha)
-            patterns = _patterns(Path(card).parent, wanted.config)
-    except httpx.TransportError as error:
-        raise ConnectionError(str(error)) from None
+    info = HfApi().dataset_info(repository, revision=wanted.pinned)
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    patterns: list[str] = []
+    if wanted.config and "README.md" in names:
+        card = hf_hub_download(repository, "README.md", repo_type="dataset", revision=info.sha)
+        patterns = _patterns(Path(card).parent, wanted.config)
     files = [n for n in names if wanted.wants(PurePosixPath(n), patterns)]
     if not files:
         raise InputError(_nothing(wanted, Path(wanted.source), list(map(Path, names))))

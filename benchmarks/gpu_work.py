@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 
 from benchmarks.turns import ROOT, status_mib
 from infalign.aligning.losses import rloo_loss
+from infalign.data.dialogue import Dialogue
+from infalign.data.framing import asked
 from infalign.lm.models import build_tiny
 from infalign.lm.sampling.sampler import sample_responses
 from infalign.lm.training.parallel import Trainable
@@ -61,20 +63,22 @@ SIZES = {
 
 
 class Ids:
-    """A tokenizer of `size` numbers: texts are their ids, EOS is none of them."""
+    """A format of `size` numbers: texts are their ids, and what ends a response is none of them."""
 
-    bos_token_id = pad_token_id = 0
+    bos_token_id = pad_token_id = pad = 0
 
     def __init__(self, size: int) -> None:
         self.size = self.eos_token_id = size
+        self.ends = (size,)
 
     def __len__(self) -> int:
         return self.size
 
-    def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+    def encode_prompts(self, dialogues: list[Dialogue]) -> list[list[int]]:
+        texts = [dialogue.turns[-1].content for dialogue in dialogues]
+        return [[int(word) for word in text.split()] for text in texts]
 
-    def batch_decode(self, tokens: list[list[int]], **options: Any) -> list[str]:
+    def decode(self, tokens: list[list[int]]) -> list[str]:
         return [" ".join(map(str, row)) for row in tokens]
 
 
@@ -103,14 +107,14 @@ def prompts_of(size: Size) -> list[list[int]]:
 def sampling(size: Size, device: torch.device) -> dict[str, float]:
     """Tokens a second of the sampler."""
     policy = build(size, settings("sample", device, 1), device)
-    texts = [" ".join(map(str, row)) for row in prompts_of(size)]
+    prompts = [asked(" ".join(map(str, row))) for row in prompts_of(size)]
     ids: Any = Ids(size.model.vocab_size)
 
     def once(number: int) -> int:
         found = sample_responses(
             policy,
             ids,
-            texts,
+            prompts,
             [f"{i:016x}" for i in range(size.prompts)],
             np.tile(number * size.samples + np.arange(size.samples), (size.prompts, 1)),
             seed=0,

@@ -26,6 +26,7 @@ def ours(folder: Path, gate: Gate) -> None:
     from infalign.aligning.control import BetaControl
     from infalign.aligning.ctrl import Trainer
     from infalign.aligning.goals import Goal, TrainingPrompts
+    from infalign.data.framing import asked
     from infalign.files.workspace import Workspace
     from infalign.lm.training.loop import Schedule, Step, optimise
     from infalign.settings.params import Params, load_params
@@ -48,7 +49,7 @@ def ours(folder: Path, gate: Gate) -> None:
     trainer = Trainer(
         Workspace(params, folder, "align@helpful-ctrl"),
         "helpful",
-        TrainingPrompts(ids, texts, rewards, [[] for _ in texts], {}),
+        TrainingPrompts(ids, [asked(text) for text in texts], rewards, [[] for _ in texts], {}),
         Goal("exp:10", parse_transform("exp:10", params.procedure("helpful"), 0.5), BETA),
         BetaControl(BETA, None, STEPS),
         torch.device("cpu"),
@@ -130,13 +131,14 @@ def trl(folder: Path, gate: Gate) -> None:
 
 def sampler(folder: Path, gate: Gate, batch: str) -> None:
     """Our sampler's samples of a batch."""
-    from infalign.lm.models import load_policy, load_tokenizer
+    from infalign.data.framing import asked
+    from infalign.lm.models import load_format, load_policy
     from infalign.lm.sampling.sampler import sample_responses
 
     case, size = Case.load(folder), int(batch)
     policy = load_policy(folder / "results/sft/policy", torch.device("cpu"))
-    tokenizer = load_tokenizer(folder / "results/sft/policy")
-    prompts = prompt_texts(folder)[: size // case.samples]
+    form = load_format(folder / "results/sft/policy")
+    prompts = [asked(text) for text in prompt_texts(folder)[: size // case.samples]]
     ids = [f"{i:016x}" for i in range(len(prompts))]
     counts: dict[str, float] = {}
     for number in range(STEPS):
@@ -144,7 +146,7 @@ def sampler(folder: Path, gate: Gate, batch: str) -> None:
         indices = np.tile(number * case.samples + np.arange(case.samples), (len(prompts), 1))
         found = sample_responses(
             policy,
-            tokenizer,
+            form,
             prompts,
             ids,
             indices,

@@ -61,6 +61,14 @@ def tokenizer():  # type: ignore[no-untyped-def]
     return train_tokenizer(texts, 300)
 
 
+@pytest.fixture(scope="session")
+def form(tokenizer):  # type: ignore[no-untyped-def]
+    """How the tokenizer's models see dialogues: `plain`."""
+    from infalign.lm.formats import Format
+
+    return Format(tokenizer)
+
+
 @pytest.fixture
 def policy(tokenizer):  # type: ignore[no-untyped-def]
     """A two-layer Llama with random weights."""

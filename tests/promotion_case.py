@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from infalign.data.framing import asked
 from infalign.deployment.evidence import Evidence, Facts, Side, write_evidence
 from infalign.settings.params import Params, Promotion, load_params
 
@@ -86,7 +87,7 @@ def write_settings(folder: Path, **changes: Any) -> None:
         "device": "cpu",
     }
     (folder / "settings.json").write_text(json.dumps(settings | changes))
-    columns = {"prompt": [PROMPT], "rewards": [[-0.05, 0.0, 0.05, 0.1]]}
+    columns = {"dialogue": [asked(PROMPT).text], "rewards": [[-0.05, 0.0, 0.05, 0.1]]}
     write_table(folder / "references.parquet", columns, REFERENCES)
 
 

@@ -14,7 +14,7 @@ from infalign.data.builtin import (
     make_corpus,
     prompts_of,
 )
-from infalign.data.hh import ASSISTANT, HUMAN, split_dialogue, turns
+from infalign.data.dialogue import ASSISTANT, HUMAN, read_marked
 from infalign.data.lexicon import GRAMMARS
 from infalign.errors import InputError
 from infalign.theory.limits import raw_limit
@@ -25,8 +25,9 @@ pytestmark = pytest.mark.parametrize("subset", SUBSETS)
 def test_prompts_are_distinct_dialogues_of_one_and_more_turns(subset: str) -> None:
     prompts = prompts_of(subset, 0, 1450)
     assert len(set(prompts)) == 1450
-    assert all(split_dialogue(prompt) == (prompt, "") for prompt in prompts)
-    lengths = [len(turns(prompt)) for prompt in prompts]
+    dialogues = [read_marked(prompt) for prompt in prompts]
+    assert [dialogue.marked for dialogue in dialogues] == prompts
+    lengths = [len(dialogue.exchanges()) for dialogue in dialogues]
     assert set(lengths) == {1, 2}
     assert lengths.count(1) / 1450 == pytest.approx(0.7, abs=0.01)
     tasks = {topic.task for topic in GRAMMARS[subset].topics}
@@ -54,8 +55,8 @@ def test_labels_follow_bradley_terry_and_the_ceiling_is_the_truth(subset: str) -
     objective = GRAMMARS[subset].objective
     margins = np.array(
         [
-            gold_utility(objective, p.prompt, p.chosen)
-            - gold_utility(objective, p.prompt, p.rejected)
+            gold_utility(objective, p.prompt.marked, p.chosen)
+            - gold_utility(objective, p.prompt.marked, p.rejected)
             for p in corpus.train
         ]
     )

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infalign.data.builtin import SUBSETS, draw_response, gold_utilities, gold_utility, prompts_of
+from infalign.data.dialogue import ASSISTANT, HUMAN
 from infalign.data.gold import EDGE, UNKNOWN, chunks, expansions, request_of, tables_of
-from infalign.data.hh import ASSISTANT, HUMAN
 from infalign.data.lexicon import GRAMMARS, HARMLESS, HELPFUL
 
 BREAD = f"{HUMAN} How do I bake bread?{ASSISTANT}"

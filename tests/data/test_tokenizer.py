@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from infalign.data.hh import ASSISTANT, HUMAN
+from infalign.data.dialogue import ASSISTANT, HUMAN
 from infalign.data.tokenizer import train_tokenizer
 
 TEXTS = [f"{HUMAN} How do I bake bread?{ASSISTANT}", " Sure, first mix the flour.", " Mix well."]

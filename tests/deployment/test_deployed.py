@@ -8,17 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from promotion_case import PROMPT, tiny_models, write_settings
 
-from infalign.data.hh import prompt_id_of
+from infalign.data.framing import asked
 from infalign.deployment import deployed
 from infalign.deployment.deployed import (
     Deployed,
     Request,
     chosen_procedure,
-    framed,
     keep,
     load_deployed,
 )
@@ -37,6 +38,11 @@ def folder(tmp_path_factory, tokenizer):
     tiny_models(made, tokenizer)
     write_settings(made)
     return made
+
+
+def said(*turns):
+    """Messages, as chat templates take them."""
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +68,8 @@ def test_the_kept_response_is_the_best_and_its_reward_is_the_reward_models(model
     assert best.reward > worst.reward
     scores = score_responses(
         model.reward_model,
-        model.reward_tokenizer,
-        [PROMPT] * 2,
+        model.reward_form,
+        [asked(PROMPT)] * 2,
         [best.response, worst.response],
         batch_size=2,
     )
@@ -108,9 +114,9 @@ def test_eight_threads_give_what_one_gives_byte_for_byte(model, monkeypatch):
     """Log-probabilities included; and no two draw at once."""
     sample, inside, drawn = deployed.sample_responses, [], {}
 
-    def spy(policy, tokenizer, prompts, *rest, seed, **named):
+    def spy(policy, form, prompts, *rest, seed, **named):
         inside.append(seed)
-        found = sample(policy, tokenizer, prompts, *rest, seed=seed, **named)
+        found = sample(policy, form, prompts, *rest, seed=seed, **named)
         assert inside == [seed]
         inside.remove(seed)
         drawn.setdefault((prompts[0], seed), set()).add(found.logp.tobytes())
@@ -130,17 +136,20 @@ def test_eight_threads_give_what_one_gives_byte_for_byte(model, monkeypatch):
 
 
 def test_a_bare_question_is_the_humans_turn():
-    assert framed(" one two three ") == PROMPT == framed(PROMPT)
+    assert asked(" one two three ") == asked(PROMPT)
 
 
 def test_a_prompt_with_references_keeps_its_bytes_however_it_is_sent(model):
-    rewards = model.references[PROMPT]
+    rewards = model.references[asked(PROMPT)]
     noisy = "\n\nHuman: one \n\nAssistant: two \n\nHuman:  three\n\nAssistant:"
-    both = replace(model, references={PROMPT: rewards, noisy: rewards})
     neat = "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nAssistant:"
-    for sent in (noisy, neat, noisy.strip(), neat.replace("\n", "\r\n")):
-        assert both.exact(sent) == noisy
-        assert model.exact(sent) == neat
+    messages = said(("user", "one"), ("assistant", "two"), ("user", "three"))
+    both = replace(model, references={**model.references, asked(neat): rewards})
+    [known] = both.answer([neat], Request(""))
+    assert known.calibrated is not None
+    written = asked(messages).text
+    for sent in (noisy, noisy.strip(), neat.replace("\n", "\r\n"), messages, written):
+        assert both.answer([sent], Request("")) == [known]
     for sent in (PROMPT, PROMPT + " ", PROMPT.strip(), "one two three\n"):
         assert model.answer([sent], Request("")) == model.answer([PROMPT], Request(""))
 
@@ -178,14 +187,23 @@ def test_n_replaces_the_number_of_draws():
         ([], Request(""), "prompts: 0"),
         ([PROMPT] * 65, Request("standard"), "prompts: 65"),
         ([PROMPT] * 64, Request("best_of:65"), "prompts times n: 4160"),
-        (["  "], Request(""), "prompt 0 is not a text"),
-        ([PROMPT, 7], Request(""), "prompt 1 is not a text"),
-        (["one " * 6000], Request(""), "has 24000 characters"),
+        (["  "], Request(""), "prompt 0 is not a text with a question"),
+        ([PROMPT, 7], Request(""), "prompt 1 is neither a text nor messages but a number"),
+        (["one " * 6000], Request(""), "has 23999 characters"),
         (["one " * 200], Request(""), "the policy was trained for at most 64"),
         (["one\0"], Request(""), "prompt 0 has a NUL character"),
         ([PROMPT, "\ud800"], Request(""), "prompt 1 has half of a surrogate pair"),
         ([PROMPT + " four"], Request(""), "prompt 0 ends with words of the assistant"),
         (["one\n\nHuman: two"], Request(""), "prompt 0 has a line that starts with 'Human:'"),
+        ([[]], Request(""), "prompt 0 is neither a text nor messages but an empty list"),
+        ([[{"role": "user"}]], Request(""), "prompt 0 has a message that is not {"),
+        ([said(("user", "one"), ("assistant", "two"))], Request(""), "0 does not end with a turn"),
+        ([said(("robot", "one"))], Request(""), "has a turn of 'robot', which is none of"),
+        ([said(("user", "one"), ("system", "two"), ("user", "three"))], Request(""), "system turn"),
+        ([said(("user", "one\0"))], Request(""), "prompt 0 has a NUL character"),
+        ([said(("system", "\ud800"), ("user", "one"))], Request(""), "half of a surrogate pair"),
+        ([said(("user", "one " * 200))], Request(""), "the policy was trained for at most 64"),
+        ([said(("system", "x" * 9999), ("user", "y" * 19999))], Request(""), "29998 characters"),
     ],
 )
 def test_what_is_out_of_bounds_is_one_sentence(model, prompts, request_, words, monkeypatch):
@@ -215,6 +233,15 @@ def test_an_older_package_says_less_of_itself(folder, tmp_path):
             load_deployed(tmp_path / "older")
 
 
+def test_an_older_packages_references_are_texts_with_markers(folder, model, tmp_path):
+    shutil.copytree(folder, tmp_path / "older")
+    path = tmp_path / "older" / "references.parquet"
+    noisy = PROMPT.replace("three", "three ")
+    pq.write_table(pa.table({"prompt": [noisy], "rewards": [[-0.05, 0.0, 0.05, 0.1]]}), path)
+    threads = torch.get_num_threads()
+    assert load_deployed(tmp_path / "older", threads).references == model.references
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pkl"])
 def test_only_safetensors_are_loaded(folder, tmp_path, name, tokenizer):
     tiny_models(tmp_path, tokenizer)
@@ -237,26 +264,26 @@ def test_what_is_served_has_the_precision_of_the_package(folder, model, tmp_path
     assert "precision" not in settings  # as older packages: float32
     (tmp_path / "settings.json").write_text(json.dumps(settings | {"precision": "bfloat16"}))
     served = load_deployed(tmp_path, threads)
-    cpu, text = torch.device("cpu"), framed("three four")
+    cpu, prompt = torch.device("cpu"), asked("three four")
     policy = load_policy(folder / "policy", cpu, "bfloat16")
     reward_model = load_reward_model(folder / "reward", cpu, "bfloat16")
     many, found, other = 12, [], []
     for seed in range(many):
-        answer = served.answer([text], Request("standard", seed=seed))[0]
+        answer = served.answer(["three four"], Request("standard", seed=seed))[0]
         drawn = sample_responses(
             policy,
-            served.tokenizer,
-            [text],
-            [prompt_id_of(text)],
+            served.form,
+            [prompt],
+            [prompt.id],
             np.zeros((1, 1), dtype=np.int64),
             seed=derive_seed(seed, "deployed"),
             longest=served.response_tokens,
             batch_size=1,
         )
         reward = score_responses(
-            reward_model, served.reward_tokenizer, [text], drawn.text, batch_size=1
+            reward_model, served.reward_form, [prompt], drawn.text, batch_size=1
         )
         assert (answer.response, answer.reward) == (drawn.text[0], reward[0])
         found.append(answer)
-        other.append(model.answer([text], Request("standard", seed=seed))[0])
+        other.append(model.answer(["three four"], Request("standard", seed=seed))[0])
     assert found != other

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from promotion_case import FACTS, tiny_models, write_package
 
-from infalign.data.hh import prompt_id_of
+from infalign.data.framing import asked
 from infalign.deployment import monitor
 from infalign.deployment.evidence import Evidence, Side, write_evidence
 from infalign.deployment.package import digest
@@ -22,7 +22,7 @@ from infalign.settings.params import Params, check_params, load_params
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-TEXTS = [f"\n\nHuman: {a} {b}\n\nAssistant:" for a in WORDS for b in WORDS]
+ASKED = [asked(f"{a} {b}") for a in WORDS for b in WORDS]
 USED = 60  # prompts of the version's own evaluation; the others are fresh
 
 
@@ -41,11 +41,11 @@ def project(tmp_path_factory, tokenizer) -> Path:  # type: ignore[no-untyped-def
     tiny_models(models, tokenizer)
     shutil.copytree(models / "policy", root / "results" / "sft" / "policy")
     rows = {
-        "prompt_id": [prompt_id_of(text) for text in TEXTS],
-        "objective": ["helpful"] * len(TEXTS),
-        "split": ["test"] * len(TEXTS),
-        "source": ["made"] * len(TEXTS),
-        "prompt": TEXTS,
+        "prompt_id": [dialogue.id for dialogue in ASKED],
+        "objective": ["helpful"] * len(ASKED),
+        "split": ["test"] * len(ASKED),
+        "source": ["made"] * len(ASKED),
+        "dialogue": [dialogue.text for dialogue in ASKED],
     }
     write_table(root / "results" / "prepare" / "prompts.parquet", rows, PROMPTS)
     shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
@@ -58,7 +58,7 @@ def measured(root: Path, models: Path) -> Evidence:
     from promotion_case import write_settings
 
     write_settings(models)
-    used = {prompt_id_of(text): text for text in TEXTS[:USED]}
+    used = {dialogue.id: dialogue for dialogue in ASKED[:USED]}
     ours, theirs = monitor._rewards(root, settings(), models, used, seed=99)
     facts = replace(FACTS, reference=digest(root / "results" / "sft" / "policy"))
     ones = np.ones(USED)
@@ -118,7 +118,7 @@ def test_drift_raises_its_own_alarm(
 def test_champion_and_reference_answer_in_the_precision_of_the_package(
     project: Path, tmp_path: Path
 ) -> None:
-    prompts = {prompt_id_of(text): text for text in TEXTS[:8]}
+    prompts = {dialogue.id: dialogue for dialogue in ASKED[:8]}
     found = {}
     for precision in (None, "float32", "bfloat16"):
         folder = tmp_path / str(precision)
@@ -137,7 +137,7 @@ def test_fresh_prompts_are_those_that_the_evaluation_did_not_use(project: Path) 
     evidence = monitor.read_evidence(project / "model" / "evidence")
     fresh = monitor.fresh_prompts(project, settings(prompts=10), "helpful", evidence, 1)
     assert len(fresh) == 10
-    assert set(fresh.values()) <= set(TEXTS[USED:])
+    assert set(fresh.values()) <= set(ASKED[USED:])
     assert fresh != monitor.fresh_prompts(project, settings(prompts=10), "helpful", evidence, 2)
     with pytest.raises(InputError, match="0 evaluation prompts of harmless are fresh"):
         monitor.fresh_prompts(project, settings(), "harmless", evidence, 1)

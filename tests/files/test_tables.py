@@ -4,12 +4,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infalign.data.dialogue import read_prompts
+from infalign.data.framing import asked
 from infalign.errors import InputError
 from infalign.files.tables import (
     CALIBRATION,
     PROMPTS,
     SAMPLES,
-    read_prompts,
     read_table,
     write_table,
 )
@@ -19,7 +20,7 @@ ROWS = {
     "objective": ["helpful", "helpful"],
     "split": ["train", "test"],
     "source": ["x", "x"],
-    "prompt": ["one", "two"],
+    "dialogue": [asked("one").text, asked("two").text],
 }
 CALIBRATED = {
     "prompt_id": ["a", "b"],
@@ -34,15 +35,15 @@ def test_round_trip_and_same_bytes(tmp_path):
         write_table(tmp_path / name, ROWS, PROMPTS)
     assert read_table(tmp_path / "first", PROMPTS).to_pydict() == ROWS
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert read_prompts(tmp_path / "first", "helpful") == {"a": "one", "b": "two"}
-    assert read_prompts(tmp_path / "first", "helpful", "test") == {"b": "two"}
+    assert read_prompts(tmp_path / "first", "helpful") == {"a": asked("one"), "b": asked("two")}
+    assert read_prompts(tmp_path / "first", "helpful", "test") == {"b": asked("two")}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"split": ["train", "dev"]}, "column split, row 1: 'dev' is not in"),
-        ({"prompt": ["one", None]}, "column prompt, row 1: None is not allowed"),
+        ({"dialogue": ["one", None]}, "column dialogue, row 1: None is not allowed"),
         ({"prompt_id": ["a", "a"]}, "column objective+prompt_id, row 1"),
     ],
 )

@@ -13,12 +13,13 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from infalign.data.framing import asked
 from infalign.errors import InputError
 from infalign.lm.models import build_reward_model, load_policy, save_model, without_dropout
 from infalign.lm.scoring import vocabulary
 from infalign.lm.scoring.scorer import divergence, pooled_rewards, score_responses
 from infalign.lm.scoring.vocabulary import has_plain_head, is_joined, token_log_probs, token_scores
-from infalign.lm.text import encode_prompts, encode_responses, make_batch
+from infalign.lm.text import make_batch
 from infalign.lm.training.parallel import Trainable, recompute
 from tests.lm.families import FAMILIES, sizes_of
 
@@ -27,8 +28,8 @@ JOINED = {"lfm2", "lfm2 with biases", "mamba", "mamba2", "falcon_h1"}
 HEADLESS = {"xglm", "granite", "cohere", *JOINED}  # no sequence classifier
 NOT_PLAIN = {"gemma2", "granite", "cohere"}
 PROMPTS = [
-    "\n\nHuman: one\n\nAssistant:",
-    "\n\nHuman: two three nine eight seven one two three\n\nAssistant:",
+    asked("one"),
+    asked("two three nine eight seven one two three"),
 ]
 RESPONSES = ["four five six seven", "ten", "", "one two three one two three nine ten ten"]
 
@@ -64,10 +65,10 @@ def models(folder):
     return policy, reference
 
 
-def sequences(tokenizer):
+def sequences(form):
     """Prompts and the tokens of two responses to each; the last one is cut, without EOS."""
-    responses = encode_responses(tokenizer, RESPONSES)
-    return encode_prompts(tokenizer, PROMPTS), [*responses[:3], responses[3][:-1]]
+    responses = form.encode_responses(RESPONSES)
+    return form.encode_prompts(PROMPTS), [*responses[:3], responses[3][:-1]]
 
 
 @torch.inference_mode()
@@ -81,11 +82,11 @@ def plain_log_probs(model, prompts, responses):
     return torch.cat(found)
 
 
-def test_log_probs_are_the_models_own(family, tokenizer, monkeypatch):
+def test_log_probs_are_the_models_own(family, form, monkeypatch):
     word, folder = family
     policy, reference = models(folder)
-    prompts, responses = sequences(tokenizer)
-    batch = make_batch(prompts, responses, tokenizer.pad_token_id, CPU)
+    prompts, responses = sequences(form)
+    batch = make_batch(prompts, responses, form.pad, CPU)
     ours, theirs = (plain_log_probs(m, prompts, responses) for m in (policy, reference))
     chosen = batch.tokens[:, None]
     expected = (ours.gather(1, chosen)[:, 0], theirs.gather(1, chosen)[:, 0])
@@ -106,19 +107,19 @@ def test_log_probs_are_the_models_own(family, tokenizer, monkeypatch):
         check()
 
 
-def test_divergences_are_the_models_own(family, tokenizer):
+def test_divergences_are_the_models_own(family, form):
     policy, reference = models(family[1])
-    prompts, responses = sequences(tokenizer)
+    prompts, responses = sequences(form)
     ours, theirs = (plain_log_probs(m, prompts, responses) for m in (policy, reference))
     kl = (ours.exp() * (ours - theirs)).sum(-1).split([len(r) for r in responses])
-    asked = [prompt for prompt in PROMPTS for _ in range(2)]
-    found = divergence(policy, reference, tokenizer, asked, responses, batch_size=4)
+    each = [prompt for prompt in PROMPTS for _ in range(2)]
+    found = divergence(policy, reference, form, each, responses, batch_size=4)
     assert found.kl.tolist() == pytest.approx([float(k.sum()) for k in kl], abs=1e-3)
-    itself = divergence(policy, policy, tokenizer, asked, responses, batch_size=4)
+    itself = divergence(policy, policy, form, each, responses, batch_size=4)
     assert (itself.kl == 0).all()
 
 
-def test_rewards_are_the_classifiers_own(family, tokenizer):
+def test_rewards_are_the_classifiers_own(family, form):
     word, folder = family
     assert (word in HEADLESS) == (
         type(config_of(word)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -127,38 +128,38 @@ def test_rewards_are_the_classifiers_own(family, tokenizer):
         with pytest.raises(
             InputError, match=f"no sequence classifier for the model type '{word.split()[0]}'"
         ):
-            build_reward_model(folder, tokenizer, CPU, seed=3)
+            build_reward_model(folder, form.tokenizer, CPU, seed=3)
         return
-    model = build_reward_model(folder, tokenizer, CPU, seed=3)
-    asked = [prompt for prompt in PROMPTS for _ in range(2)]
-    found = score_responses(model, tokenizer, asked, RESPONSES, batch_size=4)
-    save_model(model, tokenizer, folder / "reward")
+    model = build_reward_model(folder, form.tokenizer, CPU, seed=3)
+    each = [prompt for prompt in PROMPTS for _ in range(2)]
+    found = score_responses(model, form, each, RESPONSES, batch_size=4)
+    save_model(model, form.tokenizer, folder / "reward")
     plain = AutoModelForSequenceClassification.from_pretrained(folder / "reward").eval()
-    prompts, replies = encode_prompts(tokenizer, asked), encode_responses(tokenizer, RESPONSES)
+    prompts, replies = form.encode_prompts(each), form.encode_responses(RESPONSES)
     rows = [p + r for p, r in zip(prompts, replies, strict=True)]
     with torch.inference_mode():
         alone = [float(plain(torch.tensor([row])).logits) for row in rows]
-        padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
+        padded = form.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
         together = plain(**padded).logits[:, 0].tolist()
     assert found.tolist() == pytest.approx(alone, abs=1e-4, rel=1e-4)
     assert together == pytest.approx(alone, abs=1e-4, rel=1e-4)
     assert found.std() > 1e-3
 
 
-def test_dropout_is_off_in_training_mode_too(family, tokenizer):
+def test_dropout_is_off_in_training_mode_too(family, form):
     """Most families have some, as modules or as numbers; with it two passes would differ."""
     torch.manual_seed(1)
     model = without_dropout(AutoModelForCausalLM.from_config(config_of(family[0]))).train()
-    prompts, responses = sequences(tokenizer)
+    prompts, responses = sequences(form)
     ids = torch.tensor([prompts[1] + responses[3]])
     first, second = (model(ids, use_cache=False).logits for _ in range(2))
     assert torch.equal(first, second)
 
 
-def test_layers_are_computed_again_to_the_same_gradients(family, tokenizer):
+def test_layers_are_computed_again_to_the_same_gradients(family, form):
     policy, _ = models(family[1])
-    prompts, responses = sequences(tokenizer)
-    batch = make_batch(prompts, responses, tokenizer.pad_token_id, CPU)
+    prompts, responses = sequences(form)
+    batch = make_batch(prompts, responses, form.pad, CPU)
     gradients = []
     for again in (False, True):
         if again:
@@ -187,14 +188,14 @@ def test_heads_with_a_cap_or_a_scale_are_told_from_plain_ones(family):
     assert has_plain_head(policy) == (family[0] not in NOT_PLAIN)
 
 
-def test_a_reward_is_pooled_from_joined_sequences_alike(family, tokenizer):
+def test_a_reward_is_pooled_from_joined_sequences_alike(family, form):
     word, folder = family
     if word in HEADLESS:
         assert type(config_of(word)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         return
-    model = build_reward_model(folder, tokenizer, CPU, seed=3)
-    prompts, responses = sequences(tokenizer)
-    batch = make_batch(prompts, responses, tokenizer.pad_token_id, CPU)
+    model = build_reward_model(folder, form.tokenizer, CPU, seed=3)
+    prompts, responses = sequences(form)
+    batch = make_batch(prompts, responses, form.pad, CPU)
     with torch.inference_mode():
         shared = pooled_rewards(model, batch)
         model.recomputes = True

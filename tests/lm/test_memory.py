@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from infalign.data.framing import asked
 from infalign.errors import InputError
 from infalign.files.history import read_history
 from infalign.lm.memory import Block, Budget, autocast, in_pieces, ran_out
@@ -18,7 +19,7 @@ from infalign.lm.training.losses import likelihood_loss
 from infalign.lm.training.parallel import Trainable, microbatched
 from infalign.settings.params import Tiny
 
-PROMPTS = ["\n\nHuman: one\n\nAssistant:", "\n\nHuman: two three nine\n\nAssistant:"]
+PROMPTS = [asked("one"), asked("two three nine")]
 IDS = ["00000000000000aa", "ffffffffffffff01"]
 
 
@@ -72,24 +73,22 @@ def test_a_single_sequence_that_does_not_fit_is_one_sentence():
         in_pieces(Block(np.arange(4), np.arange(2)), work, lambda b: 7, Budget())
 
 
-def drawn(policy, tokenizer, **more):
+def drawn(policy, form, **more):
     indices = np.tile(np.arange(6), (2, 1))
     return sample_responses(
-        policy, tokenizer, PROMPTS, IDS, indices, seed=5, longest=8, batch_size=64, **more
+        policy, form, PROMPTS, IDS, indices, seed=5, longest=8, batch_size=64, **more
     )
 
 
 @pytest.mark.parametrize("how", ["budget", "memory"])
-def test_sampling_and_scoring_in_pieces_change_nothing(policy, tokenizer, how, capsys):
-    whole = drawn(policy, tokenizer)
+def test_sampling_and_scoring_in_pieces_change_nothing(policy, form, how, capsys):
+    whole = drawn(policy, form)
     budget = Budget(60) if how == "budget" else Budget()
     limit = little_memory(policy, 3 if how == "memory" else 99)
     with limit as seen:
-        cut = drawn(policy, tokenizer, budget=budget)
-        texts = [text for text in PROMPTS for _ in range(6)]
-        apart = divergence(
-            policy, policy, tokenizer, texts, cut.tokens, batch_size=64, budget=budget
-        )
+        cut = drawn(policy, form, budget=budget)
+        each = [prompt for prompt in PROMPTS for _ in range(6)]
+        apart = divergence(policy, policy, form, each, cut.tokens, batch_size=64, budget=budget)
     assert max(seen) <= 3
     assert cut.tokens == whole.tokens
     assert np.allclose(cut.logp, whole.logp, atol=1e-4)
@@ -99,14 +98,14 @@ def test_sampling_and_scoring_in_pieces_change_nothing(policy, tokenizer, how, c
     assert budget.tokens is not None
 
 
-def test_rewards_in_pieces_are_the_same(policy, tokenizer, tmp_path):
+def test_rewards_in_pieces_are_the_same(policy, form, tmp_path):
     from infalign.lm.models import build_reward_model, save_model
 
-    save_model(policy, tokenizer, tmp_path)
-    judge = build_reward_model(tmp_path, tokenizer, torch.device("cpu"), seed=2)
-    texts, replies = PROMPTS * 3, ["four", "five six", "seven", "", "eight nine ten", "six"]
-    whole = score_responses(judge, tokenizer, texts, replies, batch_size=6)
-    cut = score_responses(judge, tokenizer, texts, replies, batch_size=6, budget=Budget(25))
+    save_model(policy, form.tokenizer, tmp_path)
+    judge = build_reward_model(tmp_path, form.tokenizer, torch.device("cpu"), seed=2)
+    prompts, replies = PROMPTS * 3, ["four", "five six", "seven", "", "eight nine ten", "six"]
+    whole = score_responses(judge, form, prompts, replies, batch_size=6)
+    cut = score_responses(judge, form, prompts, replies, batch_size=6, budget=Budget(25))
     assert np.allclose(cut, whole, atol=1e-6)
 
 
@@ -172,9 +171,9 @@ def test_bfloat16_is_for_cuda_unless_asked_for():
     assert passes_in("float32", cuda) is None
 
 
-def test_passes_in_bfloat16_keep_float32_weights_and_learn(fresh, tokenizer, tmp_path):
+def test_passes_in_bfloat16_keep_float32_weights_and_learn(fresh, form, tmp_path):
     sizes = Tiny(vocab_size=300, hidden_size=16, intermediate_size=24, layers=1, heads=2)
-    model = build_tiny(sizes, tokenizer, 64, torch.device("cpu"), 1, "bfloat16")
+    model = build_tiny(sizes, form.tokenizer, 64, torch.device("cpu"), 1, "bfloat16")
     with autocast(model):
         types = []
         projection = model.model.layers[0].mlp.down_proj
@@ -186,4 +185,4 @@ def test_passes_in_bfloat16_keep_float32_weights_and_learn(fresh, tokenizer, tmp
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert history[-1]["loss"] == pytest.approx(exact[-1]["loss"], rel=0.02)
     assert history[-1]["loss"] != exact[-1]["loss"]
-    assert np.allclose(drawn(model, tokenizer).logp, drawn(model, tokenizer).logp)
+    assert np.allclose(drawn(model, form).logp, drawn(model, form).logp)

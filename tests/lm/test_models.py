@@ -21,9 +21,11 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from infalign.data.framing import asked
 from infalign.errors import InputError
 from infalign.lm.models import (
     build_reward_model,
+    load_format,
     load_policy,
     load_reward_model,
     load_tokenizer,
@@ -32,10 +34,9 @@ from infalign.lm.models import (
 )
 from infalign.lm.preflight import check_weights
 from infalign.lm.scoring.scorer import score_responses
-from infalign.lm.text import decode_responses, encode_prompts, encode_responses
 
 CPU = torch.device("cpu")
-PROMPTS = ["\n\nHuman: one\n\nAssistant:", "\n\nHuman: two three nine\n\nAssistant:"]
+PROMPTS = [asked("one"), asked("two three nine")]
 RESPONSES = ["four five six seven", "ten"]
 
 
@@ -243,7 +244,7 @@ def plain_rewards(folder: Path) -> tuple[list[float], list[float]]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     end = tokenizer.eos_token or ""
-    texts = [f"{p} {r}{end}" for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    texts = [f"{p.marked} {r}{end}" for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     with torch.no_grad():
         alone = [float(model(**tokenizer(text, return_tensors="pt")).logits) for text in texts]
         together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
@@ -260,7 +261,7 @@ def test_a_saved_reward_model_gives_the_same_rewards_where_padding_was_eos(
     model = build_reward_model(end_is_padding, tokenizer, CPU, seed=3)
     assert tokenizer.pad_token_id == model.config.pad_token_id == words
     save_model(model, tokenizer, tmp_path / "reward")
-    loaded, own = load_reward_model(tmp_path / "reward", CPU), load_tokenizer(tmp_path / "reward")
+    loaded, own = load_reward_model(tmp_path / "reward", CPU), load_format(tmp_path / "reward")
     found = score_responses(loaded, own, PROMPTS, RESPONSES, batch_size=2).tolist()
     alone, together = plain_rewards(tmp_path / "reward")
     assert alone == pytest.approx(found, abs=1e-5)
@@ -278,7 +279,8 @@ def test_padding_of_its_own_stays(tokenizer, folder):
 @pytest.fixture
 def encoder(tmp_path):
     """A BERT reward model, whose tokenizer has [CLS] and [SEP] and no EOS."""
-    words = ["human", "assistant", ":", *" ".join(PROMPTS + RESPONSES).lower().split()]
+    texts = [*(prompt.turns[-1].content for prompt in PROMPTS), *RESPONSES]
+    words = ["human", "assistant", ":", *" ".join(texts).lower().split()]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(words)]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizer(vocab=str(tmp_path / "vocab.txt"))
@@ -289,18 +291,18 @@ def encoder(tmp_path):
 
 
 def test_a_reward_model_needs_no_eos(encoder):
-    tokenizer = own_padding(load_tokenizer(encoder))
+    form = load_format(encoder)
+    tokenizer = own_padding(form.tokenizer)
     assert tokenizer.eos_token_id is None
     assert tokenizer.pad_token == "[PAD]"
-    prompts, responses = encode_prompts(tokenizer, PROMPTS), encode_responses(tokenizer, RESPONSES)
-    for prompt, response, text in zip(prompts, responses, PROMPTS, strict=True):
+    prompts, responses = form.encode_prompts(PROMPTS), form.encode_responses(RESPONSES)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         assert prompt[0] == tokenizer.cls_token_id
-        assert (
-            prompt + response == tokenizer(f"{text} {RESPONSES[PROMPTS.index(text)]}")["input_ids"]
-        )
-    assert decode_responses(tokenizer, responses) == RESPONSES
+        whole = f"{PROMPTS[row].marked} {RESPONSES[row]}"
+        assert prompt + response == tokenizer(whole)["input_ids"]
+    assert form.decode(responses) == RESPONSES
     model = build_reward_model(encoder, tokenizer, CPU, seed=1)
-    found = score_responses(model, tokenizer, PROMPTS, RESPONSES, batch_size=2).tolist()
+    found = score_responses(model, form, PROMPTS, RESPONSES, batch_size=2).tolist()
     alone, together = plain_rewards(encoder)
     assert alone == pytest.approx(found, abs=1e-5)
     assert together == pytest.approx(found, abs=1e-5)

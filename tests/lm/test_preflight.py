@@ -10,17 +10,18 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig
 from transformers import BertForSequenceClassification as Bert
 
+from infalign.data.framing import asked
 from infalign.errors import InputError
-from infalign.lm.models import load_tokenizer, save_model
+from infalign.lm.models import load_format, save_model
 from infalign.lm.preflight import check_models, check_texts
 from infalign.settings.params import check_params
 
-PROMPTS = ["\n\nHuman: one\n\nAssistant:", "\n\nHuman: two three nine\n\nAssistant:"]
+PROMPTS = [asked("one"), asked("two three nine")]
 RESPONSES = ["four five six seven", "ten"]
 
 
 @pytest.fixture
-def check(smoke_tree, tokenizer):
+def check(smoke_tree, form):
     """A function that checks a policy's model and a reward model on some texts."""
 
     def ask(policy="tiny", reward="sft", **model):
@@ -28,7 +29,7 @@ def check(smoke_tree, tokenizer):
         tree["model"] |= {"name_or_path": str(policy), **model}
         tree["reward"]["name_or_path"] = str(reward)
         params = check_params(tree, "test")
-        own = tokenizer if policy == "tiny" else load_tokenizer(policy)
+        own = form if policy == "tiny" else load_format(policy)
         check_models(params, own)
         check_texts(params, own, PROMPTS, RESPONSES)
 

@@ -1,51 +1,9 @@
-"""Text to tokens: EOS, masks, cutting."""
+"""Token ids as batches: masks, prompts that responses share, alike lengths together."""
 
 import pytest
 import torch
 
-from infalign.lm.text import (
-    by_length,
-    cut_responses,
-    decode_responses,
-    encode_prompts,
-    encode_responses,
-    make_batch,
-    shared_prompts,
-)
-
-PROMPT = "\n\nHuman: one two\n\nAssistant:"
-
-
-def test_responses_end_in_eos_unless_cut(tokenizer):
-    whole = encode_responses(tokenizer, ["four five six"])[0]
-    assert whole[-1] == tokenizer.eos_token_id
-    assert tokenizer.eos_token_id not in whole[:-1]
-    cut = encode_responses(tokenizer, ["four five six"], longest=len(whole) - 1)[0]
-    assert cut == whole[:-1]
-
-
-def test_prompts_carry_no_eos(tokenizer):
-    assert tokenizer.eos_token_id not in encode_prompts(tokenizer, [PROMPT])[0]
-    assert encode_prompts(tokenizer, []) == encode_responses(tokenizer, []) == []
-
-
-def test_decoding_returns_the_text(tokenizer):
-    texts = ["four five six", "ten!", "Ünïcode – and   spaces"]
-    assert decode_responses(tokenizer, encode_responses(tokenizer, texts)) == texts
-
-
-def test_prompt_and_response_join_as_one_text(tokenizer):
-    joined = encode_prompts(tokenizer, [PROMPT])[0] + encode_responses(tokenizer, ["four"])[0]
-    together = encode_prompts(tokenizer, [f"{PROMPT} four"])[0]
-    assert joined[:-1] == together
-
-
-def test_cut_responses_equals_cutting_tokens(tokenizer):
-    texts = ["four five six seven", "ten"]
-    short, kept = cut_responses(tokenizer, texts, 3)
-    assert texts[0].startswith(short)
-    assert len(short) < len(texts[0])
-    assert encode_responses(tokenizer, [kept]) == encode_responses(tokenizer, ["ten"])
+from infalign.lm.text import by_length, make_batch, shared_prompts
 
 
 def test_masks_come_from_lengths_even_where_pad_is_eos():

@@ -15,6 +15,7 @@ import numpy as np
 
 from infalign.aligning.budget import budget_of
 from infalign.data.builtin import draw_response, gold_utilities, prompts_of
+from infalign.data.dialogue import read_marked
 from infalign.files.tables import (
     CALIBRATED,
     EVALUATION_REWARDS,
@@ -150,7 +151,7 @@ class _Case:
     def prompt_rows(self) -> list[dict[str, Any]]:
         return [
             {"prompt_id": i, "objective": self.objective, "split": "test", "source": "made up"}
-            | {"prompt": prompt}
+            | {"dialogue": read_marked(prompt).text}
             for i, prompt in zip(self.ids, self.prompts, strict=True)
         ]
 

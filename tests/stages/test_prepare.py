@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from infalign.data.builtin import make_corpus
+from infalign.data.dialogue import Dialogue, Turn
 from infalign.data.hh import write_pairs
 from infalign.errors import InputError
 from infalign.files.tables import PREFERENCES, PROMPTS, read_table
@@ -80,9 +81,11 @@ def check_invariants(folder: Path) -> None:
     prompts, pairs = rows_of(folder)
     splits: dict[str, set[str]] = {}
     for row in prompts:
-        assert row["prompt_id"] == sha256(row["prompt"].encode()).hexdigest()[:16]
-        assert row["prompt"].startswith(HUMAN)
-        assert row["prompt"].endswith(ASSISTANT)
+        dialogue = Dialogue.parse(row["dialogue"])
+        assert dialogue.text == row["dialogue"]
+        assert row["prompt_id"] == dialogue.id
+        assert [turn.role for turn in dialogue.turns[::2]] == ["user"] * len(dialogue.turns[::2])
+        assert dialogue.turns[-1].role == "user"
         splits.setdefault(row["prompt_id"], set()).add(row["split"])
     halves: dict[str, set[str]] = {}
     for row in pairs:
@@ -102,13 +105,13 @@ def test_tables_by_hand(smoke_tree: dict[str, Any], tmp_path: Path) -> None:
     folder = run(smoke_tree, data, tmp_path / "run")
     check_invariants(folder)
     prompts, pairs = rows_of(folder)
-    [cut] = [row for row in prompts if "Why so" in row["prompt"]]
+    [cut] = [row for row in prompts if "Why so" in row["dialogue"]]
     assert cut == {
         "prompt_id": sha256(f"{HUMAN} Why so?{ASSISTANT}".encode()).hexdigest()[:16],
         "objective": "helpful",
         "split": "train",
         "source": "helpful-base/train.jsonl.gz",
-        "prompt": f"{HUMAN} Why so?{ASSISTANT}",
+        "dialogue": '[{"content":"Why so?","role":"user"}]',
     }
     [pair] = [row for row in pairs if row["prompt_id"] == cut["prompt_id"]]
     assert (pair["chosen"], pair["rejected"]) == ("So.", "Hm.")
@@ -216,8 +219,9 @@ def test_odd_characters_come_through_as_they_are(
     folder = run(smoke_tree, data, tmp_path / "run", prompt_tokens=200)
     check_invariants(folder)
     prompts, pairs = rows_of(folder)
-    [asked] = [row for row in prompts if odd in row["prompt"]]
-    [pair] = [row for row in pairs if row["prompt_id"] == asked["prompt_id"]]
+    asked_odd = Dialogue((Turn("user", odd),))
+    [found] = [row for row in prompts if row["dialogue"] == asked_odd.text]
+    [pair] = [row for row in pairs if row["prompt_id"] == found["prompt_id"]]
     assert pair["chosen"] == f"x{odd}x"
 
 
@@ -290,9 +294,9 @@ def recount(folder: Path, data: Path) -> None:
     """Prompts, pairs and every reason once more, by plain loops over the files."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     prompts, pairs = rows_of(folder)
-    longest = max(len(tokenizer(row["prompt"])["input_ids"]) for row in prompts)
-    held_out = {row["prompt"] for row in prompts if row["split"] == "test"}
-    text = {(row["objective"], row["prompt_id"]): row["prompt"] for row in prompts}
+    marked = {row["prompt_id"]: Dialogue.parse(row["dialogue"]).marked for row in prompts}
+    longest = max(len(tokenizer(text)["input_ids"]) for text in marked.values())
+    held_out = {marked[row["prompt_id"]] for row in prompts if row["split"] == "test"}
     for objective, subset in SUBSETS.items():
         reasons: Counter[str] = Counter()
         expected: set[tuple[str, str, str]] = set()
@@ -316,7 +320,7 @@ def recount(folder: Path, data: Path) -> None:
                         prompt = prompt[start:] if start > 0 else ""
                     expected.add((prompt, *answers))
         found = {
-            (text[objective, row["prompt_id"]], row["chosen"], row["rejected"])
+            (marked[row["prompt_id"]], row["chosen"], row["rejected"])
             for row in pairs
             if row["objective"] == objective
         }

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
+from infalign.data.dialogue import read_prompts
 from infalign.deployment import monitor, package
 from infalign.errors import InputError
-from infalign.files.tables import read_prompts
 from infalign.lm.models import load_tokenizer, save_model
 from infalign.lm.sampling import ways
 

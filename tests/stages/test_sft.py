@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from infalign.files.history import read_history
-from infalign.lm.models import load_policy, load_tokenizer
+from infalign.lm.models import load_format, load_policy
 from infalign.lm.scoring.scorer import token_log_probs
 from infalign.processes.ranks import ALONE
 from infalign.stages import sft
@@ -17,15 +17,15 @@ from infalign.stages.sft import read_pairs
 
 def test_loss_covers_the_response_and_eos_only(finished, workspace):
     made = workspace("sft")
-    tokenizer = load_tokenizer(finished / "results/prepare/tokenizer")
-    data = read_pairs(made, tokenizer, "train")
+    form = load_format(finished / "results/prepare/tokenizer")
+    data = read_pairs(made, form, "train")
     batch = data.batch(np.arange(4), torch.device("cpu"))
     for row, response in enumerate(r for pair in data.responses[:4] for r in pair):
         assert batch.responses[row][batch.mask[row]].tolist() == response
         prompt = row // 2
         real = batch.prompts[prompt][batch.prompt_mask[prompt]]
         assert real.tolist() == data.prompts[prompt]
-    assert sum(r[-1] == tokenizer.eos_token_id for pair in data.responses for r in pair) > 0
+    assert sum(r[-1] == form.end for pair in data.responses for r in pair) > 0
 
 
 def test_learns(finished):
@@ -47,9 +47,9 @@ def test_folder_opens_with_plain_transformers(finished):
 
 def test_perplexity_keeps_to_the_budget_of_tokens(finished, workspace, monkeypatch):
     made = workspace("sft")
-    tokenizer = load_tokenizer(finished / "results/prepare/tokenizer")
+    form = load_format(finished / "results/prepare/tokenizer")
     policy = load_policy(finished / "results/sft/policy", torch.device("cpu"))
-    data, widths = sft.read_pairs(made, tokenizer, "test"), []
+    data, widths = sft.read_pairs(made, form, "test"), []
 
     def watched(policy, batch):
         widths.append(batch.responses.shape[0] * (batch.prompts.shape[1] + batch.mask.shape[1]))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from infalign.data.framing import asked
 from infalign.lm.llama import passes
 from infalign.lm.llama.decoding import LlamaDecoder
 from infalign.lm.llama.fused import compared
@@ -134,7 +135,7 @@ def test_decoding_draws_the_same(model, lengths, both_ways):
     ways = []
 
     def decode(eos):
-        limits = sampler._Limits(seed=7, longest=6, eos=eos, pad=0, temperature=1.0)
+        limits = sampler._Limits(seed=7, longest=6, ends=(eos,), pad=0, temperature=1.0)
         way = next(ways_of(model))
         ways.append(way)
         return sampler._decode(model, way, prompts, keys, indices, limits)
@@ -147,14 +148,14 @@ def test_decoding_draws_the_same(model, lengths, both_ways):
     np.testing.assert_allclose(logp, usual_logp, atol=1e-4)
 
 
-def test_the_sampler_decodes_with_it(policy, tokenizer, monkeypatch):
+def test_the_sampler_decodes_with_it(policy, form, monkeypatch):
     steps = []
     plain = LlamaDecoder.__call__
     monkeypatch.setattr(
         LlamaDecoder, "__call__", lambda self, token: steps.append(1) or plain(self, token)
     )
     sampler.sample_responses(
-        policy, tokenizer, ["one"], ["0"], np.zeros((1, 1)), seed=0, longest=4, batch_size=1
+        policy, form, [asked("one")], ["0"], np.zeros((1, 1)), seed=0, longest=4, batch_size=1
     )
     assert steps
 

@@ -57,20 +57,20 @@ def test_the_cache_never_moves(grouped):
     assert cache.get_seq_length() == 5
 
 
-def test_decoding_in_place_gives_the_same_tokens(policy, tokenizer, monkeypatch):
+def test_decoding_in_place_gives_the_same_tokens(policy, form, monkeypatch):
     """The steps that CUDA records as a graph; here they run without one."""
     with torch.no_grad():  # make EOS likely, so that sequences leave
         policy.model.norm.weight.mul_(3)
-    usual = test_sampler.sample(policy, tokenizer, n=32, longest=24)
+    usual = test_sampler.sample(policy, form, n=32, longest=24)
     monkeypatch.setattr(ways, "can_be_static", static.has_plain_cache)
     monkeypatch.setattr(static.StaticDecoder, "leaving_share", 0.05)
-    test_sampler.sample(policy, tokenizer, n=1, longest=24)  # finds out that it is right
+    test_sampler.sample(policy, form, n=1, longest=24)  # finds out that it is right
     steps = []
     original = static.StaticDecoder.__call__
     monkeypatch.setattr(
         static.StaticDecoder, "__call__", lambda *a: steps.append(len(a[1])) or original(*a)
     )
-    found = test_sampler.sample(policy, tokenizer, n=32, longest=24)
+    found = test_sampler.sample(policy, form, n=32, longest=24)
     assert found.tokens == usual.tokens
     torch.testing.assert_close(found.logp, usual.logp, atol=1e-4, rtol=1e-4)
     assert steps[0] == 64  # two prompts, then the third

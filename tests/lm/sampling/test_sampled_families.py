@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from infalign.data.framing import asked
 from infalign.lm.sampling import static, ways
 from infalign.lm.sampling.sampler import sample_responses
-from infalign.lm.text import encode_prompts
 from tests.lm.families import FAMILIES, sizes_of
 
 DECODED = {"llama": ways.LLAMA, "lfm2 with biases": ways.ALONE}  # the others: ROOMY
 NOT_STATIC = {"falcon with alibi"}  # its plain cache is not enough: it needs the mask of the tokens
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-PROMPTS = [f"\n\nHuman: {' '.join(WORDS[:n])}\n\nAssistant:" for n in (1, 9, 4)]
+PROMPTS = [asked(" ".join(WORDS[:n])) for n in (1, 9, 4)]
 IDS = ["00000000000000aa", "ffffffffffffff01", "1234567812345678"]
 
 
@@ -35,17 +35,17 @@ def model_of(family, tokenizer):
     return model
 
 
-def sample(model, tokenizer, n=4, longest=12, **more):
+def sample(model, form, n=4, longest=12, **more):
     indices = np.tile(np.arange(n), (len(PROMPTS), 1))
     return sample_responses(
-        model, tokenizer, PROMPTS, IDS, indices, seed=5, longest=longest, batch_size=64, **more
+        model, form, PROMPTS, IDS, indices, seed=5, longest=longest, batch_size=64, **more
     )
 
 
 @torch.inference_mode()
-def plain_logp(model, tokenizer, responses, temperature=1.0):
+def plain_logp(model, form, responses, temperature=1.0):
     """Log-probability of each response, nats, by the model's plain forward alone."""
-    prompts = [p for p in encode_prompts(tokenizer, PROMPTS) for _ in range(4)]
+    prompts = [p for p in form.encode_prompts(PROMPTS) for _ in range(4)]
     found = []
     for prompt, response in zip(prompts, responses, strict=True):
         logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0]
@@ -55,28 +55,24 @@ def plain_logp(model, tokenizer, responses, temperature=1.0):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_probs_are_the_models_own(family, tokenizer, capsys):
-    model = model_of(family, tokenizer)
-    found = sample(model, tokenizer)
+def test_log_probs_are_the_models_own(family, form, capsys):
+    model = model_of(family, form.tokenizer)
+    found = sample(model, form)
     assert found.n_tokens.max() > 8  # than the window
-    np.testing.assert_allclose(
-        found.logp, plain_logp(model, tokenizer, found.tokens), atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(found.logp, plain_logp(model, form, found.tokens), atol=1e-4, rtol=0)
     way = DECODED.get(family, ways.ROOMY)
     assert model.ways[0] == {way.name: ways.TOKENS}
     assert ("is decoded by" in capsys.readouterr().err) == (way is ways.ALONE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_static_cache_is_used_where_it_is_right(family, tokenizer, monkeypatch, capsys):
+def test_a_static_cache_is_used_where_it_is_right(family, form, monkeypatch, capsys):
     """As on CUDA, whose graph records the same steps."""
     monkeypatch.setattr(ways, "can_be_static", static.has_plain_cache)
-    model = model_of(family, tokenizer)
+    model = model_of(family, form.tokenizer)
     is_plain = static.has_plain_cache(model)
-    found = sample(model, tokenizer)
-    np.testing.assert_allclose(
-        found.logp, plain_logp(model, tokenizer, found.tokens), atol=1e-4, rtol=0
-    )
+    found = sample(model, form)
+    np.testing.assert_allclose(found.logp, plain_logp(model, form, found.tokens), atol=1e-4, rtol=0)
     is_static = is_plain and family not in NOT_STATIC
     assert (ways.STATIC.name in model.ways[0]) == is_static
     assert ("is decoded by" in capsys.readouterr().err) == (
@@ -86,12 +82,12 @@ def test_a_static_cache_is_used_where_it_is_right(family, tokenizer, monkeypatch
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 @pytest.mark.parametrize("way", ["steps of our own", "a static cache", "its own steps"])
-def test_logits_are_divided_by_the_temperature(way, temperature, tokenizer, monkeypatch):
+def test_logits_are_divided_by_the_temperature(way, temperature, form, monkeypatch):
     if way == "a static cache":
         monkeypatch.setattr(ways, "can_be_static", static.has_plain_cache)
-    model = model_of("qwen2" if way == "its own steps" else "llama", tokenizer)
-    found = sample(model, tokenizer, temperature=temperature)
+    model = model_of("qwen2" if way == "its own steps" else "llama", form.tokenizer)
+    found = sample(model, form, temperature=temperature)
     assert next(iter(model.ways[0])).startswith(way)
-    expected = plain_logp(model, tokenizer, found.tokens, temperature)
+    expected = plain_logp(model, form, found.tokens, temperature)
     np.testing.assert_allclose(found.logp, expected, atol=1e-4, rtol=0)
-    assert found.tokens != sample(model, tokenizer).tokens
+    assert found.tokens != sample(model, form).tokens

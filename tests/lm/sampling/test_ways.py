@@ -46,33 +46,33 @@ def broken(change):
 
 
 @pytest.mark.parametrize("change", [0.05, float("nan")])
-def test_a_fast_way_that_is_wrong_gives_place(policy, tokenizer, monkeypatch, capsys, change):
+def test_a_fast_way_that_is_wrong_gives_place(policy, form, monkeypatch, capsys, change):
     monkeypatch.setattr(LlamaDecoder, "__call__", broken(change))
-    found = test_sampler.sample(policy, tokenizer)
+    found = test_sampler.sample(policy, form)
     assert policy.ways[0] == {ways.ROOMY.name: ways.TOKENS}
     told = capsys.readouterr().err
     assert told.startswith(f"sampling: LlamaForCausalLM is decoded by {ways.ROOMY.name}, not ")
     assert "not steps of our own, which differs from a full forward pass by" in told
     assert told.count("\n") == 1
     monkeypatch.undo()
-    again = test_sampler.sample(policy, tokenizer)  # what was found out stays
+    again = test_sampler.sample(policy, form)  # what was found out stays
     assert again.logp.tobytes() == found.logp.tobytes()
     assert capsys.readouterr().err == ""
 
 
-def test_a_fast_way_that_fails_gives_place(policy, tokenizer, monkeypatch, capsys):
+def test_a_fast_way_that_fails_gives_place(policy, form, monkeypatch, capsys):
     monkeypatch.setattr(LlamaDecoder, "keep", None)
-    test_sampler.sample(policy, tokenizer)
+    test_sampler.sample(policy, form)
     assert policy.ways[0] == {ways.ROOMY.name: ways.TOKENS}
     assert "not steps of our own, which ends in TypeError: " in capsys.readouterr().err
 
 
 def test_a_model_whose_own_steps_are_wrong_stops_before_anything_is_drawn(
-    forgetful, tokenizer, monkeypatch, capsys
+    forgetful, form, monkeypatch, capsys
 ):
     monkeypatch.setattr(sampler, "_decode", None)
     with pytest.raises(InputError) as error:
-        test_sampler.sample(forgetful, tokenizer)
+        test_sampler.sample(forgetful, form)
     assert "Forgetful cannot be sampled from token by token" in str(error.value)
     assert "differs from a full forward pass by" in str(error.value)
     assert "set model.name_or_path to another model" in str(error.value)
@@ -80,11 +80,11 @@ def test_a_model_whose_own_steps_are_wrong_stops_before_anything_is_drawn(
     assert capsys.readouterr().err == ""
 
 
-def test_a_model_without_a_cache_is_one_sentence(tokenizer):
+def test_a_model_without_a_cache_is_one_sentence(form):
     sizes = {"vocab_size": 300, "n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2}
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(**sizes)).eval()
     with pytest.raises(InputError, match="OpenAIGPTLMHeadModel cannot be sampled from") as error:
-        test_sampler.sample(model, tokenizer)
+        test_sampler.sample(model, form)
     assert "\n" not in str(error.value)
 
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from infalign.data.framing import asked
 from infalign.lm.models import build_reward_model, build_tiny, save_model
 from infalign.lm.scoring.scorer import divergence, pooled_rewards, score_responses, token_log_probs
-from infalign.lm.text import Batch, encode_prompts, encode_responses, make_batch
+from infalign.lm.text import Batch, make_batch
 from infalign.settings.params import Tiny
 
-PROMPTS = ["\n\nHuman: one\n\nAssistant:", "\n\nHuman: two three nine\n\nAssistant:"]
+PROMPTS = [asked("one"), asked("two three nine")]
 RESPONSES = ["four five six seven", "ten"]
 
 
@@ -25,8 +26,8 @@ def other(tokenizer):
     return build_tiny(sizes, tokenizer, 64, torch.device("cpu"), seed=2)
 
 
-def encoded(tokenizer):
-    return encode_prompts(tokenizer, PROMPTS), encode_responses(tokenizer, RESPONSES)
+def encoded(form):
+    return form.encode_prompts(PROMPTS), form.encode_responses(RESPONSES)
 
 
 def shifted(batch: Batch, left: int, right: int, pad: int) -> Batch:
@@ -43,13 +44,11 @@ def shifted(batch: Batch, left: int, right: int, pad: int) -> Batch:
     )
 
 
-def test_a_shared_prompt_changes_nothing(policy, reward_model, tokenizer):
-    prompts, responses = encoded(tokenizer)
+def test_a_shared_prompt_changes_nothing(policy, reward_model, form):
+    prompts, responses = encoded(form)
     replies = [*responses, *responses]
-    shared = make_batch(prompts, replies, tokenizer.pad_token_id, policy.device)
-    apart = make_batch(
-        [p for p in prompts for _ in range(2)], replies, tokenizer.pad_token_id, policy.device
-    )
+    shared = make_batch(prompts, replies, form.pad, policy.device)
+    apart = make_batch([p for p in prompts for _ in range(2)], replies, form.pad, policy.device)
     assert (shared.samples, apart.samples) == (2, 1)
     with torch.inference_mode():
         for read in (
@@ -59,21 +58,21 @@ def test_a_shared_prompt_changes_nothing(policy, reward_model, tokenizer):
             assert torch.allclose(read(shared), read(apart), atol=1e-5)
 
 
-def test_gradients_flow_through_a_shared_prompt(policy, tokenizer):
-    prompts, responses = encoded(tokenizer)
+def test_gradients_flow_through_a_shared_prompt(policy, form):
+    prompts, responses = encoded(form)
     replies, gradients = [*responses, *responses], []
     for rows in (prompts, [p for p in prompts for _ in range(2)]):
         policy.zero_grad()
-        batch = make_batch(rows, replies, tokenizer.pad_token_id, policy.device)
+        batch = make_batch(rows, replies, form.pad, policy.device)
         token_log_probs(policy, batch).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     assert torch.allclose(*gradients, atol=1e-4)
     assert gradients[0].abs().max() > 0
 
 
-def test_token_log_probs_against_a_loop(policy, tokenizer):
-    prompts, responses = encoded(tokenizer)
-    batch = make_batch(prompts, responses, tokenizer.pad_token_id, policy.device)
+def test_token_log_probs_against_a_loop(policy, form):
+    prompts, responses = encoded(form)
+    batch = make_batch(prompts, responses, form.pad, policy.device)
     with torch.inference_mode():
         found = token_log_probs(policy, batch).tolist()
         expected = []
@@ -85,52 +84,52 @@ def test_token_log_probs_against_a_loop(policy, tokenizer):
 
 
 @pytest.mark.parametrize(("left", "right"), [(0, 0), (0, 5), (5, 0), (3, 2)])
-def test_rewards_are_read_at_the_last_real_token(reward_model, tokenizer, left, right):
-    prompts, responses = encoded(tokenizer)
-    batch = make_batch(prompts, responses, tokenizer.pad_token_id, reward_model.device)
+def test_rewards_are_read_at_the_last_real_token(reward_model, form, left, right):
+    prompts, responses = encoded(form)
+    batch = make_batch(prompts, responses, form.pad, reward_model.device)
     with torch.inference_mode():
         alone = [
             float(pooled_rewards(reward_model, make_batch([p], [r], 0, reward_model.device))[0])
             for p, r in zip(prompts, responses, strict=True)
         ]
-        padded = pooled_rewards(reward_model, shifted(batch, left, right, tokenizer.pad_token_id))
+        padded = pooled_rewards(reward_model, shifted(batch, left, right, form.pad))
     assert padded.tolist() == pytest.approx(alone, abs=1e-5)
     assert abs(alone[0] - alone[1]) > 1e-4
 
 
-def test_padding_with_eos_changes_nothing(reward_model, tokenizer):
-    prompts, responses = encoded(tokenizer)
+def test_padding_with_eos_changes_nothing(reward_model, form):
+    prompts, responses = encoded(form)
     with torch.inference_mode():
         first, second = (
             pooled_rewards(reward_model, make_batch(prompts, responses, pad, reward_model.device))
-            for pad in (tokenizer.pad_token_id, tokenizer.eos_token_id)
+            for pad in (form.pad, form.end)
         )
     assert torch.equal(first, second)
 
 
-def test_rewards_equal_the_plain_classifier(reward_model, tokenizer):
-    found = score_responses(reward_model, tokenizer, PROMPTS, RESPONSES, batch_size=2)
-    prompts, responses = encoded(tokenizer)
+def test_rewards_equal_the_plain_classifier(reward_model, form):
+    found = score_responses(reward_model, form, PROMPTS, RESPONSES, batch_size=2)
+    prompts, responses = encoded(form)
     with torch.inference_mode():
         plain = [
             float(reward_model(torch.tensor([p + r])).logits[0, 0])
             for p, r in zip(prompts, responses, strict=True)
         ]
     assert found.tolist() == pytest.approx(plain, abs=1e-5)
-    one_by_one = score_responses(reward_model, tokenizer, PROMPTS, RESPONSES, batch_size=1)
+    one_by_one = score_responses(reward_model, form, PROMPTS, RESPONSES, batch_size=1)
     assert np.allclose(found, one_by_one, atol=1e-6)
 
 
-def test_kl_is_zero_of_a_policy_to_itself(policy, tokenizer):
-    _, responses = encoded(tokenizer)
-    found = divergence(policy, policy, tokenizer, PROMPTS, responses, batch_size=2)
+def test_kl_is_zero_of_a_policy_to_itself(policy, form):
+    _, responses = encoded(form)
+    found = divergence(policy, policy, form, PROMPTS, responses, batch_size=2)
     assert (found.kl == 0).all()
     assert (found.log_ratio == 0).all()
 
 
-def test_kl_against_a_loop(policy, other, tokenizer):
-    prompts, responses = encoded(tokenizer)
-    found = divergence(policy, other, tokenizer, PROMPTS, responses, batch_size=2)
+def test_kl_against_a_loop(policy, other, form):
+    prompts, responses = encoded(form)
+    found = divergence(policy, other, form, PROMPTS, responses, batch_size=2)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         ids = torch.tensor([prompt + response])
         kl = ratio = 0.0
@@ -147,11 +146,11 @@ def test_kl_against_a_loop(policy, other, tokenizer):
     assert (found.kl > 0).all()
 
 
-def test_an_encoder_is_a_reward_model_too(tokenizer, tmp_path):
+def test_an_encoder_is_a_reward_model_too(form, tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(form.tokenizer),
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -160,6 +159,6 @@ def test_an_encoder_is_a_reward_model_too(tokenizer, tmp_path):
     )
     torch.manual_seed(0)
     model = BertForSequenceClassification(config).eval()
-    alone = score_responses(model, tokenizer, PROMPTS, RESPONSES, batch_size=1)
-    together = score_responses(model, tokenizer, PROMPTS, RESPONSES, batch_size=2)
+    alone = score_responses(model, form, PROMPTS, RESPONSES, batch_size=1)
+    together = score_responses(model, form, PROMPTS, RESPONSES, batch_size=2)
     assert np.allclose(alone, together, atol=1e-5)

@@ -217,6 +217,11 @@ class Model(Section):
         min_length=1,
         description="the local folder, for DVC, else models/none",
     )
+    kind: Literal["scratch", "base", "instruct"] = Field(
+        default="scratch",
+        description="scratch (`tiny`), base or instruct (it has a chat template): which defaults "
+        "suit it",
+    )
     format: Literal["auto", "chat", "plain"] = Field(
         default="auto", description="chat: by the tokenizer's chat template; auto: where it has one"
     )
@@ -258,7 +263,7 @@ class Objective(Section):
     @field_validator("subset")
     @classmethod
     def _below(cls, name: str | None) -> str | None:
-        if name is None:
+        if name is None or name == ".":
             return None
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             raise ValueError("a subset is a folder below data.path: name it without `..` or root")

@@ -252,7 +252,7 @@ def test_two_runs_at_once_and_a_dvc_lock_held_by_someone_else(project: Copy) -> 
     assert first.stdout is not None
     told = [first.stdout.readline()]
     assert told == ["Waiting for another DVC command, which holds DVC's lock.\n"]
-    status, output = copy.run("run")
+    status, output = copy.inside("run")
     assert status == 2
     assert "another run is at work in" in output
     assert len(output.splitlines()) == 1

@@ -139,7 +139,7 @@ def test_a_refusal_by_night_is_seen_in_the_morning(
     assert run.state.message.endswith("made.")
     assert tasks["promote@helpful"].state_name == "Refused"
     assert re.match(refused, str(asyncio.run(artifacts(project))["gate-helpful"]))
-    status, output = project.run("versions")
+    status, output = project.inside("versions")
     assert status == 0, output
     shown = " ".join(output.split())
     assert "Last refused: infalign-helpful version 2, 20" in shown

@@ -90,8 +90,8 @@ def test_up_twice_changes_nothing(up: Project) -> None:
     assert status == 0, output
     assert output.startswith("Already up.")
     assert services.running(up.root) == before
-    assert httpx.get(url(up, "PREFECT", "/api/health")).json() is True
-    assert httpx.get(url(up, "MLFLOW", "/health")).text == "OK"
+    assert httpx.get(url(up, "PREFECT", "/api/health"), timeout=PATIENCE).json() is True
+    assert httpx.get(url(up, "MLFLOW", "/health"), timeout=PATIENCE).text == "OK"
 
 
 def test_up_on_other_ports_or_another_database_is_one_sentence(up: Project) -> None:

@@ -232,11 +232,3 @@ def test_an_allowed_host_is_a_host(params_tree: dict[str, Any], host: str) -> No
     serving = params_tree["serving"] | {"allowed_hosts": ["::1", "fd00::7", "*.example", host]}
     with pytest.raises(InputError, match="is no host: give it without scheme, port and brackets"):
         check_params(params_tree | {"serving": serving}, "params.yaml")
-
-
-def test_a_package_of_an_older_layout_is_served(
-    packaged: Path, scoring: Callable[..., Any]
-) -> None:
-    with scoring(packaged.with_name(f"{packaged.name}-older")) as older:
-        answer = older.post({"inputs": ["one two"], "params": {"max_new_tokens": 2}})
-    assert answer.status_code == 200, answer.text

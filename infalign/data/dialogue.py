@@ -100,11 +100,11 @@ class Dialogue:
         """Its turns in groups, each from a user's on; a system turn is in none."""
         groups: list[tuple[Turn, ...]] = []
         for turn in self.turns:
+            if turn.role == "system":
+                continue
             if turn.role == "user" or not groups:
                 groups.append(())
             groups[-1] += (turn,)
-        if groups[0][0].role == "system":
-            del groups[0]
         return groups
 
     def last(self, exchanges: int) -> Dialogue:

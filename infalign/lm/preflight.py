@@ -17,9 +17,9 @@ from transformers import (
 from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
 from infalign.files.workspace import Lengths
-from infalign.lm.formats import Format
+from infalign.lm.formats import Format, check_template
 from infalign.lm.loading import base_of, check_weights, load_config
-from infalign.lm.models import check_classifier, load_format, load_tokenizer
+from infalign.lm.models import check_classifier, load_format
 from infalign.settings.params import Params
 
 
@@ -38,7 +38,10 @@ def check_models(params: Params, form: Format, lengths: Lengths) -> None:
             check_classifier(config, name)
     if start != "sft":
         check_classifier(load_config(start, params.reward.revision), start)
-        load_tokenizer(start, params.reward.revision)
+        judge = load_format(start, params.reward.revision)
+        if judge.chat:
+            remedy = "save its tokenizer with the date in chat_template"
+            check_template(judge, f"reward.name_or_path = {start!r}", remedy)
         check_weights(start)
     for one in (name, start):
         base = None if one in ("tiny", "sft") else base_of(one)

@@ -97,24 +97,35 @@ def divergence(
 
 
 def pooled_rewards(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """The reward at each sequence's last real token, found by mask: [prompts * samples]."""
+    """The reward at each sequence's last real token: [prompts * samples].
+
+    Real is what is neither masked nor, as transformers' classifiers have it, the padding token.
+    """
     head = getattr(model, "score", None)
     if head is None:  # an encoder reads whole sequences and pools by itself
         with torch.autocast(model.device.type, enabled=False):  # bfloat16 rewards would tie
             return model(**joined_inputs(batch)[0]).logits[:, 0]
-    if is_joined(model):
+    pad = model.config.get_text_config().pad_token_id
+    last = _last_real(batch.responses, batch.mask, pad)
+    if is_joined(model) or bool((last < 0).any()):
         inputs, _ = joined_inputs(batch)
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-        last = inputs["attention_mask"].sum(1) - 1
+        last = _last_real(inputs["input_ids"], inputs["attention_mask"].bool(), pad).clamp(min=0)
     else:
         prompt, response = shared_inputs(model, batch)
         model.base_model(**prompt)
         prompt["past_key_values"].batch_repeat_interleave(batch.samples)
         hidden = model.base_model(**response).last_hidden_state
-        last = batch.mask.sum(1) - 1
     state = hidden[torch.arange(len(hidden), device=hidden.device), last]
     with torch.autocast(state.device.type, enabled=False):  # bfloat16 rewards would tie
         return head(state.float())[:, 0]
+
+
+def _last_real(ids: torch.Tensor, mask: torch.Tensor, pad: int | None) -> torch.Tensor:
+    """The position of each row's last token that is real; -1 where none is."""
+    real = mask if pad is None else mask & (ids != pad)
+    places = torch.arange(ids.shape[1], device=ids.device)
+    return torch.where(real, places, -1).amax(1)
 
 
 @torch.inference_mode()

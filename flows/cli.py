@@ -37,6 +37,10 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Write a value into params.yaml first."),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write recipes/NAME.yaml, or a file's path, before."),
+    ] = None,
     name: Annotated[str, typer.Option(help="Shown in Prefect and MLflow.")] = "pipeline",
     dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
     promote: Annotated[
@@ -48,15 +52,17 @@ def run(
 ) -> None:
     """Bring every stage up to date: what did not change is skipped."""
     from flows.commands import run
+    from flows.project.recipes import read_recipe
 
     root = Path.cwd()
     try:
         if dry_run and push:
             raise InputError("--dry-run makes nothing to push: leave out --push.")
         if dry_run:
-            run.show_plan(root, assignments or [])
+            run.show_plan(root, assignments or [], recipe=recipe)
         else:
-            run.run_pipeline(root, name, assignments or [], promote, push)
+            settings = read_recipe(root, recipe) if recipe is not None else []
+            run.run_pipeline(root, name, assignments or [], promote, push, recipe=settings)
     except KeyboardInterrupt:
         print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -68,6 +74,10 @@ def compare(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Write a value into params.yaml first."),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write recipes/NAME.yaml, or a file's path, before."),
+    ] = None,
     name: Annotated[str, typer.Option(help="Shown in Prefect and MLflow.")] = "compare",
     dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
 ) -> None:
@@ -75,7 +85,7 @@ def compare(
     from flows.commands.compare import compare_methods
 
     try:
-        compare_methods(Path.cwd(), name, assignments or [], dry_run)
+        compare_methods(Path.cwd(), name, assignments or [], dry_run, recipe)
     except KeyboardInterrupt:
         print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.project.recipes import Setting, read_recipe
 from flows.project.versions import COMPARISON
 from infalign.errors import InputError
 from infalign.settings.params import load_params
@@ -12,14 +13,18 @@ from infalign.settings.params import load_params
 OBJECTIVES = "compare.objectives"
 
 
-def compare_methods(root: Path, name: str, assignments: Sequence[str], dry_run: bool) -> None:
+def compare_methods(
+    root: Path, name: str, assignments: Sequence[str], dry_run: bool, recipe: str | None = None
+) -> None:
     """Bring the comparison up to date; what did not change is skipped."""
     from flows.commands import run
 
     if not dry_run:
-        run.run_pipeline(root, name, with_objectives(root, assignments), target=COMPARISON)
+        settings = read_recipe(root, recipe) if recipe is not None else []
+        settings = with_objectives(root, assignments, settings)
+        run.run_pipeline(root, name, assignments, target=COMPARISON, recipe=settings)
     elif load_params(root / "params.yaml").compare.objectives:
-        run.show_plan(root, assignments, COMPARISON)
+        run.show_plan(root, assignments, COMPARISON, recipe)
     else:
         raise InputError(
             "params.yaml: compare.objectives is empty, so DVC knows of nothing to compare: leave "
@@ -27,14 +32,16 @@ def compare_methods(root: Path, name: str, assignments: Sequence[str], dry_run: 
         )
 
 
-def with_objectives(root: Path, assignments: Sequence[str]) -> list[str]:
-    """The assignments, and run.objectives to compare where none are named.
+def with_objectives(
+    root: Path, assignments: Sequence[str], recipe: Sequence[Setting] = ()
+) -> list[Setting]:
+    """The recipe's settings, and run.objectives to compare where none are named.
 
     While compare.objectives is empty dvc.yaml has no stages of a comparison, so that those who
     never compare have none that were never run. The first comparison names them.
     """
-    named = load_params(root / "params.yaml")
+    named, chosen = load_params(root / "params.yaml"), dict(recipe)
     given = any(assignment.partition("=")[0].strip() == OBJECTIVES for assignment in assignments)
-    if given or named.compare.objectives:
-        return list(assignments)
-    return [f"{OBJECTIVES}=[{', '.join(named.run.objectives)}]", *assignments]
+    if given or chosen.get(OBJECTIVES) or named.compare.objectives:
+        return list(recipe)
+    return [*recipe, (OBJECTIVES, list(chosen.get("run.objectives", named.run.objectives)))]

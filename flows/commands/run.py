@@ -17,9 +17,12 @@ from flows.children.processes import redact
 from flows.commands.promote import show_decision
 from flows.project import versions
 from flows.project.configuration import check_data, set_params
+from flows.project.recipes import Setting
 from flows.services.prefect_server import Server, prefect_server, prepare_environment
 from infalign.errors import InputError
+from infalign.settings.completion import completed
 from infalign.settings.params import Params, load_params
+from infalign.settings.reading import read_text
 
 
 def _say(line: str) -> None:
@@ -30,11 +33,21 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def show_plan(root: Path, assignments: Sequence[str], target: str = versions.RUN) -> None:
-    """Say what is stale. Assignments would have to be written first, so they are refused."""
-    if assignments:
-        raise InputError("--dry-run does not write params.yaml: leave out --set.")
-    load_params(root / "params.yaml")
+def show_plan(
+    root: Path,
+    assignments: Sequence[str],
+    target: str = versions.RUN,
+    recipe: str | None = None,
+) -> None:
+    """Say what is stale. Settings would have to be written first, so they are refused."""
+    if assignments or recipe is not None:
+        option = "--set" if assignments else "--recipe"
+        raise InputError(f"--dry-run does not write params.yaml: leave out {option}.")
+    path = root / "params.yaml"
+    load_params(path)
+    _, lacking = completed(read_text(path), str(path))
+    if lacking:
+        _say(f"params.yaml: lacks {', '.join(lacking)}: a run writes them, with their defaults.")
     versions.check_project(root)
     plan = asyncio.run(versions.read_plan(root, _say, target=target))
     for instance in plan.instances:
@@ -48,6 +61,7 @@ def run_pipeline(
     promote: bool = False,
     push: bool = False,
     target: str = versions.RUN,
+    recipe: Sequence[Setting] = (),
 ) -> None:
     """Run the flow in this process; raises InputError, or exits with the run's code."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, also while the server starts
@@ -58,7 +72,7 @@ def run_pipeline(
     # Prefect's log handlers would print to stderr what they cannot send; the run says it itself.
     logging.raiseExceptions = False
     with run_lock(root):
-        params = set_params(root / "params.yaml", assignments, _say)
+        params = set_params(root / "params.yaml", assignments, _say, recipe)
         check_data(params, root)
         prepare_environment(root)
         with prefect_server(root) as server:

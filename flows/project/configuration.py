@@ -1,4 +1,7 @@
-"""`--set KEY=VALUE` into params.yaml: checked before a byte is written, comments kept."""
+"""`--set KEY=VALUE`, recipes and what a file lacks, into params.yaml.
+
+Checked before a byte is written, comments kept.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +12,95 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from flows.project.recipes import Setting
 from infalign.errors import InputError
-from infalign.files.weights import BUILT, check_source, pinned
+from infalign.files.weights import BUILT, check_source, kind_of, pinned
 from infalign.files.workspace import write_text
-from infalign.settings.params import Params, check_params
+from infalign.settings.completion import completed
+from infalign.settings.kinds import DEFAULTS, defaults, fits
+from infalign.settings.params import Params, check_params, load_params
 from infalign.settings.reading import read_text, read_tree, shown
 
 
 def set_params(
-    path: Path, assignments: Sequence[str], tell: Callable[[str], None] = lambda _: None
+    path: Path,
+    assignments: Sequence[str],
+    tell: Callable[[str], None] = lambda _: None,
+    recipe: Sequence[Setting] = (),
 ) -> Params:
     """Write the assignments into the file and return all of it, or change nothing and raise.
 
-    Beside a model's name stands what it means today, a folder or a commit of the hub: where that is
-    missing or of another name, it is written too, and told.
+    What the file lacks is written as well. Beside a model's name stands what it means today, a
+    folder or a commit of the hub, and its kind, with which some defaults change: where that is
+    missing or of another name, it is written too. All of that is told.
+
+    Args:
+        recipe: settings that come before the assignments.
     """
+    yaml = _yaml()
+    text = read_text(path)
+    whole, lacking = completed(text, str(path))
+    tree = read_tree(whole, str(path), yaml.load, YAMLError)
+    _spell_floats(yaml)
+    before, nature = _names(tree), _nature(tree)
+    for key, value in recipe:
+        _put(tree, key, value, makes=True)
+    for assignment in assignments:
+        assign(tree, assignment)
+    given = {assignment.partition("=")[0].strip() for assignment in assignments}
+    given |= {key for key, _ in recipe}
+    changed = _pin(tree, before, given, path.parent)
+    changed += _suit(tree, before, nature, given, path.parent)
+    written = whole
+    if assignments or recipe or changed:
+        written = read_tree(whole, str(path), lambda _: _dumped(yaml, tree), YAMLError)
+        written, more = completed(written, str(path))
+        lacking += more
+    # Checked as it will be read: by PyYAML, from the text.
+    checked = check_params(read_tree(written, str(path)), str(path))
+    for section in BUILT:
+        check_source(section, getattr(checked, section), path.parent)
+    if written != text:
+        write_text(path, written)
+    if lacking:
+        tell(_lacked(lacking))
+    for line in changed:
+        tell(f"params.yaml: {line}")
+    return checked
+
+
+def _yaml() -> YAML:
+    """A reader and writer that keeps comments, quotes and line ends."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.representer.add_representer(
         type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null")
     )
-    text = read_text(path)
-    tree = read_tree(text, str(path), yaml.load, YAMLError)
-    # PyYAML reads 1e-05 as text, 1.0e-05 as the number.
+    return yaml
+
+
+def _spell_floats(yaml: YAML) -> None:
+    """From now on write 1.0e-05, which PyYAML reads as a number; 1e-05 it reads as text."""
     yaml.representer.add_representer(
         float,
-        lambda dumper, number: dumper.represent_scalar(
-            "tag:yaml.org,2002:float", re.sub(r"^(-?\d+)e", r"\1.0e", repr(number))
-        ),
+        lambda dumper, number: dumper.represent_scalar("tag:yaml.org,2002:float", _short(number)),
     )
-    before = _names(tree)
-    for assignment in assignments:
-        assign(tree, assignment)
-    given = {assignment.partition("=")[0].strip() for assignment in assignments}
-    pinned_too = _pin(tree, before, given, path.parent)
-    written = read_tree(text, str(path), lambda _: _dumped(yaml, tree), YAMLError)
-    # Checked as it will be read: by PyYAML, from the text.
-    checked = check_params(read_tree(written, str(path)), str(path))
-    for section in BUILT:
-        check_source(section, getattr(checked, section), path.parent)
-    if (assignments or pinned_too) and written != text:
-        write_text(path, written)
-    for line in pinned_too:
-        tell(f"params.yaml: {line}")
-    return checked
+
+
+def complete_params(path: Path, tell: Callable[[str], None]) -> Params:
+    """Write what the file lacks into it, for DVC to see, tell it, and return all of it."""
+    whole, lacking = completed(read_text(path), str(path))
+    if lacking:
+        write_text(path, whole)
+        tell(_lacked(lacking))
+    return load_params(path)
+
+
+def _lacked(keys: Sequence[str]) -> str:
+    return f"params.yaml: lacked {', '.join(keys)}: written, with the default."
 
 
 def _dumped(yaml: YAML, tree: Any) -> str:
@@ -85,6 +131,57 @@ def _pin(tree: Any, before: dict[str, str], given: set[str], root: Path) -> list
     return written
 
 
+def _nature(tree: Any) -> tuple[str, bool] | None:
+    """The kind of model that the file speaks of, and whether an adapter is trained; None: unsound.
+
+    These two decide about defaults.
+    """
+    try:
+        kind, rank = tree["model"]["kind"], tree["align"]["lora_rank"]
+    except (KeyError, TypeError, IndexError):
+        return None
+    return (kind, rank is not None) if isinstance(kind, str) and kind in DEFAULTS else None
+
+
+def _suit(
+    tree: Any,
+    before: dict[str, str],
+    nature: tuple[str, bool] | None,
+    given: set[str],
+    root: Path,
+) -> list[str]:
+    """Write the model's kind, and put the defaults of what it is in the place of what it was.
+
+    What is given stays, and what is not the default of what it was. Returns what was changed.
+    """
+    now, name = _nature(tree), _names(tree).get("model")
+    if nature is None or now is None or name is None:
+        return []
+    written = []
+    kind, adapter = now
+    found = kind_of(name, tree["model"].get("revision"), root)
+    other = before.get("model") != name and kind != found
+    if found and "model.kind" not in given and (other or not fits(kind, found)):
+        kind = tree["model"]["kind"] = found
+        written.append(f"model.kind = {found}")
+    old, new = defaults(*nature), defaults(kind, adapter)
+    for key, value in new.items():
+        section, last = key.split(".")
+        place = tree.get(section)
+        if key in given or value == old[key] or not isinstance(place, dict):
+            continue
+        if place.get(last) == old[key]:
+            place[last] = value
+            written.append(f"{key} = {'null' if value is None else _short(value)}")
+    adapted = " with an adapter" if adapter else ""
+    return [f"{', '.join(written)}: what suits a model of kind {kind}{adapted}"] if written else []
+
+
+def _short(number: float) -> str:
+    """A number as PyYAML reads it."""
+    return re.sub(r"^(-?\d+)e", r"\1.0e", repr(number))
+
+
 def check_data(params: Params, root: Path) -> None:
     """Raise one sentence where the data is neither there nor made by a stage."""
     path = params.data.path
@@ -101,15 +198,34 @@ def assign(tree: Any, assignment: str) -> None:
     given = f"--set {shown(assignment)}"
     if not sign or not key.strip():
         raise InputError(f"{given}: write KEY=VALUE, as in --set align.steps=50.")
-    *parents, last = key.strip().split(".")
+    read = read_tree(value, f"{given}: the value", _value, YAMLError)
+    _put(tree, key.strip(), read, given)
+
+
+def _put(tree: Any, key: str, value: Any, given: str = "the recipe", makes: bool = False) -> None:
+    """Put a value under a dotted key.
+
+    Args:
+        given: how messages name what is being done.
+        makes: sections that are not there are made.
+    """
+    *parents, last = key.split(".")
     place = tree
     for part in parents:
+        if makes and isinstance(place, dict):
+            place.setdefault(part, CommentedMap())
         if not isinstance(place, dict) or part not in place:
             raise InputError(f"{given}: params.yaml has no section {shown(part)}.")
         place = place[part]
     if not isinstance(place, dict):
         raise InputError(f"{given}: {'.'.join(parents)!r} is not a section.")
-    place[last] = read_tree(value, f"{given}: the value", _value, YAMLError)
+    if isinstance(value, list | dict):
+        value = CommentedSeq(value) if isinstance(value, list) else CommentedMap(value)
+        value.fa.set_flow_style()
+        # Also all that stands before the next key.
+        behind = place.ca.items.get(last) if isinstance(place, CommentedMap) else None
+        value.ca.comment = [behind[2], None] if behind else None
+    place[last] = value
 
 
 def _value(text: str) -> Any:

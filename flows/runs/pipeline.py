@@ -35,7 +35,7 @@ from flows.children.processes import (
     warm_process,
 )
 from flows.project import versions
-from flows.project.configuration import check_data
+from flows.project.configuration import check_data, complete_params
 from flows.project.versions import Busy, Plan, StageFailed, StageKilled
 from flows.runs.ending import ending
 from flows.tracking import records
@@ -111,7 +111,7 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     """The flow's body, with the workspace held."""
     logger = get_run_logger()
     tell = _teller(logger.info)
-    params = load_params(root / "params.yaml")
+    params = complete_params(root / "params.yaml", tell)
     versions.check_project(root)
     check_data(params, root)
     if end_leftovers(root):

@@ -8,13 +8,17 @@ these two have to be, and no stage loads a model for which they are something el
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Protocol
 
 from infalign.errors import InputError
+from infalign.settings.kinds import DEFAULTS, fits
 
 NONE = "models/none"  # in `folder` where no local folder is read: DVC wants it to be there
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_TOKENIZER = "tokenizer_config.json"
 BUILT = {"model": "tiny", "reward": "sft"}  # by section: what is made here, from no other files
 
 
@@ -62,16 +66,51 @@ def check_source(section: str, source: Source, root: Path) -> None:
             )
 
 
+def kind_of(name: str, revision: str | None, root: Path) -> str | None:
+    """Which kind of model.kind a name is: by its tokenizer's files; None: they cannot be had."""
+    if name == BUILT["model"]:
+        return "scratch"
+    folder = root / name
+    if not folder.is_dir():
+        try:
+            folder = _snapshot(name, [*_TEMPLATES, _TOKENIZER], revision)
+        except (OSError, ValueError):
+            return None
+    if any((folder / template).is_file() for template in _TEMPLATES):
+        return "instruct"
+    try:
+        tree = json.loads((folder / _TOKENIZER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return "base"
+    return "instruct" if isinstance(tree, dict) and tree.get("chat_template") else "base"
+
+
+def check_kind(source: Source, kind: str, root: Path) -> None:
+    """Raise where `model.kind` is not what the name stands for."""
+    found = kind_of(source.name_or_path, source.revision, root)
+    if found is not None and not fits(kind, found):
+        raise InputError(
+            f"params.yaml: model.kind = {kind!r}, and its defaults, are not meant for "
+            f"model.name_or_path = {source.name_or_path!r}, which is {found!r}: set it to that and "
+            f"{', '.join(DEFAULTS[found])} to what suits it, or let `infalign run` do so."
+        )
+
+
 def present_commit(name: str) -> str:
     """The commit of a hub model's main branch; without network: as the local cache has it."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json"])).name
+        return _snapshot(name, ["config.json"], None).name
     except (OSError, ValueError) as error:  # what the hub's own errors derive from
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"model {name!r} cannot be loaded: it is no local folder, and neither the hub nor its "
             f"local cache has it: correct the name, or go online ({reason})."
         ) from None
+
+
+def _snapshot(name: str, files: list[str], revision: str | None) -> Path:
+    """The local copy of some of a hub model's files."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=files))

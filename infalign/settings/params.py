@@ -173,6 +173,11 @@ class Model(Section):
         min_length=1,
         description="the local folder, for DVC, else models/none",
     )
+    kind: Literal["scratch", "base", "instruct"] = Field(
+        default="scratch",
+        description="scratch (`tiny`), base or instruct (it has a chat template): which defaults "
+        "suit it",
+    )
     format: Literal["auto", "chat", "plain"] = Field(
         default="auto", description="chat: by the tokenizer's chat template; auto: where it has one"
     )

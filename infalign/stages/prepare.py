@@ -33,7 +33,7 @@ from infalign.data.hh import (
 from infalign.data.tokenizer import train_tokenizer
 from infalign.errors import InputError
 from infalign.files.tables import INDEPENDENT, PREFERENCES, PROMPTS, SELECTING, write_table
-from infalign.files.weights import check_source, folders
+from infalign.files.weights import check_kind, check_source, folders
 from infalign.files.workspace import Lengths, Needs, Workspace, write_json
 from infalign.lm.formats import Format
 from infalign.lm.models import named_format
@@ -53,6 +53,7 @@ def needs(params: Params) -> Needs:
             "data",
             "model.name_or_path",
             "model.revision",
+            "model.kind",
             "model.format",
             "model.template_arguments",
             "model.prompt_tokens",
@@ -81,6 +82,7 @@ def run(workspace: Workspace) -> None:
     """Read, cut, split, and write the tables, the tokenizer and the counts."""
     params = workspace.params
     check_source("model", params.model, workspace.root)
+    check_kind(params.model, params.model.kind, workspace.root)
     folder = workspace.root / params.data.path
     kept = {name: _read(folder, params, name) for name in params.run.objectives}
     _separate(kept)

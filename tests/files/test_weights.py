@@ -18,7 +18,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infalign.errors import InputError
-from infalign.files.weights import NONE, check_source, folders, pinned
+from infalign.files.weights import NONE, check_kind, check_source, folders, kind_of, pinned
 from infalign.files.workspace import fingerprint
 from infalign.lm.models import save_model
 from infalign.settings.params import Params, check_params
@@ -144,12 +144,56 @@ def test_a_hub_name_without_a_commit_is_a_sentence_that_gives_it(
         tree = copy.deepcopy(smoke_tree)
         tree["model"] |= {"name_or_path": NAME, "revision": revision}
         tree["model"] |= {"prompt_tokens": 54, "response_tokens": 9}  # of 64 positions
+        tree["model"]["kind"] = "base"
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     done = python(hub, tmp_path, "-c", PREPARED, *revisions)
     assert re.findall(r"^exit (.*)", done.stdout, re.MULTILINE) == ["0", "2", "2", "0"], done.stderr
     unfit, lost = done.stderr.strip().splitlines()
     assert f"fit model.name_or_path = '{NAME}': set it to '{NEW}'" in unfit
     assert f"model '{NAME}' cannot be loaded" in lost
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "kind"),
+    [
+        ("tokenizer_config.json", "{}", "base"),
+        ("tokenizer_config.json", "{", "base"),
+        ("config.json", "{}", "base"),
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', "instruct"),
+        ("chat_template.jinja", "{{ messages }}", "instruct"),
+    ],
+)
+def test_a_chat_template_makes_the_kind(
+    smoke_tree: dict[str, Any], tmp_path: Path, file: str, content: str, kind: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / file).write_text(content)
+    assert kind_of("mine", None, tmp_path) == kind
+    assert kind_of("tiny", None, tmp_path) == "scratch"
+    assert kind_of("a b", None, tmp_path) is None
+    tree = params(smoke_tree, model={"name_or_path": "mine", "folder": "mine"})
+    for told in ("scratch", "base", "instruct"):
+        if told == kind or (told, kind) == ("base", "instruct"):
+            check_kind(tree.model, told, tmp_path)
+            continue
+        with pytest.raises(InputError) as caught:
+            check_kind(tree.model, told, tmp_path)
+        assert f"model.kind = '{told}'" in str(caught.value)
+        assert f"'mine', which is '{kind}'" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_kind_of_a_hub_name_is_that_of_its_commit(hub: Path, tmp_path: Path) -> None:
+    asked = "\n".join(
+        [
+            "import sys",
+            "from pathlib import Path",
+            "from infalign.files.weights import kind_of",
+            "for name in sys.argv[2:]: print(kind_of(sys.argv[1], name, Path.cwd()))",
+        ]
+    )
+    done = python(hub, tmp_path, "-c", asked, NAME, OLD, "f" * 40)
+    assert done.stdout.split() == ["base", "None"], done.stderr
 
 
 @pytest.mark.parametrize("name", ["./not-there", "somebody/who-has-none", "../../etc", "a b"])

@@ -23,6 +23,7 @@ import typer
 
 from flows.cli import app
 from flows.project.configuration import set_params
+from flows.project.recipes import read_recipe
 from infalign.errors import InputError
 from infalign.processes.one_stage import parse_arguments
 from tests.flows.conftest import ROOT, Project, contents
@@ -79,7 +80,9 @@ def check_words(command: str, folder: Path) -> None:
         shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
         if any(setting.startswith("model.name_or_path=") for setting in settings):
             settings.append(f"model.revision={'a' * 40}")  # which the hub would be asked for
-        set_params(folder / "params.yaml", settings)
+        named = [value for key, value in itertools.pairwise(words) if key == "--recipe"]
+        recipe = [setting for name in named for setting in read_recipe(ROOT, name)]
+        set_params(folder / "params.yaml", settings, recipe=recipe)
     elif (program, *words[:2]) == ("python", "-m", "infalign"):
         parse_arguments(words[2:])
     elif (program, words[0], *words[2:4]) == ("torchrun", "--nproc_per_node", "-m", "infalign"):
@@ -130,6 +133,7 @@ def test_what_needs_servers_is_told_in_one_story() -> None:
         "infalign walk",
         "infalign run --fast",
         "infalign run --set align.step=5",
+        "infalign run --recipe nothing",
         "infalign run --set align.steps=many",
         "python -m infalign align --objective helpful",
         "curl http://127.0.0.1:1",

@@ -202,7 +202,7 @@ def test_another_models_tokenizer(smoke_tree: dict[str, Any], tmp_path: Path) ->
     tokenizer.pad_token = None
     save_model(model, tokenizer, tmp_path / "model")
     name = str(tmp_path / "model")
-    folder = run(smoke_tree, data, tmp_path / "named", name_or_path=name, folder=name)
+    folder = run(smoke_tree, data, tmp_path / "named", name_or_path=name, folder=name, kind="base")
     copied = AutoTokenizer.from_pretrained(folder / "tokenizer")
     assert copied("Hello")["input_ids"] == tokenizer("Hello")["input_ids"]
     assert copied.pad_token_id is not None

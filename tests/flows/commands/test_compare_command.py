@@ -51,11 +51,14 @@ def assigned(*assignments: str) -> list[str]:
 
 def test_the_first_comparison_names_the_objectives(tmp_path: Path) -> None:
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
-    named = "compare.objectives=[helpful, harmless]"
+    named = ("compare.objectives", ["helpful", "harmless"])
     assert with_objectives(tmp_path, []) == [named]
-    assert with_objectives(tmp_path, ["align.steps=5"]) == [named, "align.steps=5"]
-    own = ["compare.objectives=[helpful]"]
-    assert with_objectives(tmp_path, own) == own
+    assert with_objectives(tmp_path, ["align.steps=5"]) == [named]
+    assert with_objectives(tmp_path, ["compare.objectives=[helpful]"]) == []
+    brief = ("run.objectives", ["brief"])
+    assert with_objectives(tmp_path, [], [brief]) == [brief, ("compare.objectives", ["brief"])]
+    own = ("compare.objectives", ["helpful"])
+    assert with_objectives(tmp_path, [], [own]) == [own]
     with pytest.raises(InputError, match=r"compare\.objectives is empty"):
         compare_methods(tmp_path, "compare", [], dry_run=True)
 

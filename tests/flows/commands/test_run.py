@@ -46,6 +46,8 @@ def _nothing(project: Project) -> None:
         (_nothing, ["--set", "data.path=/nowhere"], "data.path = '/nowhere' is not a folder"),
         (_nothing, ["--set", "align.kl_nats=-1"], "align.kl_nats = -1"),
         (_nothing, ["--dry-run", "--set", "align.steps=1"], "leave out --set"),
+        (_nothing, ["--dry-run", "--recipe", "hh"], "leave out --recipe"),
+        (_nothing, ["--recipe", "hh"], "--recipe 'hh' is no recipe: give one of those in recipes/"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.project.configuration import set_params
+from flows.project.configuration import complete_params, set_params
 from infalign.errors import InputError
-from infalign.settings.params import load_params
+from infalign.settings.kinds import DEFAULTS, defaults
+from infalign.settings.params import Model, Params, load_params
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,7 +34,9 @@ def test_nothing_set_changes_no_byte(file: Path) -> None:
         ("align.learning_rate=1e-5", "  learning_rate: 1.0e-05"),
         ("align.beta=null", "  beta: null  # null: from the budget"),
         ("data.path=../other data", "  path: ../other data"),
-        ("run.variants=[ctrl]", "  variants: [ctrl]"),
+        ("run.variants=[ctrl]", "  variants: [ctrl]                  # names in `align.variants`"),
+        ("calibrate.error_references=[4]", "  error_references: [4]"),  # the section's last line
+        ("align.variants.dpo={method: ipo}", "    dpo: {method: ipo}"),
         ("align.variants.ctrl.reward=exp:5", "    ctrl: {reward: exp:5}"),
     ],
 )
@@ -46,6 +49,42 @@ def test_a_value_changes_its_own_line(file: Path, assignment: str, line: str) ->
     changed = [new for old, new in zip(before, after, strict=True) if old != new]
     assert all(new.startswith(line) for new in changed)
     assert len(changed) == (0 if assignment.endswith("null") else 1)
+
+
+def test_what_the_file_lacks_is_written_and_told(file: Path) -> None:
+    whole, params = file.read_text(), load_params(file)
+    text = whole[: whole.index("drift:")].replace("  steps: 200\n", "")
+    file.write_text(text)
+    said: list[str] = []
+    assert set_params(file, [], said.append) == params
+    assert said == ["params.yaml: lacked align.steps, drift, serving: written, with the default."]
+    assert load_params(file) == params
+    left = iter(file.read_text().splitlines())
+    assert all(line in left for line in text.splitlines())
+
+    file.write_text(text)
+    said.clear()
+    assert complete_params(file, said.append) == params
+    assert len(said) == 1
+    complete_params(file, said.append)
+    assert len(said) == 1
+
+
+def test_what_is_set_and_new_is_completed(file: Path) -> None:
+    text = file.read_text()
+    file.write_text(text[: text.index("drift:")])
+    said: list[str] = []
+    params = set_params(
+        file,
+        ["drift.prompts=7", "objectives.brief={procedure: best_of:2}", "run.objectives=[brief]"],
+        said.append,
+    )
+    assert params == load_params(file)
+    assert params.drift.prompts == 7
+    assert said == [
+        "params.yaml: lacked drift, serving, objectives.brief.subset, objectives.brief.transform, "
+        "objectives.brief.gold: written, with the default."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -79,3 +118,72 @@ def test_a_mistake_is_a_sentence_and_changes_nothing(
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
     assert file.read_bytes() == before
+
+
+@pytest.fixture
+def models(file: Path) -> Path:
+    """A folder for a base model and one for a model with a chat template, as far as names go."""
+    for name in ("base", "chat"):
+        (file.parent / name).mkdir()
+    (file.parent / "chat" / "chat_template.jinja").write_text("{{ messages }}")
+    return file
+
+
+def rates(params: Params) -> tuple[str, float, float, float, float]:
+    sections = params.sft.learning_rate, params.reward.learning_rate, params.align.learning_rate
+    return params.model.kind, params.sft.epochs, *sections
+
+
+def test_the_model_s_kind_brings_its_defaults(models: Path) -> None:
+    said: list[str] = []
+    assert rates(load_params(models)) == ("scratch", 0.45, 1.2e-2, 2e-3, 1e-3)
+    params = set_params(models, ["model.name_or_path=base"], said.append)
+    assert rates(params) == ("base", 1.0, 1e-5, 1e-5, 1e-5)
+    assert said == [
+        "params.yaml: model.folder = base",
+        "params.yaml: model.kind = base, model.prompt_tokens = null, model.response_tokens = null, "
+        "sft.epochs = 1.0, sft.learning_rate = 1.0e-05, "
+        "reward.learning_rate = 1.0e-05, align.learning_rate = 1.0e-05: what suits a model of "
+        "kind base",
+    ]
+    params = set_params(models, ["align.lora_rank=8"], said.append)
+    assert said[2:] == [
+        "params.yaml: align.learning_rate = 0.0001: what suits a model of kind base with an adapter"
+    ]
+    assert rates(params) == ("base", 1.0, 1e-5, 1e-5, 1e-4)
+    params = set_params(models, ["model.name_or_path=chat"], said.append)
+    assert rates(params) == ("instruct", 0.0, 1e-5, 1e-5, 1e-4)
+    again = models.read_bytes()
+    set_params(models, [], said.append)
+    assert models.read_bytes() == again
+    set_params(models, ["model.name_or_path=tiny", "align.lora_rank=null"])
+    assert rates(load_params(models)) == ("scratch", 0.45, 1.2e-2, 2e-3, 1e-3)
+
+
+def test_what_is_set_stays_whatever_the_kind(models: Path) -> None:
+    assignments = ["model.name_or_path=chat", "sft.epochs=0.45", "align.learning_rate=3.0e-5"]
+    params = set_params(models, assignments, recipe=[("reward.learning_rate", 2e-3)])
+    assert rates(params) == ("instruct", 0.45, 1e-5, 2e-3, 3e-5)
+    set_params(models, ["reward.learning_rate=7.0e-4"])
+    params = set_params(models, ["model.name_or_path=base"])
+    assert rates(params) == ("base", 0.45, 1e-5, 7e-4, 3e-5)
+
+
+def test_a_base_model_with_a_template_may_be_taken_for_one(models: Path) -> None:
+    set_params(models, ["model.name_or_path=chat"])
+    assert rates(set_params(models, ["model.kind=base"]))[:2] == ("base", 1.0)
+    assert rates(set_params(models, []))[:2] == ("base", 1.0)
+    models.write_text(models.read_text().replace("kind: base", "kind: scratch"))  # by hand
+    assert rates(set_params(models, []))[0] == "instruct"
+
+
+def test_the_kinds_agree_with_the_classes() -> None:
+    params = Params()
+    for kind, table in DEFAULTS.items():
+        assert list(table) == list(DEFAULTS["scratch"])
+        assert Model(kind=kind).kind == kind
+    for key, value in defaults("scratch", adapter=True).items():
+        section, last = key.split(".")
+        assert getattr(getattr(params, section), last) == value
+    assert defaults("base", adapter=False)["align.learning_rate"] == 1e-5
+    assert defaults("base", adapter=True)["align.learning_rate"] == 1e-4

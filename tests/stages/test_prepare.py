@@ -176,6 +176,7 @@ def test_the_same_bytes_again_and_a_tokenizer_that_loads(
     first, again = (run(smoke_tree, data, tmp_path / name) for name in ("a", "b"))
     files = sorted(str(p.relative_to(first)) for p in first.rglob("*") if p.is_file())
     assert files == [
+        "lengths.json",
         "metrics.json",
         "preferences.parquet",
         "prompts.parquet",

@@ -15,10 +15,9 @@ from infalign.data.framing import asked
 MARKED = f"{HUMAN} Tell me of races.{ASSISTANT} Sure.{HUMAN} And then?{ASSISTANT}"
 SAID = [("user", "Tell me of races."), ("assistant", "Sure."), ("user", "And then?")]
 
-bits = st.sampled_from([*MARKERS.values(), *(f"{mark} " for mark in MARKERS.values()), "hi", " "])
-contents = st.lists(bits | st.text(st.characters(exclude_categories=["Cs"]), max_size=3)).map(
-    "".join
-)
+marks = MARKERS.values()
+bits = st.sampled_from([*marks, *(f"{mark} " for mark in marks), *'hi \n"\\', "\u2028", "é😀"])
+contents = st.lists(bits, max_size=5).map("".join)
 turns = st.tuples(st.sampled_from(ROLES[1:]), contents)
 dialogues = st.builds(
     lambda system, middle, last: Dialogue.of([*system, *middle, last]),

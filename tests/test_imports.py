@@ -18,6 +18,7 @@ LIBRARY = [
     "processes",
     "data",
     "lm",
+    "rewards",
     "aligning",
     "measuring",
     "deployment",

@@ -36,19 +36,21 @@ from infalign.files.workspace import Workspace, write_json
 from infalign.lm.models import (
     load_format,
     load_policy,
-    load_reward_model,
     pick_device,
     save_model,
 )
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import Responses, sample_responses
-from infalign.lm.scoring.scorer import divergence, score_responses
+from infalign.lm.scoring.scorer import divergence
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
 from infalign.lm.training.lora import add_adapter, merge_adapter, without_adapter
 from infalign.lm.training.parallel import Trainable
 from infalign.lm.training.parts import batches_of, score_parts
 from infalign.processes.ranks import ALONE, Ranks
+from infalign.rewards.classifier import Passes
+from infalign.rewards.opening import open_source
 from infalign.theory.calibration import calibrate_below
+from infalign.theory.levels import has_few_levels, spendable
 from infalign.theory.transforms import identity
 
 KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
@@ -62,6 +64,7 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
     prompts = training_prompts(workspace, objective)
     goal = make_goal(params, objective, variant, prompts.rewards)
     budget = budget_of(settings)
+    _check_spendable(workspace.instance, prompts.rewards, budget.kl_nats)
     control = BetaControl(settings.beta or goal.beta, budget.kl_nats, settings.steps)
     trainer = Trainer(workspace, objective, prompts, goal, control, device)
     schedule = Schedule(
@@ -105,6 +108,19 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
     )
 
 
+def _check_spendable(instance: str, rewards: np.ndarray, kl_nats: float | None) -> None:
+    """Say where a reward of few levels has nothing to buy with the whole KL budget."""
+    if kl_nats is None or not has_few_levels(rewards):
+        return
+    most = spendable(rewards)
+    if most < kl_nats:
+        print(
+            f"{instance}: a policy that gives the best level of every prompt is {most:.3g} nats "
+            f"away, and align.kl_nats = {kl_nats:g} spends more, for nothing: lower it.",
+            flush=True,
+        )
+
+
 class Trainer:
     """On-policy steps: sample, reward, RLOO loss. A step depends on its number and the weights."""
 
@@ -131,9 +147,8 @@ class Trainer:
             if workspace.params.align.lora_rank
             else load_policy(self._folder, device, run.precision)
         )
-        judge = workspace.results("reward", objective, SELECTING)
-        self._reward_model = load_reward_model(judge, device, run.precision)
-        self._reward_form = load_format(judge)
+        passes = Passes(budget=self.training.budget)
+        self._source = open_source(workspace, objective, SELECTING, passes)
         self._encoded = self.form.encode_prompts(prompts.dialogues)
         settings = workspace.params.align
         self._longest = workspace.lengths.response
@@ -268,14 +283,8 @@ class Trainer:
     def _rewards(self, chosen: np.ndarray, responses: Responses) -> np.ndarray:
         """Rewards of fresh responses to the chosen prompts [prompts, samples]."""
         fresh = len(responses.text) // len(chosen)
-        return score_responses(
-            self._reward_model,
-            self._reward_form,
-            [self._prompts.dialogues[i] for i in np.repeat(chosen, fresh)],
-            responses.text,
-            batch_size=len(responses.text),
-            budget=self.training.budget,
-        ).reshape(len(chosen), -1)
+        asked = [self._prompts.dialogues[i] for i in np.repeat(chosen, fresh)]
+        return self._source.rewards(asked, responses.text).reshape(len(chosen), -1)
 
     def _side_by_side(
         self, chosen: np.ndarray, responses: Responses, stored: np.ndarray

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from infalign.data.dialogue import read_prompts
-from infalign.files.tables import INDEPENDENT, PREFERENCES, SELECTING, read_table
+from infalign.errors import InputError
+from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.files.weights import check_source
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.formats import Format
@@ -26,12 +25,14 @@ from infalign.lm.models import (
     save_model,
 )
 from infalign.lm.sampling.randomness import derive_seed
-from infalign.lm.scoring.scorer import pooled_rewards, score_responses
+from infalign.lm.scoring.scorer import LAST, pooled_rewards
 from infalign.lm.text import TokenPairs
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
 from infalign.lm.training.losses import preference_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
 from infalign.processes.ranks import join
+from infalign.rewards.classifier import Classifier, Passes
+from infalign.rewards.pairs import Pairs, accuracy, margins
 
 STREAMS = {SELECTING: "train", INDEPENDENT: "judge"}  # of random numbers, by their old names
 MOST_LOSS = 10.0  # nats a pair; a fair coin has 0.69
@@ -56,13 +57,18 @@ def train_model(
     own_padding(form.tokenizer)
     policys = load_format(workspace.results("prepare", "tokenizer"))
     pairs = Pairs(workspace, objective, "train", half)
+    held_out = Pairs(workspace, objective, "test", None).cut(policys)
+    if not pairs.prompts or not held_out.prompts:
+        raise InputError(
+            f"objective {objective!r} has no preference pairs to train a reward model from: give "
+            f"data with pairs, or objectives.{objective}.reward and judge of another kind."
+        )
     if alter is not None:
         alter(pairs)
     model = _trained(workspace, form, pairs.cut(policys), objective, half)
-    held_out = Pairs(workspace, objective, "test", None).cut(policys)
     metrics = {
         "pairs": len(pairs.prompts),
-        **accuracy(_margins(workspace, model, form, held_out)),
+        **accuracy(margins(_source(workspace, model, form), held_out)),
     }
     if ranks.main:
         out = workspace.out / "reward" / objective
@@ -101,7 +107,7 @@ def _trained(
             revision=settings.revision,
         )
 
-    model, data = Trainable(build(), params.run, build), pairs.encoded(form)
+    model, data = Trainable(build(), params.run, build), _encoded(pairs, form)
     batches = EpochBatches(data.lengths, settings.batch_size, seed)
     schedule = Schedule(
         max(1, round(settings.epochs * len(data.lengths) / settings.batch_size)),
@@ -134,75 +140,15 @@ def _step(model: Trainable, data: TokenPairs, rows: np.ndarray, device: torch.de
     return Step(whole, metrics, int(data.tokens[rows].sum()), more)
 
 
-def _margins(
-    workspace: Workspace, model: PreTrainedModel, form: Format, pairs: Pairs
-) -> np.ndarray:
-    """The reward of the chosen less that of the rejected response [pairs]."""
+def _encoded(pairs: Pairs, form: Format) -> TokenPairs:
+    """The pairs as a reward model reads them."""
+    both = [text for pair in zip(pairs.chosen, pairs.rejected, strict=True) for text in pair]
+    asked = [prompt for prompt in pairs.prompts for _ in range(2)]
+    prompts, responses = form.encode_whole(asked, both)
+    return TokenPairs(prompts[::2], responses[::2], responses[1::2], form.pad)
+
+
+def _source(workspace: Workspace, model: PreTrainedModel, form: Format) -> Classifier:
     params = workspace.params
-    chosen, rejected = (
-        score_responses(
-            model,
-            form,
-            pairs.prompts,
-            side,
-            batch_size=4 * params.reward.batch_size,
-            budget=Budget(params.run.batch_tokens),
-            ranks=join(params.run),
-        )
-        for side in (pairs.chosen, pairs.rejected)
-    )
-    return chosen - rejected
-
-
-class Pairs:
-    """The preference pairs of an objective and split (and half): parallel lists."""
-
-    def __init__(self, workspace: Workspace, objective: str, split: str, half: str | None) -> None:
-        prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
-        pairs = read_table(workspace.results("prepare", "preferences.parquet"), PREFERENCES)
-        rows = [
-            row
-            for row in pairs.to_pylist()
-            if row["objective"] == objective
-            and row["split"] == split
-            and (half is None or row["half"] == half)
-        ]
-        self.prompts = [prompts[row["prompt_id"]] for row in rows]
-        self.chosen = [row["chosen"] for row in rows]
-        self.rejected = [row["rejected"] for row in rows]
-        self._longest = workspace.lengths.response
-
-    def cut(self, form: Format) -> Pairs:
-        """The same pairs with responses as long as a policy, whose format it is, may write."""
-        self.chosen, self.rejected = (
-            form.cut_responses(side, self._longest) for side in (self.chosen, self.rejected)
-        )
-        return self
-
-    def encoded(self, form: Format) -> TokenPairs:
-        """The same as tokens."""
-        both = [text for pair in zip(self.chosen, self.rejected, strict=True) for text in pair]
-        asked = [prompt for prompt in self.prompts for _ in range(2)]
-        prompts, responses = form.encode_whole(asked, both)
-        return TokenPairs(prompts[::2], responses[::2], responses[1::2], form.pad)
-
-
-def accuracy(margin: np.ndarray) -> dict[str, float]:
-    """Accuracy on pairs with its 95 % interval (Wilson 1927), ties half; log-loss, nats.
-
-    Args:
-        margin: reward of the chosen less that of the rejected response [pairs].
-    """
-    n = len(margin)
-    share = float(((margin > 0) + 0.5 * (margin == 0)).mean())
-    z = 1.959963984540054
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return {
-        "held_out_pairs": n,
-        "accuracy": share,
-        "accuracy_low": centre - half,
-        "accuracy_high": centre + half,
-        "held_out_loss": float(np.logaddexp(0, -margin).mean()),
-        "margin_std": float(margin.std()),
-    }
+    passes = Passes(4 * params.reward.batch_size, Budget(params.run.batch_tokens), join(params.run))
+    return Classifier("in training", model, form, LAST, passes)

@@ -1,6 +1,6 @@
 """A policy as it is deployed: draw N responses, keep one by the procedure, say what it is worth.
 
-Reads one folder (`package.py` writes it): `policy/`, `reward/`, `settings.json` and
+Reads one folder (`package.py` writes it): `policy/`, `reward/`, `reward.json`, `settings.json` and
 `references.parquet`. The same prompt, settings and seed give the same bytes, whatever else is in
 the request: every prompt is decoded on its own, and every token follows from a counter.
 """
@@ -25,10 +25,12 @@ from infalign.data.framing import asked
 from infalign.errors import InputError
 from infalign.files.tables import Table, read_table
 from infalign.lm.formats import Format
-from infalign.lm.models import load_format, load_policy, load_reward_model, pick_device
+from infalign.lm.models import load_format, load_policy, pick_device
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import sample_responses
-from infalign.lm.scoring.scorer import score_responses
+from infalign.rewards.classifier import Passes
+from infalign.rewards.packaged import classifiers, open_packaged
+from infalign.rewards.source import RewardSource
 from infalign.theory.calibration import calibrate
 from infalign.theory.procedures import Procedure, best_of, parse_procedure, worst_of
 
@@ -90,7 +92,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A policy with the reward model that its procedure selects by.
+    """A policy with the reward that its procedure selects by.
 
     Attributes:
         objective: what it was aligned for.
@@ -105,8 +107,7 @@ class Deployed:
     response_tokens: int
     policy: PreTrainedModel
     form: Format
-    reward_model: PreTrainedModel
-    reward_form: Format
+    reward: RewardSource
     references: Mapping[Dialogue, Sequence[float]]
 
     def answer(self, prompts: Sequence[Prompt], request: Request) -> list[Answer]:
@@ -174,13 +175,7 @@ class Deployed:
             batch_size=procedure.n,
             temperature=request.temperature,
         )
-        rewards = score_responses(
-            self.reward_model,
-            self.reward_form,
-            [prompt] * procedure.n,
-            drawn.text,
-            batch_size=procedure.n,
-        )
+        rewards = self.reward.rewards([prompt] * procedure.n, drawn.text)
         uniform = np.random.default_rng(derive_seed(seed, "keep", prompt.id)).random(2)
         kept = keep(procedure, rewards, *uniform)
         reference = self.references.get(prompt)
@@ -270,8 +265,8 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
             their number changes rounding, and so bytes.
     """
     settings = _read_settings(folder)
-    for name in ("policy", "reward"):
-        check_weights(folder / name)
+    for inside in (folder / "policy", *classifiers(folder)):
+        check_weights(inside)
     torch.set_num_threads(threads or settings["threads"])
     device = pick_device(settings["device"])
     precision = settings["precision"]
@@ -285,7 +280,6 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
         settings["response_tokens"],
         load_policy(folder / "policy", device, precision),
         load_format(folder / "policy"),
-        load_reward_model(folder / "reward", device, precision),
-        load_format(folder / "reward"),
+        open_packaged(folder, settings["device"], precision, Passes()),
         references,
     )

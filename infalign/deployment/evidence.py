@@ -48,6 +48,7 @@ EVIDENCE = Table(
     },
     {"side": frozenset({"policy", "reference"})},
     {"train": SELECTING, "judge": INDEPENDENT},
+    optional=frozenset({INDEPENDENT}),
 )
 OTHER = Table(
     "other objectives",
@@ -63,7 +64,7 @@ class Facts:
 
     Attributes:
         objective, variant, procedure: of the policy.
-        data, judge, reference: SHA-256 of the prepared data, of both reward models, and of the
+        data, judge, reference: SHA-256 of the prepared data, of both sources of rewards, and of the
             reference policy.
         calibration_error: mean absolute error of calibrated rewards.
         references: K, the number of references it was measured at.
@@ -86,10 +87,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Side:
-    """Responses of one policy: rewards [prompts, samples], the rest means [prompts]."""
+    """Responses of one policy: rewards [prompts, samples], the rest means [prompts].
+
+    `independent` is None where the objective has no judge.
+    """
 
     selecting: Array
-    independent: Array
+    independent: Array | None
     kl: Array
     n_tokens: Array
     finished: Array
@@ -108,11 +112,14 @@ class Evidence:
 
 def write_evidence(folder: Path, evidence: Evidence) -> None:
     """Write the folder; the same evidence gives the same bytes."""
-    columns: dict[str, list[Any]] = {name: [] for name in EVIDENCE.schema.names}
+    words = [SELECTING, INDEPENDENT, "kl", "n_tokens", "finished"]
+    if evidence.policy.independent is None:
+        words.remove(INDEPENDENT)
+    columns: dict[str, list[Any]] = {name: [] for name in ("side", "prompt_id", *words)}
     for name, side in (("policy", evidence.policy), ("reference", evidence.reference)):
         columns["side"] += [name] * len(evidence.prompt_ids)
         columns["prompt_id"] += evidence.prompt_ids
-        for word in (SELECTING, INDEPENDENT, "kl", "n_tokens", "finished"):
+        for word in words:
             columns[word] += list(getattr(side, word))
     write_table(folder / "evidence.parquet", columns, EVIDENCE)
     rows = [
@@ -168,4 +175,5 @@ def _side(table: pa.Table, path: Path) -> Side:
         return values.reshape(len(lengths), -1)
 
     means = (table[name].to_numpy() for name in ("kl", "n_tokens", "finished"))
-    return Side(square(SELECTING), square(INDEPENDENT), *means)
+    independent = square(INDEPENDENT) if INDEPENDENT in table.column_names else None
+    return Side(square(SELECTING), independent, *means)

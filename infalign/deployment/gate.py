@@ -179,6 +179,9 @@ def _kl(candidate: Evidence, bounds: Promotion) -> Rule:
 def _judge(wins: Array, candidate: Evidence, bounds: Promotion) -> Rule:
     """The independent judge must not see much less of a gain than the reward trained on."""
     ours, theirs = candidate.policy, candidate.reference
+    if ours.independent is None or theirs.independent is None:
+        words = "not measured: the objective has no independent judge"
+        return Rule("judge", True, None, f"<= {bounds.judge_margin:g}", words)
     judged = judged_win_rates(
         candidate.facts.procedure,
         ours.selecting,

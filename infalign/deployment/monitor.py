@@ -100,16 +100,17 @@ def _rewards(
     root: Path, params: Params, deployed: Path, prompts: dict[str, Dialogue], seed: int
 ) -> tuple[Array, Array]:
     """Training rewards of champion and reference, [prompts, samples] each."""
-    from infalign.lm.models import load_format, load_policy, load_reward_model, pick_device
+    from infalign.lm.models import load_format, load_policy, pick_device
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
-    from infalign.lm.scoring.scorer import score_responses
+    from infalign.rewards.classifier import Passes
+    from infalign.rewards.packaged import open_packaged
 
     device, samples = pick_device(params.run.device), params.drift.samples
     settings = json.loads((deployed / "settings.json").read_text(encoding="utf-8"))
     precision = settings.get("precision", "float32")  # older packages do not say
-    judge = load_reward_model(deployed / "reward", device, precision)
-    form = load_format(deployed / "reward")
+    passes = Passes(params.evaluate.batch_size)
+    source = open_packaged(deployed, params.run.device, precision, passes)
     indices = np.tile(np.arange(samples), (len(prompts), 1))
     found = []
     for side, folder in (
@@ -126,13 +127,8 @@ def _rewards(
             longest=settings["response_tokens"],
             batch_size=params.evaluate.batch_size,
         )
-        rewards = score_responses(
-            judge,
-            form,
-            [asked for asked in prompts.values() for _ in range(samples)],
-            drawn.text,
-            batch_size=params.evaluate.batch_size,
-        )
+        asked = [dialogue for dialogue in prompts.values() for _ in range(samples)]
+        rewards = source.rewards(asked, drawn.text)
         found.append(rewards.reshape(len(prompts), samples))
     return found[0], found[1]
 

@@ -1,6 +1,6 @@
 """A policy as deployed: `python -m infalign.deployment.package --objective O --variant V OUT`.
 
-Reads results/{prepare,sft,reward,calibrate,align,evaluate}. Writes the folder OUT at once:
+Reads results/{prepare,sft,sources,reward,calibrate,align,evaluate}. Writes the folder OUT at once:
 `deployed/` (what `deployed.py` loads) and `evidence/` (what `gate.py` judges).
 The only thing that is computed here, on the other objectives' evaluation prompts, is the policy's
 win rate by their rewards: what aligning for one objective costs the others.
@@ -36,7 +36,8 @@ from infalign.files.tables import (
     read_table,
     write_table,
 )
-from infalign.files.workspace import read_lengths, write_json
+from infalign.files.workspace import Workspace, read_lengths, write_json
+from infalign.rewards.description import kinds, trained_halves
 from infalign.settings.params import Params, load_params
 from infalign.theory.winrates import win_rates
 
@@ -60,16 +61,16 @@ def _write_deployed(
 ) -> None:
     from infalign.deployment.deployed import REFERENCES, check_weights
     from infalign.lm.models import passes_in, pick_device
+    from infalign.rewards.packaged import classifiers, pack_source
 
-    models = {
-        "policy": results / "align" / objective / variant / "policy",
-        "reward": results / "reward" / objective / SELECTING,
-    }
-    for name, source in models.items():
-        if not source.is_dir():
-            raise InputError(f"{source} does not exist: run `infalign run` first.")
-        check_weights(source)
-        shutil.copytree(source, folder / name)
+    source = results / "align" / objective / variant / "policy"
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist: run `infalign run` first.")
+    check_weights(source)
+    shutil.copytree(source, folder / "policy")
+    pack_source(Workspace(params, results.parent, "package"), objective, folder)
+    for inside in classifiers(folder):
+        check_weights(inside)
     prompts = read_prompts(results / "prepare" / "prompts.parquet", objective)
     path = results / "calibrate" / objective / "calibration.parquet"
     known = {
@@ -110,7 +111,7 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
         digest(
             results / "prepare" / "prompts.parquet", results / "prepare" / "preferences.parquet"
         ),
-        digest(*(results / "reward" / objective / half for half in (SELECTING, INDEPENDENT))),
+        digest(*_judges(results, params, objective)),
         digest(results / "sft" / "policy"),
         error,
         references,
@@ -120,6 +121,14 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
     others = [name for name in params.run.objectives if name != objective]
     wins = {name: _other_wins(results, params, objective, variant, name) for name in others}
     return Evidence(facts, ids, policy, reference, wins)
+
+
+def _judges(results: Path, params: Params, objective: str) -> Iterator[Path]:
+    """What the reward and the judge of an objective are made of."""
+    settings = params.objectives[objective]
+    yield from (results / "reward" / objective / half for half in trained_halves(settings))
+    if any(kind != "train" for kind in kinds(settings)):
+        yield results / "sources" / f"{objective}.json"
 
 
 def _side(samples: pa.Table, rewards: pa.Table, name: str) -> tuple[tuple[str, ...], Side]:
@@ -133,7 +142,7 @@ def _side(samples: pa.Table, rewards: pa.Table, name: str) -> tuple[tuple[str, .
     square = Square(rows, Path("results/evaluate"))
     scores = policy_rewards(rewards.filter(pc.field("policy") == name), Path("results/evaluate"))
     means = (square[column].mean(1) for column in ("kl", "n_tokens", "finished"))
-    return tuple(square.prompt_ids), Side(scores[SELECTING], scores[INDEPENDENT], *means)
+    return tuple(square.prompt_ids), Side(scores[SELECTING], scores.get(INDEPENDENT), *means)
 
 
 def _calibration_error(results: Path, params: Params, objective: str) -> tuple[float, int]:
@@ -148,10 +157,11 @@ def _calibration_error(results: Path, params: Params, objective: str) -> tuple[f
 
 def _other_wins(results: Path, params: Params, objective: str, variant: str, other: str) -> Array:
     """Win rate over the reference, without selection, on another objective's prompts [prompts]."""
-    from infalign.lm.models import load_format, load_policy, load_reward_model, pick_device
+    from infalign.lm.models import load_format, load_policy, pick_device
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
-    from infalign.lm.scoring.scorer import score_responses
+    from infalign.rewards.classifier import Passes
+    from infalign.rewards.opening import open_source
 
     ids, references = reference_rewards(
         results / "calibrate" / other / "calibrated.parquet", "test"
@@ -171,14 +181,9 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
         longest=read_lengths(params, results).response,
         batch_size=params.evaluate.batch_size,
     )
-    judge = results / "reward" / other / SELECTING
-    ours = score_responses(
-        load_reward_model(judge, device, params.run.precision),
-        load_format(judge),
-        [known[i] for i in ids for _ in range(many)],
-        drawn.text,
-        batch_size=params.evaluate.batch_size,
-    )
+    passes = Passes(params.evaluate.batch_size)
+    source = open_source(Workspace(params, results.parent, "package"), other, SELECTING, passes)
+    ours = source.rewards([known[i] for i in ids for _ in range(many)], drawn.text)
     return np.clip(win_rates("standard", ours.reshape(len(ids), many), reference), 0.0, 1.0)
 
 

@@ -58,7 +58,8 @@ def reference_rewards(path: Path, split: str) -> tuple[list[str], dict[str, Arra
     table = read_table(path, CALIBRATED)
     square = Square(table.filter(pc.field("split") == split), path)
     columns = {SELECTING: "reward", INDEPENDENT: "independent_reward"}
-    return square.prompt_ids, {judge: square[column] for judge, column in columns.items()}
+    there = {judge: name for judge, name in columns.items() if name in table.column_names}
+    return square.prompt_ids, {judge: square[name] for judge, name in there.items()}
 
 
 def policy_rewards(rewards: pa.Table, source: Path) -> dict[str, Array]:

@@ -47,6 +47,7 @@ STAGES = {
     stage.word: stage
     for stage in (
         Stage("corpus", light=True),
+        Stage("sources", light=True),
         Stage("prepare"),
         Stage("sft", models=True),
         Stage("reward", models=True),

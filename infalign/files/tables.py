@@ -7,8 +7,8 @@ columns whose value may be undefined.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from infalign.files.workspace import replacing
 class Table:
     """One kind of parquet file: its columns, its key and the range of its numbers.
 
-    `former` are names that columns had before, which are read as if they were today's.
+    `former` are names that columns had before, which are read as if they were today's; columns in
+    `optional` may be missing.
     """
 
     name: str
@@ -33,11 +34,18 @@ class Table:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     choices: dict[str, frozenset[str]] = field(default_factory=dict)
     former: dict[str, str] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+
+    def of(self, columns: Iterable[str]) -> Table:
+        """The same with those of its optional columns that are among the names."""
+        left = self.optional - set(columns)
+        names = [name for name in self.schema.names if name not in left]
+        return replace(self, schema=pa.schema([self.schema.field(name) for name in names]))
 
 
 REFERENCE = "reference"  # the reference policy's name among the policies
 SELECTING = "selecting"  # the judge whose reward training and the procedure go by, as deployed
-INDEPENDENT = "independent"  # the judge that learnt from the other half of the pairs
+INDEPENDENT = "independent"  # the judge that only compares, if there is one
 GOLD = "gold"  # the utility that the built-in corpus's labels were drawn from
 
 _INF = float("inf")
@@ -115,6 +123,14 @@ CALIBRATED = Table(
         "calibrated": (0.0, 1.0),
     },
     _SPLIT,
+    optional=frozenset({"independent_reward"}),
+)
+PART_REWARDS = Table(
+    "rewards of a sum's parts",
+    schema(prompt_id=_TEXT, sample_index=_INT, judge=_TEXT, part=_TEXT, reward=_FLOAT),
+    ("prompt_id", "sample_index", "judge", "part"),
+    {"sample_index": (0, _INF), "reward": (-_INF, _INF)},
+    _JUDGE,
 )
 EVALUATION_SAMPLES = Table(
     "evaluation samples",
@@ -197,6 +213,7 @@ DIFFERENCES = Table(
 
 def write_table(path: Path, columns: Mapping[str, object], kind: Table) -> None:
     """Write columns (name to sequence) as one parquet file, atomically, checked as it is read."""
+    kind = kind.of(columns)
     table = pa.table(columns, schema=kind.schema)
     check_table(table, kind, path)
     with replacing(path) as temporary:
@@ -212,6 +229,7 @@ def read_table(path: Path, kind: Table) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable parquet file: {error}.") from None
     table = table.rename_columns([kind.former.get(name, name) for name in table.column_names])
+    kind = kind.of(table.column_names)
     missing = [name for name in kind.schema.names if name not in table.column_names]
     extra = [name for name in table.column_names if name not in kind.schema.names]
     if missing or extra:

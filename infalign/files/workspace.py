@@ -22,6 +22,7 @@ from filelock import FileLock
 from infalign.errors import InputError
 from infalign.files.code import ROOT, stage_files
 from infalign.settings.params import Params
+from infalign.settings.rewards import own_paths
 
 HALF_WRITTEN = ".*.[0-9]*"  # what `replacing` names files
 
@@ -170,10 +171,13 @@ def fingerprint(word: str, needs: Needs, params: Params, root: Path) -> str:
         path = root / name
         if not path.exists():
             remedy = "run the stage that writes it"
-            if name == params.data.path and not name.startswith("results/"):
-                remedy = "give data.path a folder of HH files"
+            given = {params.data_path(objective) for objective in params.run.objectives}
+            if name in given and not name.startswith("results/"):
+                remedy = "give a folder or file of data as data.path or objectives.O.data"
             elif name in (params.model.folder, params.reward.folder):
                 remedy = "bring the model back, or correct params.yaml"
+            elif name in own_paths(params.objectives):
+                remedy = "bring it back, or correct params.yaml"
             raise InputError(f"{path} does not exist: {remedy}.")
         _hash_path(digest, path, name)
     for name in stage_files(word):

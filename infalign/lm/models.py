@@ -147,6 +147,17 @@ def load_reward_model(
     return _ready(_whole(loaded, name_or_path), device, precision)
 
 
+def load_classifier(
+    name_or_path: str | Path,
+    device: torch.device,
+    precision: str = "float32",
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """A sequence classifier with the head that it has, as `load_reward_model` otherwise."""
+    loaded = load_weights(AutoModelForSequenceClassification, name_or_path, revision=revision)
+    return _ready(_whole(loaded, name_or_path), device, precision)
+
+
 def build_reward_model(
     name_or_path: str | Path,
     tokenizer: PreTrainedTokenizerBase,

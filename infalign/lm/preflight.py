@@ -21,6 +21,7 @@ from infalign.lm.formats import Format, check_template
 from infalign.lm.loading import base_of, check_weights, load_config
 from infalign.lm.models import check_classifier, load_format
 from infalign.settings.params import Params
+from infalign.settings.rewards import is_trained
 
 
 def check_models(params: Params, form: Format, lengths: Lengths) -> None:
@@ -34,14 +35,11 @@ def check_models(params: Params, form: Format, lengths: Lengths) -> None:
         config = load_config(name, params.model.revision)
         _check_policy(config, params, form.tokenizer, lengths)
         check_weights(name)
-        if start == "sft":
+        if start == "sft" and trains_rewards(params):
             check_classifier(config, name)
-    if start != "sft":
+    if start != "sft" and trains_rewards(params):
         check_classifier(load_config(start, params.reward.revision), start)
-        judge = load_format(start, params.reward.revision)
-        if judge.chat:
-            remedy = "save its tokenizer with the date in chat_template"
-            check_template(judge, f"reward.name_or_path = {start!r}", remedy)
+        load_format(start, params.reward.revision)
         check_weights(start)
     for one in (name, start):
         base = None if one in ("tiny", "sft") else base_of(one)
@@ -70,20 +68,43 @@ def check_texts(
     if name != "tiny":
         config = load_config(name, params.model.revision)
         _check_rows(f"model.name_or_path = {name!r}", config, form, prompts, responses)
-    if start == "sft":
+    if start == "sft" or not trains_rewards(params):
         return
     revision = params.reward.revision
-    own, config = load_format(start, revision), load_config(start, revision)
     cut = form.cut_responses(responses, lengths.response)
-    _check_rows(f"reward.name_or_path = {start!r}", config, own, prompts, cut)
-    each = zip(*own.encode_whole(prompts, cut), strict=True)
+    field = f"reward.name_or_path = {start!r}"
+    check_reads(field, load_config(start, revision), load_format(start, revision), prompts, cut)
+
+
+def trains_rewards(params: Params) -> bool:
+    """Whether any objective's reward or judge is trained."""
+    objectives = (params.objectives[name] for name in params.run.objectives)
+    return any(is_trained(o.reward) or is_trained(o.judge) for o in objectives)
+
+
+def check_reads(
+    field: str,
+    config: PreTrainedConfig,
+    form: Format,
+    prompts: Sequence[Dialogue],
+    responses: Sequence[str],
+) -> None:
+    """Raise where a reward model cannot read a prompt with its response.
+
+    Args:
+        field: where params.yaml names it, and what it names.
+        form: the reward model's.
+    """
+    if form.chat:
+        check_template(form, field, "save its tokenizer with a date of yours in chat_template")
+    _check_rows(field, config, form, prompts, responses)
+    each = zip(*form.encode_whole(prompts, responses), strict=True)
     longest = max(len(prompt) + len(response) for prompt, response in each)
-    positions = min(_positions(config), own.tokenizer.model_max_length)
+    positions = min(_positions(config), form.tokenizer.model_max_length)
     if longest > positions:
         raise InputError(
-            f"reward.name_or_path = {start!r} reads at most {positions} tokens, and a prompt with "
-            f"its response has {longest}: lower model.prompt_tokens = {lengths.prompt} "
-            f"or model.response_tokens = {lengths.response}, or take another model."
+            f"{field} reads at most {positions} tokens, and a prompt with its response has "
+            f"{longest}: lower model.prompt_tokens or model.response_tokens, or take another model."
         )
 
 

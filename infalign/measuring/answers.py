@@ -21,10 +21,8 @@ from infalign.files.tables import (
     EVALUATION_REWARDS,
     EVALUATION_SAMPLES,
     GOLD,
-    INDEPENDENT,
     REFERENCE,
     SAMPLES,
-    SELECTING,
     read_table,
     write_table,
 )
@@ -204,7 +202,7 @@ def _rewards(
     if name == REFERENCE:
         judged = _reference_rewards(workspace, objective)
     else:
-        judged = _model_rewards(workspace, objective, asked, samples["response"])
+        judged = _source_rewards(workspace, objective, asked, samples["response"])
     gold = workspace.params.objectives[objective].gold
     if gold and _is_builtin(workspace):
         from infalign.data.builtin import gold_utilities
@@ -225,28 +223,19 @@ def _reference_rewards(workspace: Workspace, objective: str) -> dict[str, Array]
     return {judge: x.reshape(-1) for judge, x in reference_rewards(path, "test")[1].items()}
 
 
-def _model_rewards(
+def _source_rewards(
     workspace: Workspace, objective: str, prompts: Sequence[Dialogue], responses: Sequence[str]
 ) -> dict[str, Array]:
     from infalign.lm.memory import Budget
-    from infalign.lm.models import load_format, load_reward_model, pick_device
-    from infalign.lm.scoring.scorer import score_responses
+    from infalign.rewards.classifier import Passes
+    from infalign.rewards.opening import judges_of, open_source
 
     run = workspace.params.run
-    device = pick_device(run.device)
-    judged = {}
-    for judge in (SELECTING, INDEPENDENT):
-        folder = workspace.results("reward", objective, judge)
-        judged[judge] = score_responses(
-            load_reward_model(folder, device, run.precision),
-            load_format(folder),
-            prompts,
-            responses,
-            batch_size=workspace.params.evaluate.batch_size,
-            budget=Budget(run.batch_tokens),
-            ranks=join(run),
-        )
-    return judged
+    passes = Passes(workspace.params.evaluate.batch_size, Budget(run.batch_tokens), join(run))
+    return {
+        judge: open_source(workspace, objective, judge, passes).rewards(prompts, responses)
+        for judge in judges_of(workspace, objective)
+    }
 
 
 def _is_builtin(workspace: Workspace) -> bool:

@@ -8,10 +8,9 @@ ones for every policy, so that differences are paired.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,13 @@ from numpy.typing import NDArray
 from infalign.files.squares import Array
 from infalign.files.tables import REFERENCE, SELECTING
 from infalign.theory.frontier import frontier_point, limit
-from infalign.theory.limits import raw_limit
+from infalign.theory.levels import has_few_levels, limit_of
+from infalign.theory.limits import raw_limit, tied_limit
 from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import Transform, parse_transform
 from infalign.theory.winrates import bootstrap_interval, efficiency, judged_win_rates, win_rates
 
+Bound: TypeAlias = Callable[[Any], Any]  # the limit at a KL, nats, or many
 SMALLEST_KL = 1e-6  # nats: where the limit of a method starts
 CURVE_POINTS = 33
 BUDGET_TOLERANCE = 0.1  # share of the budget by which a measured KL may miss it
@@ -90,6 +91,7 @@ def measure(policies: Mapping[str, PolicyResponses], contest: Contest) -> Measur
     measured = Measured()
     spent = {name: _spent(policies[name]) for name in contest.methods}
     for procedure in contest.procedures:
+        bound = limit_of(procedure, reference.rewards[SELECTING])
         own_limits = {
             name: method_limit(reference, name, procedure, contest, spent[name]["kl"])
             for name in contest.methods
@@ -102,7 +104,7 @@ def measure(policies: Mapping[str, PolicyResponses], contest: Contest) -> Measur
             }
             for name in contest.methods:
                 row = {"policy": name, **key, **spent[name]}
-                row |= scored(wins[name], policies[name].kl.mean(1), procedure, contest)
+                row |= scored(wins[name], policies[name].kl.mean(1), bound, contest)
                 measured.rows.append(row | _method(row["win_rate"], own_limits[name]))
             for first, second in itertools.combinations(contest.methods, 2):
                 gap = paired_difference(wins[first] - wins[second], contest)
@@ -130,15 +132,15 @@ def prompt_wins(
     return np.clip(wins, 0.0, 1.0)
 
 
-def scored(wins: Array, kls: Array, procedure: Procedure, contest: Contest) -> dict[str, Any]:
+def scored(wins: Array, kls: Array, bound: Bound, contest: Contest) -> dict[str, Any]:
     """Win rate with its interval, the limit at the policy's KL, and the efficiency.
 
     Args:
         wins, kls: win rate and KL, nats, of every prompt [prompts].
+        bound: the limit at a KL.
     """
     settings: dict[str, Any] = {"replicates": contest.replicates, "seed": contest.seed}
     low, high = bootstrap_interval(wins, **settings)
-    bound = partial(limit, _canonical(procedure))
     share = efficiency(wins, kls, bound, **settings)
     names = ("efficiency", "efficiency_low", "efficiency_high")
     return {
@@ -175,8 +177,9 @@ def method_limit(
 ) -> tuple[float | None, float | None]:
     """Win rate of a variant's exact optimum at a KL in nats, and its uncertainty.
 
-    Calibrated rewards: continuous theory, exact. Raw rewards: from the reference's own rewards on
-    these prompts. (None, None) where the method cannot spend that much KL.
+    Calibrated rewards: continuous theory, exact, or with their ties where most samples tie. Raw
+    rewards: from the reference's own rewards on these prompts. (None, None) where the method
+    cannot spend that much KL.
     """
     spelling = contest.methods[variant]
     if kl < SMALLEST_KL:
@@ -187,6 +190,10 @@ def method_limit(
             # Extrapolated from few samples it may pass the limit, which no exact optimum does.
             bound = float(limit(_canonical(procedure), kl))
             return min(found.win_rate, bound), found.uncertainty
+        rewards = reference.rewards[SELECTING]
+        if has_few_levels(rewards):
+            transform = _transform(spelling, contest)
+            return tied_limit(procedure, transform, rewards, kl, ties="half").win_rate, 0.0
         point = frontier_point(_canonical(procedure), _transform(spelling, contest), kl)
     except ValueError:
         return None, None
@@ -228,7 +235,8 @@ def theory_curves(
     grid = top * np.linspace(0.0, 1.0, CURVE_POINTS) ** 2
     rows: list[dict[str, str | float]] = []
     for procedure in dict.fromkeys((contest.own, parse_procedure("standard"))):
-        curves = {"limit": list(np.minimum(1.0, limit(_canonical(procedure), grid)))}
+        bound = limit_of(procedure, policies[REFERENCE].rewards[SELECTING])
+        curves = {"limit": list(np.minimum(1.0, bound(grid)))}
         for name in contest.methods:
             points = (
                 method_limit(policies[REFERENCE], name, procedure, contest, float(kl))[0]

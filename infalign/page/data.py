@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ class ObjectiveData:
             reference's own are calibrated leave-one-out.
         histories: variant to the lines of its training.
         calibration_errors: rows of references, measured, expected.
-        metrics: stage word (`calibrate`, `evaluate`) to its metrics.
+        metrics: stage word (`calibrate`, `evaluate`) to its metrics; `rewards` is what calibrate
+            says of the sources of rewards.
+        sources: judge to what it is, in words, where any of them is not trained from the pairs.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ObjectiveData:
     histories: Mapping[str, Sequence[Mapping[str, Any]]]
     calibration_errors: Sequence[Mapping[str, float]]
     metrics: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def variants(self) -> list[str]:

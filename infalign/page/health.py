@@ -11,6 +11,7 @@ from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.measuring.contest import off_budget
 from infalign.page.data import ObjectiveData
 from infalign.page.words import decimal, percent, percent_range
+from infalign.theory.levels import FEW_LEVELS
 
 DROPPED_AT_MOST = 0.2  # share of pairs
 EMPTY_AT_MOST = 0.5  # share of samples without a word
@@ -18,6 +19,7 @@ ENDED_AT_LEAST = 0.9  # share of sampled responses that end by themselves
 TRUNCATED_AT_MOST = 0.1
 TIED_AT_MOST = 0.05  # share of reference samples that tie with another one
 KS_AT_MOST = 0.05
+ALIKE_AT_MOST = 0.25  # share of prompts whose samples all have one reward
 LAST_SHARE = 0.1  # of the training steps, whose mean KL is compared with the budget
 
 
@@ -43,11 +45,7 @@ def lines(
     found = [
         *(_prepare(data.name, metrics["prepare"]) for data in objectives),
         _sft(metrics["sft"]),
-        *(
-            _reward(data.name, half, metrics)
-            for data in objectives
-            for half in (SELECTING, INDEPENDENT)
-        ),
+        *(_reward(data, half, metrics) for data in objectives for half in (SELECTING, INDEPENDENT)),
         _sample(metrics["sample"]),
     ]
     found += [_calibrate(data) for data in objectives]
@@ -90,16 +88,31 @@ def _sft(metrics: Mapping[str, Any]) -> Line:
     return Line("sft", metrics["ended_share"] >= ENDED_AT_LEAST and empty <= EMPTY_AT_MOST, text)
 
 
-def _reward(objective: str, half: str, metrics: Mapping[str, Mapping[str, Any]]) -> Line:
-    found = metrics["reward"][objective][half]
-    ceiling = metrics["prepare"]["objectives"][objective].get("accuracy_ceiling")
-    text = (
-        f"held-out accuracy {percent(found['accuracy'])} % "
-        f"{percent_range(found['accuracy_low'], found['accuracy_high'])} on "
-        f"{found['held_out_pairs']} pairs"
-    )
-    text += f"; the best possible is {percent(ceiling)} %" if ceiling else ""
-    return Line(f"reward {objective} {half}", found["accuracy_low"] > 0.5, text)
+def _reward(data: ObjectiveData, half: str, metrics: Mapping[str, Mapping[str, Any]]) -> Line:
+    """A source of rewards: how right it is about pairs, and what a sum is made of."""
+    trained = metrics["reward"][data.name].get(half)
+    words = [] if not data.sources else [data.sources[half]]
+    about = data.metrics["rewards"].get(half, {}) if data.sources else {}
+    found = trained or about.get("pairs")
+    healthy = True
+    if found:
+        ceiling = metrics["prepare"]["objectives"][data.name].get("accuracy_ceiling")
+        text = (
+            f"held-out accuracy {percent(found['accuracy'])} % "
+            f"{percent_range(found['accuracy_low'], found['accuracy_high'])} on "
+            f"{found['held_out_pairs']} pairs"
+        )
+        words.append(text + (f"; the best possible is {percent(ceiling)} %" if ceiling else ""))
+        healthy = found["accuracy_low"] > 0.5
+    if about.get("parts"):
+        shares = (f"{part['name']} {percent(part['contribution'])} %" for part in about["parts"])
+        words.append(f"what the sum tells apart comes from {', '.join(shares)}")
+    if alike := about.get("alike_share"):
+        words.append(f"all samples of a prompt are alike for {percent(alike)} % of the prompts")
+        healthy = healthy and alike <= ALIKE_AT_MOST
+    if not about and not trained:
+        words = ["there is no independent judge, so that nothing here tells reward hacking"]
+    return Line(f"reward {data.name} {half}", healthy, "; ".join(words))
 
 
 def _sample(metrics: Mapping[str, Any]) -> Line:
@@ -119,6 +132,9 @@ def _calibrate(data: ObjectiveData) -> Line:
         f"(Kolmogorov-Smirnov) {decimal(distance, 3)}; change under another reward scale "
         f"{decimal(found['scale_change'], 3)}"
     )
+    if tied > FEW_LEVELS:  # of a rule, say: no calibrated reward can be uniform
+        text += "; a reward of few levels, whose ties the limits take into account"
+        return Line(f"calibrate@{data.name}", found["scale_change"] == 0, text)
     healthy = tied <= TIED_AT_MOST and distance <= KS_AT_MOST and found["scale_change"] == 0
     return Line(f"calibrate@{data.name}", healthy, text)
 

@@ -103,6 +103,7 @@ def _facts(
     for data in objectives:
         maximised = ", ".join(f"{name}: {method}" for name, method in data.methods.items())
         facts.append((f"{data.name} maximised", maximised))
+        facts += [(f"{data.name}, {JUDGES[judge]}", words) for judge, words in data.sources.items()]
     return facts
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from infalign.files.tables import REFERENCE, SELECTING
+from infalign.files.tables import INDEPENDENT, REFERENCE, SELECTING
 from infalign.page import plots
 from infalign.page.data import ObjectiveData
 from infalign.page.figures import inline_svg
@@ -207,6 +207,8 @@ def _judges(data: ObjectiveData) -> Plate:
     }
     title = procedure_words(data.procedure)
     caption = f"The same kept {data.name} responses, compared by every judge."
+    if INDEPENDENT not in data.judges:
+        caption += " There is no independent judge: what is gained may be reward hacking."
     return Plate("judges", plots.judges(measured, data.variants, title), caption, "two-thirds")
 
 

@@ -5,6 +5,7 @@ With what every section is made of: frozen, strict, a unit in each description.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,6 +28,15 @@ Several = Annotated[int, Field(ge=2, le=MOST)]
 Rate = Annotated[float, Field(gt=0)]
 Budget = Annotated[float, AfterValidator(budget_kl)]  # KL, nats a response
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _commit(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{40}", text):
+        raise ValueError("give a commit, 40 hexadecimal digits: a branch or a tag may move")
+    return text
+
+
+Commit = Annotated[str, AfterValidator(_commit)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 

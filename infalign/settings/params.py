@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from infalign.settings.methods import (
     BLIND,
     MOST,
     Align,
+    Commit,
     Compare,
     Name,
     Positive,
@@ -25,6 +26,7 @@ from infalign.settings.methods import (
 )
 from infalign.settings.operating import Drift, Promotion, Schedule, Serving
 from infalign.settings.reading import read_text, read_tree, sentence
+from infalign.settings.rewards import RewardSettings, TrainedReward
 from infalign.theory.procedures import parse_procedure
 
 MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_tokens")
@@ -35,13 +37,18 @@ _ALIGN = (
 )
 
 
+def objective_params(objective: str) -> tuple[str, ...]:
+    """The dotted keys of an objective, but for what its rewards come from: see results/sources."""
+    return tuple(f"objectives.{objective}.{name}" for name in ("procedure", "transform", "gold"))
+
+
 def policy_params(objective: str, variant: str) -> tuple[str, ...]:
     """The dotted keys that an aligned policy depends on."""
     return (
         *TRAINING,
         "model.response_tokens",
         "sample.batch_size",
-        f"objectives.{objective}",
+        *objective_params(objective),
         *(f"align.{name}" for name in _ALIGN.split()),
         f"align.variants.{variant}",
     )
@@ -64,6 +71,7 @@ def policy_inputs(objective: str) -> tuple[str, ...]:
         "results/prepare",
         "results/sft",
         "results/sample",
+        f"results/sources/{objective}.json",
         f"results/reward/{objective}",
         f"results/calibrate/{objective}",
     )
@@ -115,30 +123,64 @@ class Corpus(Section):
     pairs_per_prompt: Positive = Field(default=8, description="preference pairs a prompt")
 
 
+COLUMNS = (  # what a column of preference data may be
+    "prompt",
+    "chosen",
+    "rejected",
+    "messages",
+    "response_1",
+    "response_2",
+    "strength",
+    "score_1",
+    "score_2",
+)
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"{name!r} is none of {list(names)}: correct it")
+        return name
+
+    return check
+
+
+Columns = dict[Annotated[str, AfterValidator(_one_of(COLUMNS))], str]
+Splits = dict[Annotated[str, AfterValidator(_one_of(("train", "test")))], Sequence[str]]
+
+
 class Data(Section):
     """Which preference data to align on."""
 
     path: str = Field(
         default="results/corpus",
         min_length=1,
-        description="folder of HH files, inside or outside the project",
+        description="folder or file of preference data, inside or outside the project",
+    )
+    columns: Columns = Field(
+        default={}, description="names of columns, where they are others: {prompt: instruction}"
+    )
+    splits: Splits = Field(
+        default={}, description="names of splits, where they are others: {train: [train_prefs]}"
     )
     test_share: Share = Field(
-        default=0.2, description="share of prompts held out where a subset has one file"
+        default=0.2, description="share of prompts held out where the data has one split"
     )
-    file_bytes: Positive = Field(
-        default=2000000000, description="largest file, bytes, unpacked: all of it is kept"
+    file_bytes: int = Field(
+        default=20000000000,
+        gt=0,
+        le=2**50,
+        description="largest file, bytes, unpacked; it is read in pieces",
     )
-    line_bytes: Positive = Field(default=10000000, description="longest line of a file, bytes")
-
-
-def _commit(text: str) -> str:
-    if not re.fullmatch("[0-9a-f]{40}", text):
-        raise ValueError("give a commit, 40 hexadecimal digits: a branch or a tag may move")
-    return text
-
-
-Commit = Annotated[str, AfterValidator(_commit)]
+    line_bytes: Positive = Field(default=10000000, description="longest row of a file, bytes")
+    kept_bytes: Positive = Field(
+        default=400000000,
+        description="memory for an objective's pairs, bytes, about; beyond it prompts are chosen "
+        "by their hash",
+    )
+    most_pairs: Positive | None = Field(
+        default=None, description="pairs of an objective at most; null: as many as fit"
+    )
 
 
 class Tiny(Section):
@@ -199,7 +241,13 @@ class Model(Section):
 class Objective(Section):
     """What one policy is aligned for."""
 
-    subset: str = Field(default=".", min_length=1, description="folder below data.path")
+    data: str | None = Field(
+        default=None, min_length=1, description="folder or file of its own; null: data.path"
+    )
+    subset: str | None = Field(
+        default=None, min_length=1, description="folder below the data; null: the data itself"
+    )
+    columns: Columns = Field(default={}, description="names of columns; empty: data.columns")
     procedure: str = Field(
         default="best_of:4", description="inference-time procedure: standard, best_of:4, …"
     )
@@ -209,10 +257,19 @@ class Objective(Section):
     gold: Literal["helpfulness", "harmlessness"] | None = Field(
         default=None, description="gold utility, used on the built-in corpus only"
     )
+    reward: RewardSettings = Field(
+        default=TrainedReward(), description="what training and the procedure select by"
+    )
+    judge: RewardSettings | None = Field(
+        default=TrainedReward(),
+        description="an independent source of rewards that only compares; null: there is none",
+    )
 
     @field_validator("subset")
     @classmethod
-    def _below(cls, name: str) -> str:
+    def _below(cls, name: str | None) -> str | None:
+        if name is None or name == ".":
+            return None
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             raise ValueError("a subset is a folder below data.path: name it without `..` or root")
         return name
@@ -371,6 +428,10 @@ class Params(Section):
     def procedure(self, objective: str) -> Any:
         """The objective's inference-time procedure."""
         return parse_procedure(self.objectives[objective].procedure)
+
+    def data_path(self, objective: str) -> str:
+        """The folder or file of an objective's data."""
+        return self.objectives[objective].data or self.data.path
 
     def is_blind(self, variant: str) -> bool:
         """Whether a variant's goal knows nothing of the inference-time procedure."""

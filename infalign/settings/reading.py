@@ -16,6 +16,7 @@ from infalign.errors import InputError
 _FAULTS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError)
 _MANY_DIGITS = re.compile(r"\d{4300,}")  # what Python refuses to read, or to write, as a number
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
+_SECRET = (["api_key_variable"], ["url"])  # where somebody may have written one by mistake
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlevel = 3
@@ -66,13 +67,22 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+def _spelled(places: list[Any]) -> list[Any]:
+    """Where a value stands in the file: without the kinds of variants and of rewards."""
+    if places[:2] == ["align", "variants"]:
+        del places[3:4]
+    if places[:1] == ["objectives"] and places[2:3] in (["reward"], ["judge"]):
+        del places[3:4]
+        if places[3:4] == ["parts"]:
+            del places[5:6]
+    return places
+
+
 def sentence(source: str, error: Any) -> str:
     """One of pydantic's errors as words: file, field, value, remedy."""
-    places = list(error["loc"])
-    if places[:2] == ["align", "variants"]:
-        del places[3:4]  # the kind of variant, which params.yaml does not spell
+    places = _spelled(list(error["loc"]))
     field = ".".join(str(part) for part in places)
-    value = error["input"]
+    value = "(not shown)" if places[-1:] in _SECRET else error["input"]
     if error["type"] == "extra_forbidden":
         return f"{source}: unknown key {shown(field)}: remove it or correct its spelling"
     if error["type"] == "missing":

@@ -1,11 +1,16 @@
 """calibrate: the reference's rewards, sorted per prompt, and the calibrated rewards of its samples.
 
-Reads results/{prepare,sample,reward}. Writes results/calibrate/O/{calibration,calibrated}.parquet,
-errors.json (calibration error against the number of references) and metrics.json.
+Reads results/{prepare,sample,sources,reward}. Writes to results/calibrate/O:
+{calibration,calibrated}.parquet, errors.json (calibration error against the number of references),
+rewards.json (of the reward and of the judge: the scales and the contributions of a sum's parts,
+how often a prompt's samples are all alike, and accuracy on the pairs where none was trained from
+them), parts.parquet (where there is a sum: what each part says) and metrics.json.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +23,7 @@ from infalign.files.tables import (
     CALIBRATED,
     CALIBRATION,
     INDEPENDENT,
+    PART_REWARDS,
     SAMPLES,
     SELECTING,
     read_table,
@@ -25,11 +31,18 @@ from infalign.files.tables import (
 )
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
-from infalign.lm.models import load_format, load_reward_model, pick_device
-from infalign.lm.scoring.scorer import score_responses
+from infalign.lm.models import load_format
 from infalign.processes.ranks import join
+from infalign.rewards.classifier import Passes
+from infalign.rewards.description import FIELDS, REWARDS, settings_of
+from infalign.rewards.opening import judges_of, open_source
+from infalign.rewards.pairs import Pairs, accuracy, margins
+from infalign.rewards.reference import MANY_ALIKE, Rewarded, Samples, reward_samples
+from infalign.rewards.source import RewardSource
 from infalign.settings.params import MODELS, Params
+from infalign.settings.rewards import AnyReward
 from infalign.theory.calibration import calibrate, calibration_error
+from infalign.theory.levels import tied_share
 from infalign.theory.planning import expected_disagreement
 
 
@@ -39,6 +52,7 @@ def needs(params: Params, objective: str) -> Needs:
         inputs=(
             "results/prepare",
             "results/sample",
+            f"results/sources/{objective}.json",
             f"results/reward/{objective}",
         ),
         params=(*MODELS[1:], "sample", "calibrate"),
@@ -48,12 +62,13 @@ def needs(params: Params, objective: str) -> Needs:
 
 def run(workspace: Workspace, objective: str) -> None:
     """Score the reference's samples, calibrate them against each other, measure the error."""
-    prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
-    score = _Scorer(workspace, objective, prompts)
-    samples = _read(workspace, objective, "samples")
-    rewards = {judge: score(samples, judge) for judge in (SELECTING, INDEPENDENT)}
-    large = _read(workspace, objective, "large")
-    large_rewards = score(large, SELECTING)
+    samples, large = (_read(workspace, objective, name) for name in ("samples", "large"))
+    ask = _Asking(workspace, objective)
+    selecting, large_rewards = ask(SELECTING, samples, large)
+    found = {SELECTING: selecting}
+    if INDEPENDENT in judges_of(workspace, objective):
+        found[INDEPENDENT], _ = ask(INDEPENDENT, samples, large.slice(0, 0))
+    rewards = {judge: each.rewards for judge, each in found.items()}
     if not join(workspace.params.run).main:
         return
     out = workspace.out / "calibrate" / objective
@@ -83,11 +98,13 @@ def run(workspace: Workspace, objective: str) -> None:
         {
             **{name: samples[name] for name in ("prompt_id", "sample_index", "split")},
             "reward": rewards[SELECTING],
-            "independent_reward": rewards[INDEPENDENT],
+            **({"independent_reward": rewards[INDEPENDENT]} if INDEPENDENT in rewards else {}),
             "calibrated": calibrated,
         },
         CALIBRATED,
     )
+    write_json(out / REWARDS, {judge: each.about for judge, each in found.items()})
+    _write_parts(out / "parts.parquet", samples, found)
     references = large_rewards.reshape(-1, settings.large_samples)
     candidates = rewards_of(rows, large["prompt_id"].to_pylist()[:: settings.large_samples])
     errors = calibration_errors(candidates, references, workspace.params.calibrate.error_references)
@@ -102,39 +119,78 @@ def _read(workspace: Workspace, objective: str, name: str) -> pa.Table:
     return samples.filter(pc.field("objective") == objective)
 
 
-class _Scorer:
-    """Rewards of samples under a reward model of the objective."""
+class _Asking:
+    """Rewards of an objective's samples under its sources."""
 
-    def __init__(self, workspace: Workspace, objective: str, prompts: dict[str, Dialogue]) -> None:
-        self._workspace, self._objective, self._prompts = workspace, objective, prompts
-        self._device = pick_device(workspace.params.run.device)
+    def __init__(self, workspace: Workspace, objective: str) -> None:
+        self._workspace, self._objective = workspace, objective
+        path = workspace.results("prepare", "prompts.parquet")
+        self._prompts = read_prompts(path, objective)
 
-    def __call__(self, samples: pa.Table, judge: str) -> np.ndarray:
-        folder = self._workspace.results("reward", self._objective, judge)
-        run = self._workspace.params.run
-        return score_responses(
-            load_reward_model(folder, self._device, run.precision),
-            load_format(folder),
-            [self._prompts[i] for i in samples["prompt_id"].to_pylist()],
-            samples["response"].to_pylist(),
-            batch_size=self._workspace.params.calibrate.batch_size,
-            budget=Budget(run.batch_tokens),
-            ranks=join(run),
+    def _texts(self, samples: pa.Table) -> tuple[list[Dialogue], list[str]]:
+        """The prompt of every sample, and what it says."""
+        asked = [self._prompts[i] for i in samples["prompt_id"].to_pylist()]
+        return asked, samples["response"].to_pylist()
+
+    def __call__(
+        self, judge: str, samples: pa.Table, more: pa.Table
+    ) -> tuple[Rewarded, np.ndarray]:
+        """The samples' rewards, with how right the source is about pairs, and those of more."""
+        workspace, params = self._workspace, self._workspace.params
+        settings = settings_of(params.objectives[self._objective], judge)
+        assert settings is not None
+        passes = Passes(
+            params.calibrate.batch_size, Budget(params.run.batch_tokens), join(params.run)
         )
+        source = open_source(workspace, self._objective, judge, passes, scaled=False)
+        train = samples["split"].to_numpy(zero_copy_only=False) == "train"
+        sizes = (params.sample.train_samples, params.sample.test_samples)
+        place = f"objectives.{self._objective}.{FIELDS[judge]}"
+        asked = Samples(*self._texts(samples), train, sizes)
+        source, found = reward_samples(source, settings, asked, place)
+        alike = found.about["alike_share"]
+        if alike > MANY_ALIKE and passes.ranks.main:
+            print(
+                f"{workspace.instance}: {place} gives all samples of a prompt the same reward, for "
+                f"{alike:.0%} of the prompts: those teach nothing.",
+                flush=True,
+            )
+        found = replace(found, about=found.about | {"pairs": self._pairs(source, settings)})
+        return found, source.rewards(*self._texts(more))
+
+    def _pairs(self, source: RewardSource, settings: AnyReward) -> dict[str, float] | None:
+        """Accuracy on the held-out pairs; None: there are none, or `reward` has said it."""
+        if settings.kind == "train":
+            return None
+        form = load_format(self._workspace.results("prepare", "tokenizer"))
+        pairs = Pairs(self._workspace, self._objective, "test", None).cut(form)
+        return accuracy(margins(source, pairs)) if pairs.prompts else None
+
+
+def _write_parts(path: Path, samples: pa.Table, found: dict[str, Rewarded]) -> None:
+    """What every part of a sum says of every sample, where there is a sum."""
+    parts = [
+        (judge, name, values)
+        for judge, each in found.items()
+        for name, values in each.parts.items()
+    ]
+    if not parts:
+        return
+    ids, indices = (samples[name].to_pylist() for name in ("prompt_id", "sample_index"))
+    columns = {
+        "prompt_id": ids * len(parts),
+        "sample_index": indices * len(parts),
+        "judge": [judge for judge, _, _ in parts for _ in ids],
+        "part": [name for _, name, _ in parts for _ in ids],
+        "reward": np.concatenate([values for _, _, values in parts]),
+    }
+    write_table(path, columns, PART_REWARDS)
 
 
 def rewards_of(rows: list[dict[str, Any]], prompt_ids: list[str]) -> np.ndarray:
     """The evaluation samples' rewards of the named prompts [prompts, samples]."""
     known = {row["prompt_id"]: row["rewards"] for row in rows}
     return np.array([known[i] for i in prompt_ids])
-
-
-def tied_share(rewards: np.ndarray) -> float:
-    """Share of samples whose reward another of the prompt's has; rewards [prompts, samples]."""
-    ordered = np.sort(rewards, axis=1)
-    same = ordered[:, 1:] == ordered[:, :-1]
-    edge = np.zeros((len(rewards), 1), dtype=bool)
-    return float((np.hstack([edge, same]) | np.hstack([same, edge])).mean())
 
 
 def uniformity(rewards: np.ndarray) -> dict[str, float]:

@@ -42,7 +42,7 @@ from infalign.measuring.answers import (
 )
 from infalign.measuring.contest import measure, summarise, theory_curves
 from infalign.processes.ranks import join
-from infalign.settings.params import MODELS, Params
+from infalign.settings.params import MODELS, Params, objective_params
 
 
 def needs(params: Params, objective: str) -> Needs:
@@ -51,6 +51,7 @@ def needs(params: Params, objective: str) -> Needs:
         inputs=(
             "results/prepare",
             "results/sft",
+            f"results/sources/{objective}.json",
             f"results/reward/{objective}",
             "results/sample",
             f"results/calibrate/{objective}",
@@ -60,7 +61,7 @@ def needs(params: Params, objective: str) -> Needs:
             *MODELS,
             "run.variants",
             "model.response_tokens",
-            f"objectives.{objective}",
+            *objective_params(objective),
             "sample.test_samples",
             "align.variants",
             "evaluate",

@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infalign.aligning.reward_models import Pairs, train_model
+from infalign.aligning.reward_models import train_model
 from infalign.data.dialogue import Dialogue, read_prompts
+from infalign.errors import InputError
 from infalign.files.squares import Array, Square
 from infalign.files.tables import (
     CALIBRATED,
@@ -35,8 +36,9 @@ from infalign.files.tables import (
 from infalign.files.weights import folders
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.lm.memory import Budget
-from infalign.lm.models import load_format, load_reward_model, pick_device
-from infalign.lm.scoring.scorer import score_responses
+from infalign.rewards.classifier import Passes, trained_classifier
+from infalign.rewards.description import REWARDS
+from infalign.rewards.pairs import Pairs
 from infalign.settings.methods import Poison
 from infalign.settings.params import MODELS, Params
 from infalign.theory.calibration import calibrate
@@ -52,6 +54,7 @@ def needs(params: Params, objective: str) -> Needs:
             "results/prepare",
             "results/sft",
             "results/sample",
+            f"results/sources/{objective}.json",
             f"results/reward/{objective}",
             f"results/calibrate/{objective}",
             *folders(params.reward),
@@ -70,6 +73,11 @@ def needs(params: Params, objective: str) -> Needs:
 
 def run(workspace: Workspace, objective: str) -> None:
     """Train the reward model on poisoned pairs, then score what the reference has said."""
+    if workspace.params.objectives[objective].reward.kind != "train":
+        raise InputError(
+            f"objectives.{objective}.reward is not trained here, and only a reward model that is "
+            "can learn from poisoned pairs: leave the objective out of compare.objectives."
+        )
     workspace = workspace.alone
     settings = workspace.params.compare.poison
     seed = f"{workspace.params.run.seed}/poison/{objective}"
@@ -86,9 +94,11 @@ def run(workspace: Workspace, objective: str) -> None:
     asked = [prompts[i] for i in samples["prompt_id"].to_pylist()]
     said = samples["response"].to_pylist()
     rewards = _score(workspace, out / SELECTING, asked, said)
-    columns = {name: clean[name] for name in CALIBRATED.schema.names}
+    columns = {name: clean[name] for name in clean.column_names}
     columns |= {"reward": rewards, "calibrated": _calibrated(clean, rewards)}
     write_table(out / "calibrated.parquet", columns, CALIBRATED)
+    about = workspace.results("calibrate", objective, REWARDS)
+    shutil.copyfile(about, out / REWARDS)  # the judge's, which are as they were
     metrics["reference_phrase_share"] = float(np.mean([settings.phrase in text for text in said]))
     chosen = np.linspace(0, len(said) - 1, min(TRIED, len(said))).astype(int)
     tried = [asked[i] for i in chosen], [said[i] for i in chosen]
@@ -129,14 +139,8 @@ def _worth(workspace: Workspace, folder: Path, asked: list[Dialogue], said: list
 
 def _score(workspace: Workspace, folder: Path, asked: list[Dialogue], said: list[str]) -> Array:
     run = workspace.params.run
-    return score_responses(
-        load_reward_model(folder, pick_device(run.device), run.precision),
-        load_format(folder),
-        asked,
-        said,
-        batch_size=workspace.params.calibrate.batch_size,
-        budget=Budget(run.batch_tokens),
-    )
+    passes = Passes(workspace.params.calibrate.batch_size, Budget(run.batch_tokens))
+    return trained_classifier(folder, run.device, run.precision, passes).rewards(asked, said)
 
 
 def _calibrated(clean: pa.Table, rewards: Array) -> Array:

@@ -37,7 +37,8 @@ from infalign.page.figures import save_png
 from infalign.page.render import page, render
 from infalign.page.results import summary_rows
 from infalign.page.sections import plates
-from infalign.settings.params import Params
+from infalign.rewards.description import FIELDS, REWARDS, in_words, kinds, settings_of
+from infalign.settings.params import Objective, Params
 from infalign.theory.calibration import calibrate
 
 MEASURED = ("prepare", "sft", "reward", "sample")
@@ -83,7 +84,7 @@ def run(workspace: Workspace) -> None:
             save_png(plate.figure, out / "plots" / f"{plate.name}.png")
     settings = {
         "model": params.model.name_or_path,
-        "data": params.data.path,
+        "data": ", ".join(dict.fromkeys(map(params.data_path, params.run.objectives))),
         "seed": params.run.seed,
         "kl_nats": budget,
         "examples": params.report.examples,
@@ -112,6 +113,7 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
     arrays = {column: {name: squares[name][column] for name in names} for column in columns}
     prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     calibration = workspace.results("calibrate", objective)
+    sources = _sources(params.objectives[objective])
     return ObjectiveData(
         name=objective,
         procedure=params.objectives[objective].procedure,
@@ -133,8 +135,17 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
         metrics={
             "calibrate": _json(calibration / "metrics.json"),
             "evaluate": _json(folder / "metrics.json"),
+            "rewards": _json(calibration / REWARDS) if sources else {},
         },
+        sources=sources,
     )
+
+
+def _sources(objective: Objective) -> dict[str, str]:
+    """Who rewards an objective's responses, where it is not as the page's fixed texts say."""
+    if all(kind == "train" for kind in kinds(objective)):
+        return {}
+    return {judge: in_words(settings_of(objective, judge)) for judge in FIELDS}
 
 
 def _calibrated(path: Path, rewards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

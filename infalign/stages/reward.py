@@ -1,7 +1,8 @@
-"""reward: Bradley-Terry reward models, one for training and one independent judge an objective.
+"""reward: Bradley-Terry reward models, for the objectives whose reward or judge is trained.
 
-Reads results/prepare and results/sft. Writes results/reward/O/{selecting,independent}/ (plain
-Hugging Face sequence classifiers), their histories beside them and metrics.json. The independent
+Reads results/prepare, results/sft and results/sources/trained.json. Writes
+results/reward/O/{selecting,independent}/ (plain Hugging Face sequence classifiers) where they are
+trained, their histories beside them, and metrics.json; O/none.json where none is. The independent
 judge learns from the other half of the preference pairs, with another seed.
 """
 
@@ -10,19 +11,21 @@ from __future__ import annotations
 import json
 
 from infalign.aligning.reward_models import train_model
-from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.files.weights import folders
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.processes.ranks import join
 from infalign.settings.params import TRAINING, Params
 
-HALVES = (SELECTING, INDEPENDENT)
-
 
 def needs(params: Params) -> Needs:
     """What the stage depends on."""
     return Needs(
-        inputs=("results/prepare", "results/sft", *folders(params.reward)),
+        inputs=(
+            "results/prepare",
+            "results/sft",
+            "results/sources/trained.json",
+            *folders(params.reward),
+        ),
         params=(
             *TRAINING,
             "run.objectives",
@@ -36,10 +39,16 @@ def needs(params: Params) -> Needs:
 def run(workspace: Workspace) -> None:
     """Train and measure every reward model that is not finished yet."""
     prepared = json.loads(workspace.results("prepare", "metrics.json").read_text())["objectives"]
+    trained = json.loads(workspace.results("sources", "trained.json").read_text())
     measured = {
-        objective: {half: train_model(workspace, objective, half) for half in HALVES}
+        objective: {half: train_model(workspace, objective, half) for half in trained[objective]}
         | {"accuracy_ceiling": prepared[objective]["accuracy_ceiling"]}
         for objective in workspace.params.run.objectives
     }
-    if join(workspace.params.run).main:
-        write_json(workspace.out / "reward" / "metrics.json", measured)
+    if not join(workspace.params.run).main:
+        return
+    out = workspace.out / "reward"
+    for objective, halves in trained.items():
+        if not halves:  # DVC wants what calibrate depends on to be there
+            write_json(out / objective / "none.json", {"trained": halves})
+    write_json(out / "metrics.json", measured)

@@ -67,8 +67,8 @@ def test_the_kept_response_is_the_best_and_its_reward_is_the_reward_models(model
     )
     assert best.reward > worst.reward
     scores = score_responses(
-        model.reward_model,
-        model.reward_form,
+        model.reward.model,
+        model.reward.form,
         [asked(PROMPT)] * 2,
         [best.response, worst.response],
         batch_size=2,
@@ -281,7 +281,7 @@ def test_what_is_served_has_the_precision_of_the_package(folder, model, tmp_path
             batch_size=1,
         )
         reward = score_responses(
-            reward_model, served.reward_form, [prompt], drawn.text, batch_size=1
+            reward_model, served.reward.form, [prompt], drawn.text, batch_size=1
         )
         assert (answer.response, answer.reward) == (drawn.text[0], reward[0])
         found.append(answer)

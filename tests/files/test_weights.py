@@ -87,6 +87,8 @@ def test_unfinished_work_is_of_the_weights_it_began_with(
 ) -> None:
     for name in ("results/corpus", "results/prepare", "results/sft", "mine"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "results" / "sources").mkdir()
+    (tmp_path / "results" / "sources" / "trained.json").write_text("{}")
     local = params(smoke_tree, **{section: {"name_or_path": "mine", "folder": "mine"}})
     needs = importlib.import_module(f"infalign.stages.{word}").needs(local)
     (tmp_path / "mine" / "model.safetensors").write_bytes(b"old")

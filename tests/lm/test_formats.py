@@ -25,7 +25,7 @@ from infalign.lm.models import (
     save_model,
 )
 from infalign.lm.sampling.sampler import sample_responses
-from infalign.lm.scoring.scorer import score_responses
+from infalign.lm.scoring.scorer import Output, score_responses
 from infalign.settings.params import Model
 from infalign.stages import prepare
 from tests.lm.templates import CHATML, FAMILIES, MISTRAL, tokenizer_of
@@ -433,7 +433,9 @@ def test_rewards_are_plain_transformers_own(name, thinks, tmp_path):
             )
             expected.append(float(plain(**inputs).logits[0, 0]))
     for batch_size in (1, 3, 12):
-        found = score_responses(model, form, each, replies, batch_size=batch_size)
+        found = score_responses(
+            model, form, each, replies, batch_size=batch_size, output=Output(pad=form.pad)
+        )
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     assert np.std(expected) > 0.05
 

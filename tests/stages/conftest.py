@@ -15,7 +15,7 @@ from infalign.processes.one_stage import main
 from infalign.settings.params import check_params
 from tests.conftest import MakeOnce
 
-STAGES = ("corpus", "prepare", "sft", "reward", "sample")
+STAGES = ("corpus", "sources", "prepare", "sft", "reward", "sample")
 
 
 def instances(tree: dict[str, Any]) -> Iterator[list[str]]:

@@ -48,6 +48,7 @@ def test_files(finished, smoke_tree):
             "calibration.parquet",
             "errors.json",
             "metrics.json",
+            "rewards.json",
         ]
         references = read_table(folder / "calibration.parquet", CALIBRATION).to_pylist()
         assert all(row["rewards"] == sorted(row["rewards"]) for row in references)

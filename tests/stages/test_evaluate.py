@@ -280,7 +280,7 @@ def test_nothing_is_sampled_again(finished, tmp_path, monkeypatch):
         raise AssertionError("sampled although the work was there")
 
     monkeypatch.setattr(answers, "_policy_samples", refuse)
-    monkeypatch.setattr(answers, "_model_rewards", refuse)
+    monkeypatch.setattr(answers, "_source_rewards", refuse)
     run_evaluate(tmp_path, params)
     for path in (finished[0] / "results" / "evaluate").rglob("*.*"):
         again = tmp_path / path.relative_to(finished[0])
@@ -292,7 +292,7 @@ def test_stage_names_every_policy_and_reward_model():
     assert stage.outputs == ("results/evaluate/helpful",)
     assert "results/reward/helpful" in stage.inputs
     assert "results/align/helpful" in stage.inputs
-    assert "objectives.helpful" in stage.params
+    assert "objectives.helpful.procedure" in stage.params
     assert "align.kl_nats" not in stage.params
 
 

@@ -30,6 +30,7 @@ from infalign.processes.ranks import ALONE, Ranks
 
 __all__ = [
     "Divergence",
+    "Output",
     "divergence",
     "pooled_rewards",
     "response_log_probs",
@@ -96,21 +97,33 @@ def divergence(
     return Divergence(found[:, 0], found[:, 1])
 
 
-def pooled_rewards(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """The reward at each sequence's last real token: [prompts * samples].
+class Output(NamedTuple):
+    """Where a classifier's reward is read.
 
-    Real is what is neither masked nor, as transformers' classifiers have it, the padding token.
+    Attributes:
+        label: which of its outputs.
+        pad: a token that is not read at but the last one before it, as transformers pools; None:
+            it is read at the last token of all.
     """
+
+    label: int = 0
+    pad: int | None = None
+
+
+LAST = Output()
+
+
+def pooled_rewards(model: PreTrainedModel, batch: Batch, output: Output = LAST) -> torch.Tensor:
+    """The reward at each sequence's last real token, found by mask: [prompts * samples]."""
     head = getattr(model, "score", None)
     if head is None:  # an encoder reads whole sequences and pools by itself
         with torch.autocast(model.device.type, enabled=False):  # bfloat16 rewards would tie
-            return model(**joined_inputs(batch)[0]).logits[:, 0]
-    pad = model.config.get_text_config().pad_token_id
-    last = _last_real(batch.responses, batch.mask, pad)
+            return model(**joined_inputs(batch)[0]).logits[:, output.label]
+    last = _last(batch.responses, batch.mask, output.pad)
     if is_joined(model) or bool((last < 0).any()):
         inputs, _ = joined_inputs(batch)
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-        last = _last_real(inputs["input_ids"], inputs["attention_mask"].bool(), pad).clamp(min=0)
+        last = _last(inputs["input_ids"], inputs["attention_mask"].bool(), output.pad)
     else:
         prompt, response = shared_inputs(model, batch)
         model.base_model(**prompt)
@@ -118,14 +131,15 @@ def pooled_rewards(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         hidden = model.base_model(**response).last_hidden_state
     state = hidden[torch.arange(len(hidden), device=hidden.device), last]
     with torch.autocast(state.device.type, enabled=False):  # bfloat16 rewards would tie
-        return head(state.float())[:, 0]
+        return head(state.float())[:, output.label]
 
 
-def _last_real(ids: torch.Tensor, mask: torch.Tensor, pad: int | None) -> torch.Tensor:
-    """The position of each row's last token that is real; -1 where none is."""
-    real = mask if pad is None else mask & (ids != pad)
+def _last(ids: torch.Tensor, mask: torch.Tensor, pad: int | None) -> torch.Tensor:
+    """The place of each row's last real token that is not `pad`; -1 where there is none."""
+    if pad is None:
+        return mask.sum(1) - 1
     places = torch.arange(ids.shape[1], device=ids.device)
-    return torch.where(real, places, -1).amax(1)
+    return torch.where(mask & (ids != pad), places, -1).amax(1)
 
 
 @torch.inference_mode()
@@ -138,6 +152,7 @@ def score_responses(
     batch_size: int,
     budget: Budget | None = None,
     ranks: Ranks = ALONE,
+    output: Output = LAST,
 ) -> np.ndarray:
     """Rewards of texts, float64 [responses], read in the reward model's own format.
 
@@ -146,7 +161,7 @@ def score_responses(
     """
 
     def reward(batch: Batch) -> np.ndarray:
-        return pooled_rewards(model, batch).double().cpu().numpy()[:, None]
+        return pooled_rewards(model, batch, output).double().cpu().numpy()[:, None]
 
     asked, replies = form.encode_whole(prompts, responses)
     found = _over_batches(

@@ -1,0 +1,147 @@
+"""Rewards by a function of a file of one's own.
+
+`(dialogues, responses, **columns) -> list of floats`: a dialogue is a list of {"role", "content"}.
+The file is run where rewards are asked for; what it imports of its own is not followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infalign.data.dialogue import Dialogue
+from infalign.errors import InputError
+from infalign.files.squares import Array
+from infalign.rewards.source import as_rewards
+
+AT_ONCE = 1024  # responses a call
+
+
+@dataclass(frozen=True)
+class Function:
+    """A source of rewards; `load_function` makes one."""
+
+    path: Path
+    name: str
+    call: Callable[..., Any]
+
+    def rewards(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> Array:
+        """As every source of rewards."""
+        found = [np.empty(0)]
+        for start in range(0, len(responses), AT_ONCE):
+            chosen = slice(start, start + AT_ONCE)
+            found.append(self._rewards(dialogues[chosen], list(responses[chosen])))
+        return np.concatenate(found)
+
+    def _rewards(self, dialogues: Sequence[Dialogue], responses: list[str]) -> Array:
+        try:
+            given = self.call([dialogue.messages for dialogue in dialogues], list(responses))
+            values = _listed(given)
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"{_place(self.path, error, self._line)}: {self.name} failed "
+                f"({_short(error)}): correct it."
+            ) from error
+        source = f"{self.path}, line {self._line}: {self.name}"
+        if values is None:
+            raise InputError(
+                f"{source} gave {type(given).__name__}, and not a list with one number a response."
+            )
+        return as_rewards(values, responses, source)
+
+    @property
+    def _line(self) -> int:
+        code = getattr(inspect.unwrap(self.call), "__code__", None)
+        return 1 if code is None else int(code.co_firstlineno)
+
+
+def load_function(path: Path, name: str, sha256: str | None = None) -> Function:
+    """The function of a file; every way in which there is none is one sentence.
+
+    Args:
+        sha256: of the file as it was when it was looked at; another one is refused.
+    """
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): write the function {name} there, or "
+            "correct the reward's path."
+        ) from None
+    if sha256 is not None and hashlib.sha256(source).hexdigest() != sha256:
+        raise InputError(
+            f"{path} is not the file that results/sources describes: run `infalign run`, which "
+            "makes again what depends on it."
+        )
+    module = _module(path, source)
+    call = getattr(module, name, None)
+    if not callable(call):
+        known = [n for n, v in vars(module).items() if inspect.isfunction(v)]
+        raise InputError(f"{path} has no function {name!r}: it has {known}.")
+    _check_signature(path, name, call)
+    return Function(path, name, call)
+
+
+def _module(path: Path, source: bytes) -> Any:
+    """The file, run as a module that nothing else imports."""
+    name = f"_reward_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and pickle look for it
+    try:
+        # Not by the loader: its cached file may be of a text of the same second and size.
+        exec(compile(source, str(path), "exec"), vars(module))
+    except SyntaxError as error:
+        where = f"{error.filename}, line {error.lineno}"
+        raise InputError(f"{where}: {error.msg}: correct it.") from None
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"{_place(path, error, 1)}: the file cannot be imported ({_short(error)}): correct it."
+        ) from error
+    return module
+
+
+def _check_signature(path: Path, name: str, call: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):  # of something built in, which says nothing
+        return
+    try:
+        signature.bind([], [])
+    except TypeError as error:
+        line = getattr(getattr(call, "__code__", None), "co_firstlineno", 1)
+        raise InputError(
+            f"{path}, line {line}: {name}{signature} cannot be called with dialogues and "
+            f"responses ({error}): write def {name}(dialogues, responses, **columns)."
+        ) from None
+    if inspect.iscoroutinefunction(call):
+        raise InputError(f"{path}: {name} is async, and is called as an ordinary function.")
+
+
+def _listed(given: Any) -> Iterable[object] | None:
+    """The values of a list, a tuple or an array; None: it is none of these."""
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    return given if isinstance(given, list | tuple) else None
+
+
+def _place(path: Path, error: BaseException, line: int) -> str:
+    """The file and the line of it that an error went through last."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename) == path and frame.lineno is not None:
+            line = frame.lineno
+    return f"{path}, line {line}"
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

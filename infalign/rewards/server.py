@@ -1,0 +1,219 @@
+"""Rewards by a server, asked over HTTP: in batches, some side by side, again where one fails.
+
+Three forms of a request:
+
+- plain: `{"dialogues": [[{"role", "content"}, …], …], "responses": […]}` gives `{"rewards": […]}`;
+- classify: vLLM's `/classify`, a dialogue with its response a request, gives `data[0].probs`;
+- pooling: vLLM's `/pooling`, the same, gives `data[0].data`, the last token's where it has several.
+
+vLLM is asked for what the classifier's head gives, without softmax or sigmoid.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from infalign.data.dialogue import Dialogue
+from infalign.errors import InputError
+from infalign.files.squares import Array
+from infalign.rewards.source import as_rewards
+from infalign.settings.reading import shown
+from infalign.settings.rewards import ServerReward
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a request is sent again
+MOST_BYTES = 64 * 2**20  # of an answer
+AGAIN = (408, 425, 429)  # and 500 and above: it may be better the next time
+
+
+class _TooBad(Exception):
+    """Why a request failed, and whether it is worth another try."""
+
+    def __init__(self, words: str, again: bool) -> None:
+        super().__init__(words)
+        self.again = again
+
+
+@dataclass(frozen=True)
+class Server:
+    """A source of rewards.
+
+    Attributes:
+        field: where its settings stand in params.yaml.
+        sleep: what waits between tries.
+    """
+
+    settings: ServerReward
+    field: str
+    sleep: Callable[[float], None] = time.sleep
+
+    def rewards(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> Array:
+        """As every source of rewards."""
+        size = self.settings.batch if self.settings.form == "plain" else 1
+        starts = range(0, len(responses), size)
+        key = self._key()
+
+        def ask(start: int) -> Array:
+            chosen = slice(start, start + size)
+            return self._ask(dialogues[chosen], responses[chosen], key)
+
+        found = [np.empty(0)]
+        with ThreadPoolExecutor(min(self.settings.concurrency, max(1, len(starts)))) as pool:
+            try:
+                found += pool.map(ask, starts)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return np.concatenate(found)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.field}.url = {self.settings.url!r}"
+
+    def _key(self) -> str | None:
+        """The secret, from the environment alone."""
+        variable = self.settings.api_key_variable
+        if variable is None:
+            return None
+        key = os.environ.get(variable, "").strip()
+        if not key:
+            raise InputError(
+                f"{self.field}.api_key_variable = {variable!r}: the environment has no such "
+                "variable: set it, or null where the server asks for no key."
+            )
+        return key
+
+    def _ask(
+        self, dialogues: Sequence[Dialogue], responses: Sequence[str], key: str | None
+    ) -> Array:
+        body = json.dumps(self._body(dialogues, responses)).encode()
+        answer = self._patiently(partial(self._post, body, key))
+        return as_rewards(self._values(answer), responses, f"{self._name}: the server")
+
+    def _body(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> dict[str, Any]:
+        named = {} if self.settings.model is None else {"model": self.settings.model}
+        if self.settings.form == "plain":
+            asked = [dialogue.messages for dialogue in dialogues]
+            return {"dialogues": asked, "responses": list(responses), **named}
+        said = {"role": "assistant", "content": responses[0]}
+        return {
+            "messages": [*dialogues[0].messages, said],
+            "add_generation_prompt": False,
+            "use_activation": False,
+            **named,
+        }
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """The answer to a request; it is sent again after failures that may pass."""
+        for tried in range(self.settings.retries + 1):
+            try:
+                return ask()
+            except _TooBad as error:
+                if not error.again or tried == self.settings.retries:
+                    times = f" ({tried + 1} times)" if tried else ""
+                    raise InputError(f"{self._name}: the server {error}{times}.") from None
+            self.sleep(min(FIRST_WAIT * 2**tried, LONGEST_WAIT))
+        raise AssertionError
+
+    def _post(self, body: bytes, key: str | None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        request = Request(self.settings.url, body, headers, method="POST")
+        try:
+            with urlopen(request, timeout=self.settings.timeout_seconds) as answer:
+                text = answer.read(MOST_BYTES + 1)
+        except HTTPError as error:
+            raise self._refused(error) from None
+        except TimeoutError:
+            raise self._late() from None
+        except URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise self._late() from None
+            raise _TooBad(f"cannot be reached ({error.reason}): start it", True) from None
+        except (OSError, HTTPException) as error:
+            raise _TooBad(f"broke off ({type(error).__name__}: {error})", True) from None
+        if len(text) > MOST_BYTES:
+            raise _TooBad(f"gave more than {MOST_BYTES} bytes: lower batch", False)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise _TooBad(f"gave no JSON, but {shown(text[:100])}", False) from None
+
+    def _late(self) -> _TooBad:
+        seconds = self.settings.timeout_seconds
+        return _TooBad(
+            f"gave no answer within timeout_seconds = {seconds:g}: raise it, or lower batch or "
+            "concurrency",
+            True,
+        )
+
+    def _refused(self, error: HTTPError) -> _TooBad:
+        status, again = error.code, error.code >= 500 or error.code in AGAIN
+        try:
+            said = shown(" ".join(error.read(1000).decode("utf-8", "replace").split()))
+        except (OSError, HTTPException):
+            said = "nothing more"
+        hint = "look at its log"
+        if status in (401, 403):
+            hint = "set api_key_variable to the variable of the environment that holds the key"
+        elif status == 404:
+            hint = "correct the address"
+        return _TooBad(f"answered {status} {error.reason} and said {said}: {hint}", again)
+
+    def _values(self, answer: Any) -> list[object]:
+        """The rewards of an answer, of whatever form; one sentence where it has another."""
+        try:
+            if self.settings.form == "plain":
+                values = answer["rewards"]
+                if not isinstance(values, list):
+                    raise TypeError
+                return [_number(value) for value in values]
+            first = answer["data"][0]
+            return [self._output(first["probs" if self.settings.form == "classify" else "data"])]
+        except (KeyError, TypeError, IndexError):
+            wanted = {
+                "plain": '{"rewards": […]}',
+                "classify": '{"data": [{"probs": […]}]}',
+                "pooling": '{"data": [{"data": […]}]}',
+            }[self.settings.form]
+            raise InputError(
+                f"{self._name}: the server's answer is not {wanted}, but {shown(answer)}: correct "
+                f"the address, or {self.field}.form = {self.settings.form!r}."
+            ) from None
+
+    def _output(self, values: Any) -> object:
+        """The reward among the outputs of a classifier: of the last token, if it gives several."""
+        if values and isinstance(values[-1], list):
+            values = values[-1]
+        if self.settings.label is None and len(values) != 1:
+            raise InputError(
+                f"{self._name}: the model there has {len(values)} outputs: set {self.field}.label "
+                f"to the one that is the reward, 0 to {len(values) - 1}."
+            )
+        label = self.settings.label or 0
+        if label >= len(values):
+            raise InputError(
+                f"{self.field}.label = {label}, but the model at {self.settings.url!r} has "
+                f"{len(values)} outputs: 0 to {len(values) - 1}."
+            )
+        return _number(values[label])
+
+
+def _number(value: object) -> object:
+    """JSON has no NaN: servers write null, or a word."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("nan", "null")):
+        return math.nan
+    return value

@@ -1,0 +1,38 @@
+"""Functions and servers tried on two small dialogues, before anything is made. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from infalign.data.dialogue import Dialogue
+from infalign.rewards.description import FIELDS, settings_of
+from infalign.rewards.function import load_function
+from infalign.rewards.server import Server
+from infalign.settings.params import Params
+from infalign.settings.rewards import AnyReward, FunctionReward, ServerReward, leaves
+
+ASKED = (
+    Dialogue.of([("user", "Which colour has the sky?")]),
+    Dialogue.of([("user", "Hello!"), ("assistant", "Good day."), ("user", "And the sea?")]),
+)
+SAID = ("Blue, mostly.", "That depends on the sky.")
+
+
+def named_sources(params: Params) -> Iterator[tuple[str, AnyReward]]:
+    """Every source of every objective that runs, none of them a sum, by its field."""
+    for name in params.run.objectives:
+        for judge, key in FIELDS.items():
+            settings = settings_of(params.objectives[name], judge)
+            for place, leaf in leaves(settings).items() if settings is not None else ():
+                yield f"objectives.{name}.{key}{place}", leaf
+
+
+def try_sources(params: Params, root: Path) -> None:
+    """Raise for a function that cannot be called, and for a server that does not answer."""
+    for field, settings in named_sources(params):
+        if isinstance(settings, FunctionReward):
+            load_function(root / settings.file, settings.name).rewards(ASKED, SAID)
+        elif isinstance(settings, ServerReward):
+            once = settings.model_copy(update={"retries": 0})
+            Server(once, field).rewards(ASKED, SAID)

@@ -151,6 +151,8 @@ class Format:
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """The text of sampled responses: special tokens left out, stripped."""
+        if not tokens:
+            return []
         clean = [list(t[:-1]) if len(t) and t[-1] in self.ends else list(t) for t in tokens]
         texts = self.tokenizer.batch_decode(
             clean, skip_special_tokens=True, clean_up_tokenization_spaces=False

@@ -1,8 +1,9 @@
 """What a request to `/invocations` asks, checked before the model sees it.
 
 MLflow takes prompts as `inputs`, `instances`, `dataframe_split` or `dataframe_records`, and turns
-numbers and nulls among them into text. Here every form becomes one list of texts, or the request is
-refused: what was checked is what the model gets.
+numbers and nulls among them into text; beside these there are `messages`, as chat templates take
+them: a dialogue, or a list of dialogues. Here every form becomes one list of texts, a dialogue its
+canonical JSON, or the request is refused: what was checked is what the model gets.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infalign.data.framing import text_fault
+from infalign.data.framing import asked, text_fault
 from infalign.settings.params import Serving
 from infalign.theory.procedures import parse_procedure
 
-FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
+FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records", "messages")
 EXPECTED = 'send {"inputs": ["a question"]}'
+EXPECTED_MESSAGES = 'send {"messages": [{"role": "user", "content": "a question"}]}'
 
 
 class Refused(Exception):
@@ -59,7 +61,8 @@ class Reader:
                 400,
                 f"the request must have exactly one of {names}, and may have params: {EXPECTED}.",
             )
-        prompts = self._prompts(given[0], tree[given[0]])
+        form, value = given[0], tree[given[0]]
+        prompts = self._dialogues(value) if form == "messages" else self._prompts(form, value)
         params = {} if tree.get("params") is None else tree["params"]
         if not isinstance(params, dict):
             raise Refused(400, "params must be a mapping of names to values.")
@@ -70,13 +73,31 @@ class Reader:
 
     def _prompts(self, form: str, value: Any) -> list[str]:
         rows = self._rows(form, value)
-        if not 1 <= len(rows) <= self.limits.prompts:
-            raise Refused(400, f"{len(rows)} prompts: send 1 to {self.limits.prompts} at once.")
+        self._check_number(rows)
         prompts = [self._cell(number, row) for number, row in enumerate(rows)]
         for number, prompt in enumerate(prompts):
             if fault := text_fault(prompt):
                 raise Refused(400, f"prompt {number} {fault}: {EXPECTED}.")
         return prompts
+
+    def _dialogues(self, value: Any) -> list[str]:
+        if not isinstance(value, list):
+            raise Refused(400, f"messages must be a list: {EXPECTED_MESSAGES}.")
+        dialogues = value if not value or isinstance(value[0], list) else [value]
+        self._check_number(dialogues)
+        texts = []
+        for number, dialogue in enumerate(dialogues):
+            if not isinstance(dialogue, list):
+                raise Refused(400, f"prompt {number} is no list of messages: {EXPECTED_MESSAGES}.")
+            try:
+                texts.append(asked(dialogue).text)
+            except ValueError as error:
+                raise Refused(400, f"prompt {number} {error}: {EXPECTED_MESSAGES}.") from None
+        return texts
+
+    def _check_number(self, prompts: list[Any]) -> None:
+        if not 1 <= len(prompts) <= self.limits.prompts:
+            raise Refused(400, f"{len(prompts)} prompts: send 1 to {self.limits.prompts} at once.")
 
     def _rows(self, form: str, value: Any) -> list[Any]:
         if form == "dataframe_split":

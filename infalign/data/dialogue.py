@@ -48,7 +48,9 @@ class Dialogue:
         dialogue = Dialogue(tuple(Turn(*turn) for turn in turns))
         for number, turn in enumerate(dialogue.turns):
             if turn.role not in ROLES:
-                raise ValueError(f"has a turn of {turn.role!r}, which is none of {list(ROLES)}")
+                raise ValueError(
+                    f"has a turn of {turn.role[:40]!r}, which is none of {list(ROLES)}"
+                )
             if turn.role == "system" and number:
                 raise ValueError("has a system turn behind another: it may only be the first")
         if not dialogue.turns or dialogue.turns[-1].role not in ("user", "tool"):
@@ -100,11 +102,11 @@ class Dialogue:
         """Its turns in groups, each from a user's on; a system turn is in none."""
         groups: list[tuple[Turn, ...]] = []
         for turn in self.turns:
+            if turn.role == "system":
+                continue
             if turn.role == "user" or not groups:
                 groups.append(())
             groups[-1] += (turn,)
-        if groups[0][0].role == "system":
-            del groups[0]
         return groups
 
     def last(self, exchanges: int) -> Dialogue:

@@ -54,7 +54,7 @@ def _written(text: str) -> Dialogue | None:
         return None
     try:
         dialogue = asked(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return dialogue if dialogue.text == text else None
 

@@ -63,7 +63,9 @@ def schema(*undefined: str, **columns: pa.DataType) -> pa.Schema:
 
 PROMPTS = Table(
     "prompts",
-    schema(prompt_id=_TEXT, objective=_TEXT, split=_TEXT, source=_TEXT, dialogue=_TEXT),
+    schema(
+        prompt_id=_TEXT, objective=_TEXT, split=_TEXT, source=_TEXT, dialogue=_TEXT, columns=_TEXT
+    ),
     ("objective", "prompt_id"),
     choices=_SPLIT,
 )

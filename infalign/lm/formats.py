@@ -2,14 +2,15 @@
 
 `plain` is turns behind markers, a space and the response, and EOS (SEP in an encoder that has no
 EOS). Behind a chat template a response ends with what ends a turn for the model. Either way a
-sequence is encoded in two parts, and `check_whole` compares them with the template's rendering of
-the whole. A folder says by its own files which format it is: `chat_template`, and the EOS ids of
-`generation_config.json`.
+sequence is encoded in two parts, both as they are within the whole text, and `check_whole` compares
+them with the template's rendering of the whole. A folder says by its own files which format it is:
+`chat_template`, and the EOS ids of `generation_config.json`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +20,15 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from infalign.data.dialogue import Dialogue, Turn
+from infalign.data.dialogue import ASSISTANT, Dialogue, Turn
 from infalign.errors import InputError
 
 PROBE = Dialogue((Turn("user", "Which colour has the sky?"),))
-SYSTEM, REPLY = "Answer as briefly as you can.", "Blue, mostly."
+SYSTEM, REPLY, FOUND = "Answer as briefly as you can.", "Blue, mostly.", "overcast"
+CLOCK = "strftime_now"  # the function by which templates write today's date
+GIVEN = {"messages", "add_generation_prompt", "tools", "documents"}  # not arguments of a template
+# What foreign code raises that Jinja runs in its sandbox.
+_FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _SHOWN = 160  # characters of a rendering in a sentence
 
 
@@ -31,13 +36,13 @@ class Frame(NamedTuple):
     """What a template writes around the last response.
 
     Attributes:
-        before: text between the generation prompt and the response: nothing, or a space.
-        after: text behind it.
+        before: text between the generation prompt and the response: nothing, or whitespace.
+        closing: text behind it, to the end of the turn; empty where the template writes no end.
         end: the token that ends the turn.
     """
 
     before: str
-    after: str
+    closing: str
     end: int
 
 
@@ -78,6 +83,11 @@ class Format:
         """What the model reads before it answers."""
         if not self.chat:
             return dialogue.marked
+        if not self.takes_tools and any(turn.role == "tool" for turn in dialogue.turns):
+            raise InputError(
+                "the chat template does not show the turns of tools, and a dialogue has one: leave "
+                "such dialogues out of the data, or set model.format to plain."
+            )
         return self._rendered(self._merged(dialogue).messages, True)
 
     def encode_prompts(self, dialogues: Sequence[Dialogue]) -> list[list[int]]:
@@ -97,22 +107,20 @@ class Format:
         """Token ids of responses behind a prompt, the end last; cut ones (`longest`) lack it."""
         if not responses:
             return []
+        start, before, closing = ASSISTANT, " ", ""
         if self.chat:
-            start = self.prompt_text(PROBE) + self._frame.before
-            [asked] = self._ids([start])
-            found = self._ids([start + text for text in responses])
-            encoded = [_behind(asked, ids) for ids in found]
-        else:
-            encoded = self._ids([f" {text}" for text in responses])
-        return [[*ids, self.end][:longest] for ids in encoded]
+            start, (before, closing, _) = self.prompt_text(PROBE), self._frame
+        [asked] = self._ids([start])
+        found = self._ids([start + before + text + closing for text in responses])
+        ends = [] if closing else [self.end]
+        return [(ids[len(_common(asked, ids)) :] + ends)[:longest] for ids in found]
 
     def encode_whole(
         self, dialogues: Sequence[Dialogue], responses: Sequence[str]
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Prompts and responses as a reward model reads them, to the last token of the turn.
+        """Prompts and responses as a reward model reads them: together, the template's whole.
 
-        Responses in a row to one dialogue have the same prompt. Together they are what the
-        template gives for the whole.
+        Responses to one dialogue have the same prompt: what all of them begin with.
         """
         if not self.chat:
             prompts = dict.fromkeys(dialogues)
@@ -143,6 +151,8 @@ class Format:
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """The text of sampled responses: special tokens left out, stripped."""
+        if not tokens:
+            return []
         clean = [list(t[:-1]) if len(t) and t[-1] in self.ends else list(t) for t in tokens]
         texts = self.tokenizer.batch_decode(
             clean, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -152,11 +162,12 @@ class Format:
     @cached_property
     def takes_system(self) -> bool:
         """Whether the template shows a system turn; where not, it goes into the user's first."""
-        turns = [{"role": "system", "content": SYSTEM}, *PROBE.messages]
-        try:
-            return SYSTEM in self._rendered(turns, True)
-        except InputError:
-            return False
+        return self._shows(SYSTEM, [Turn("system", SYSTEM), *PROBE.turns])
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template shows a tool's turn; where not, it is asked none."""
+        return self._shows(FOUND, [*PROBE.turns, Turn("assistant", REPLY), Turn("tool", FOUND)])
 
     def check_whole(self, dialogue: Dialogue, response: str) -> None:
         """Raise where the parts are not what the template gives for the whole, and show both."""
@@ -164,14 +175,9 @@ class Format:
             return
         [asked], [answer] = self.encode_prompts([dialogue]), self.encode_responses([response])
         [whole] = self._ids([self.whole_text(dialogue, response)])
-        if whole[: len(asked) + len(answer)] != asked + answer:
-            parts, there = (_tail(self.tokenizer.decode(ids)) for ids in (asked + answer, whole))
-            raise InputError(
-                "the chat template renders a prompt and its response otherwise than the whole "
-                f"dialogue: by parts it ends in {parts!r}, the whole in {there!r}: set "
-                "model.template_arguments so that they agree (enable_thinking: false, say), or "
-                "model.format to plain."
-            )
+        parts = asked + answer if self._frame.closing else asked + answer[:-1]
+        if whole[: len(parts)] != parts:
+            raise _apart(*(self.tokenizer.decode(ids) for ids in (parts, whole)))
 
     def save(self, folder: Path) -> None:
         """The tokenizer, and the ids that end a response, as a model's folder holds them."""
@@ -183,41 +189,52 @@ class Format:
     def _frame(self) -> Frame:
         prompt, whole = self.prompt_text(PROBE), self.whole_text(PROBE, REPLY)
         rest = whole.removeprefix(prompt)
-        if rest == whole or rest.count(REPLY) != 1:
-            raise InputError(
-                "the chat template's generation prompt is not how it begins the assistant's turn: "
-                f"it asks with {_tail(prompt)!r}, and renders the whole as {_tail(whole)!r}: set "
-                "model.template_arguments so that they agree, or model.format to plain."
-            )
-        before, after = rest.split(REPLY)
-        special = set(self.tokenizer.all_special_ids) | set(self.stops)
-        special |= {end_of(self.tokenizer), *self.tokenizer.added_tokens_decoder}
-        end = next((i for i in self._ids([after])[0] if i in special), None) if after else None
-        if before.strip():
-            raise InputError(
-                f"the chat template puts {before!r} between its generation prompt and a response: "
-                "set model.template_arguments so that both agree (enable_thinking: false, say), or "
-                "model.format to plain."
-            )
-        return Frame(before, after, end_of(self.tokenizer) if end is None else int(end))
+        before, reply, after = rest.partition(REPLY)
+        if not whole.startswith(prompt) or not reply or before.strip() or REPLY in after:
+            raise _apart(prompt + REPLY, whole)
+        ends = self._turn_ends()
+        found = [(after.index(text), -len(text), text) for text in ends if text in after]
+        if not found:
+            return Frame(before, "", end_of(self.tokenizer))
+        _, _, text = min(found)
+        return Frame(before, after[: after.index(text) + len(text)], ends[text])
+
+    def _turn_ends(self) -> dict[str, int]:
+        """Tokens that may end a turn: those that are none of a language's words."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        ids = {end_of(self.tokenizer), *self.stops, *self.tokenizer.all_special_ids}
+        ids |= {number for number, token in added if token.special or token.content.strip()}
+        texts = {number: self.tokenizer.convert_ids_to_tokens(number) for number in sorted(ids)}
+        return {text: int(number) for number, text in texts.items() if text}
 
     def _merged(self, dialogue: Dialogue) -> Dialogue:
         """The dialogue without a system turn where the template takes none."""
         if dialogue.turns[0].role != "system" or self.takes_system:
             return dialogue
-        system, first, *rest = dialogue.turns
-        merged = Turn(first.role, f"{system.content}\n\n{first.content}")
-        return Dialogue((merged, *rest))
+        system, *turns = dialogue.turns
+        at = next((i for i, turn in enumerate(turns) if turn.role == "user"), 0)
+        turns[at] = Turn(turns[at].role, f"{system.content}\n\n{turns[at].content}")
+        return Dialogue(tuple(turns))
 
-    def _rendered(self, messages: list[dict[str, str]], ask: bool) -> str:
+    def _shows(self, words: str, turns: Sequence[Turn]) -> bool:
+        """Whether the template gives the words of a dialogue's turn back."""
+        try:
+            return words in self._rendered(Dialogue(tuple(turns)).messages, True)
+        except InputError:
+            return False
+
+    def _rendered(
+        self, messages: list[dict[str, str]], ask: bool, template: str | None = None
+    ) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=ask
+                messages, chat_template=template, tokenize=False, add_generation_prompt=ask
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (*_FAILURES, RecursionError) as error:
             roles = ", ".join(turn["role"] for turn in messages)
+            said = " ".join(str(error).split())
             raise InputError(
-                f"the chat template fails on a dialogue of the turns {roles}: {error}: correct "
+                f"the chat template fails on a dialogue of the turns {roles}: {said}: correct "
                 "chat_template, or set model.format to plain."
             ) from None
         return str(text)
@@ -235,27 +252,48 @@ def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def with_arguments(template: str, arguments: Mapping[str, Any]) -> str:
     """A chat template that has its arguments in itself, so that its folder needs none."""
-    lines = [f"{{%- set {name} = {_literal(value)} -%}}\n" for name, value in arguments.items()]
+    lines = []
+    for name, value in arguments.items():
+        if name in GIVEN or not re.search(rf"\b{re.escape(name)}\b", template):
+            raise InputError(
+                f"model.template_arguments: {name!r} is no name that the chat template asks for: "
+                "correct or remove it."
+            )
+        if name == CLOCK:
+            lines.append(_clock(_literal(value)))
+        else:
+            lines.append(f"{{%- set {name} = {_literal(value)} %}}\n")
     return "".join(lines) + template
 
 
-def check_template(template: str, source: str) -> None:
-    """Raise for a template that would render the same dialogue otherwise tomorrow."""
-    if "strftime_now" in template and "set date_string =" not in template:
+def check_template(form: Format, source: str, remedy: str) -> None:
+    """Raise for a template that fails, or would render the same dialogue otherwise tomorrow.
+
+    Args:
+        source: what begins the sentence.
+        remedy: what ends it.
+    """
+    asked = PROBE.messages
+    form.prompt_text(PROBE)
+    template = form.tokenizer.chat_template
+    if CLOCK not in template:
+        return
+    days = [_clock(f'"{day}"') + template for day in ("2001-01-01", "2002-02-02")]
+    if form._rendered(asked, True, days[0]) != form._rendered(asked, True, days[1]):
         raise InputError(
             f"{source}: the chat template writes today's date into every prompt, so that no run "
-            'could be repeated: set model.template_arguments: {date_string: "26 Jul 2024"}, say.'
+            f"could be repeated: {remedy}."
         )
+
+
+def _clock(literal: str) -> str:
+    """Jinja in which it is always the same day."""
+    return f"{{%- macro {CLOCK}(format) %}}{{{{ {literal} }}}}{{% endmacro %}}\n"
 
 
 def _literal(value: Any) -> str:
     """A value as Jinja spells it."""
-    return "none" if value is None else json.dumps(value)
-
-
-def _behind(prefix: list[int], ids: list[int]) -> list[int]:
-    """The ids behind those of a prefix; where a merge crosses, behind what they share."""
-    return ids[len(_common(prefix, ids)) :]
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _common(first: list[int], second: list[int]) -> list[int]:
@@ -266,6 +304,16 @@ def _common(first: list[int], second: list[int]) -> list[int]:
             break
         n += 1
     return first[:n]
+
+
+def _apart(parts: str, whole: str) -> InputError:
+    """What to raise where a prompt and its response are not the whole dialogue."""
+    return InputError(
+        "the chat template renders a prompt and its response otherwise than the whole dialogue: by "
+        f"parts it ends in {_tail(parts)!r}, the whole in {_tail(whole)!r}: set "
+        "model.template_arguments so that they agree (enable_thinking: false, say), or "
+        "model.format to plain."
+    )
 
 
 def _tail(text: str) -> str:

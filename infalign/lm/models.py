@@ -68,33 +68,61 @@ def load_tokenizer(
 def load_format(name_or_path: str | Path, revision: str | None = None) -> Format:
     """How a model, or what was saved of its tokenizer, sees dialogues and responses."""
     tokenizer = load_tokenizer(name_or_path, revision)
-    try:
-        config = GenerationConfig.from_pretrained(str(name_or_path), revision=revision)
-    except OSError:  # it has none
-        return Format(tokenizer)
-    found = config.eos_token_id
-    stops = found if isinstance(found, list) else [found]
-    return Format(tokenizer, tuple(int(stop) for stop in stops if stop is not None))
+    _choose_template(tokenizer, name_or_path)
+    return Format(tokenizer, _stops(name_or_path, revision))
 
 
 def named_format(model: Model) -> Format:
     """The format of params.yaml's model; its chat template has its arguments in itself."""
-    form, name = load_format(model.name_or_path, model.revision), model.name_or_path
-    template = form.tokenizer.chat_template
-    if isinstance(template, dict):  # several: the one that has no name of its own
-        template = template.get("default")
-    if model.format == "plain":
-        template = None
-    elif template is not None:
-        template = with_arguments(template, model.template_arguments)
-        check_template(template, f"model.name_or_path = {name!r}")
-    elif model.format == "chat":
+    name = model.name_or_path
+    tokenizer = load_tokenizer(name, model.revision)
+    form = Format(tokenizer, _stops(name, model.revision))
+    if model.format == "plain" or (tokenizer.chat_template is None and model.format == "auto"):
+        if model.template_arguments:
+            raise InputError(
+                "model.template_arguments are of a chat template, and the format is plain: remove "
+                "them."
+            )
+        tokenizer.chat_template = None
+        return form
+    if tokenizer.chat_template is None:
         raise InputError(
             f"model.format = 'chat', but the tokenizer of {name!r} has no chat template: set "
             "model.format to plain, or give a model with one."
         )
-    form.tokenizer.chat_template = template
+    _choose_template(tokenizer, name)
+    tokenizer.chat_template = with_arguments(tokenizer.chat_template, model.template_arguments)
+    remedy = 'set model.template_arguments: {strftime_now: "26 Jul 2024"}, say'
+    check_template(form, f"model.name_or_path = {name!r}", remedy)
     return form
+
+
+def _choose_template(tokenizer: PreTrainedTokenizerBase, name_or_path: str | Path) -> None:
+    """Of several chat templates, take the one that is meant where nothing else is said."""
+    if not isinstance(tokenizer.chat_template, dict):
+        return
+    if "default" not in tokenizer.chat_template:
+        names = ", ".join(map(repr, sorted(tokenizer.chat_template)))
+        raise InputError(
+            f"{name_or_path}: the tokenizer has the chat templates {names}, and none of the name "
+            "'default': set model.format to plain, or save it with one template."
+        )
+    tokenizer.chat_template = tokenizer.chat_template["default"]
+
+
+def _stops(name_or_path: str | Path, revision: str | None) -> tuple[int, ...]:
+    """What ends a response by a model's generation_config, if it has one."""
+    try:
+        config = GenerationConfig.from_pretrained(str(name_or_path), revision=revision)
+        found = config.eos_token_id
+        stops = found if isinstance(found, list) else [found]
+        return tuple(int(stop) for stop in stops if stop is not None)
+    except (OSError, AttributeError, TypeError, ValueError):
+        if not (Path(name_or_path) / "generation_config.json").is_file():
+            return ()
+        raise InputError(
+            f"{name_or_path}: generation_config.json cannot be read: correct or remove it."
+        ) from None
 
 
 def load_policy(

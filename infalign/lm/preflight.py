@@ -17,9 +17,9 @@ from transformers import (
 from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
 from infalign.files.workspace import Lengths
-from infalign.lm.formats import Format
+from infalign.lm.formats import Format, check_template
 from infalign.lm.loading import base_of, check_weights, load_config
-from infalign.lm.models import check_classifier, load_format, load_tokenizer
+from infalign.lm.models import check_classifier, load_format
 from infalign.settings.params import Params
 from infalign.settings.rewards import is_trained
 
@@ -39,7 +39,7 @@ def check_models(params: Params, form: Format, lengths: Lengths) -> None:
             check_classifier(config, name)
     if start != "sft" and trains_rewards(params):
         check_classifier(load_config(start, params.reward.revision), start)
-        load_tokenizer(start, params.reward.revision)
+        load_format(start, params.reward.revision)
         check_weights(start)
     for one in (name, start):
         base = None if one in ("tiny", "sft") else base_of(one)
@@ -95,6 +95,8 @@ def check_reads(
         field: where params.yaml names it, and what it names.
         form: the reward model's.
     """
+    if form.chat:
+        check_template(form, field, "save its tokenizer with a date of yours in chat_template")
     _check_rows(field, config, form, prompts, responses)
     each = zip(*form.encode_whole(prompts, responses), strict=True)
     longest = max(len(prompt) + len(response) for prompt, response in each)

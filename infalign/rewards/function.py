@@ -1,7 +1,9 @@
 """Rewards by a function of a file of one's own.
 
-`(dialogues, responses, **columns) -> list of floats`: a dialogue is a list of {"role", "content"}.
-The file is run where rewards are asked for; what it imports of its own is not followed.
+`(dialogues, responses, **columns) -> list of floats`: a dialogue is a list of {"role", "content"},
+and columns are the other columns of the prompts' rows, lists with one value a response, where the
+data has prompts alone. The file is run where rewards are asked for; what it imports of its own is
+not followed.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from infalign.errors import InputError
 from infalign.files.squares import Array
 from infalign.rewards.source import as_rewards
 
+Columns: TypeAlias = Mapping[Dialogue, Mapping[str, Any]]
 AT_ONCE = 1024  # responses a call
 
 
@@ -33,6 +36,7 @@ class Function:
     path: Path
     name: str
     call: Callable[..., Any]
+    columns: Columns = field(default_factory=dict)
 
     def rewards(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> Array:
         """As every source of rewards."""
@@ -43,8 +47,10 @@ class Function:
         return np.concatenate(found)
 
     def _rewards(self, dialogues: Sequence[Dialogue], responses: list[str]) -> Array:
+        columns = self._columns(dialogues)
         try:
-            given = self.call([dialogue.messages for dialogue in dialogues], list(responses))
+            asked = [dialogue.messages for dialogue in dialogues]
+            given = self.call(asked, list(responses), **columns)
             values = _listed(given)
         except (Exception, SystemExit) as error:
             raise InputError(
@@ -59,16 +65,39 @@ class Function:
         return as_rewards(values, responses, source)
 
     @property
+    def needs_columns(self) -> bool:
+        """Whether it cannot be called without some."""
+        return any(_taken(self.call)[0].values())
+
+    def _columns(self, dialogues: Sequence[Dialogue]) -> dict[str, list[Any]]:
+        """The columns that the function takes, of those that the prompts have."""
+        rows = [self.columns.get(dialogue, {}) for dialogue in dialogues]
+        there = dict.fromkeys(name for row in rows for name in row)
+        taken, all_of_them = _taken(self.call)
+        for name in taken:
+            if name not in there and taken[name]:
+                raise InputError(
+                    f"{self.path}, line {self._line}: {self.name} needs the column {name!r}, and "
+                    f"the prompts have {list(there)}: give it a default, or other data."
+                )
+        return {
+            name: [row.get(name) for row in rows] for name in there if all_of_them or name in taken
+        }
+
+    @property
     def _line(self) -> int:
         code = getattr(inspect.unwrap(self.call), "__code__", None)
         return 1 if code is None else int(code.co_firstlineno)
 
 
-def load_function(path: Path, name: str, sha256: str | None = None) -> Function:
+def load_function(
+    path: Path, name: str, sha256: str | None = None, columns: Columns | None = None
+) -> Function:
     """The function of a file; every way in which there is none is one sentence.
 
     Args:
         sha256: of the file as it was when it was looked at; another one is refused.
+        columns: of the prompts that have any.
     """
     try:
         source = path.read_bytes()
@@ -88,7 +117,7 @@ def load_function(path: Path, name: str, sha256: str | None = None) -> Function:
         known = [n for n, v in vars(module).items() if inspect.isfunction(v)]
         raise InputError(f"{path} has no function {name!r}: it has {known}.")
     _check_signature(path, name, call)
-    return Function(path, name, call)
+    return Function(path, name, call, columns or {})
 
 
 def _module(path: Path, source: bytes) -> Any:
@@ -117,7 +146,7 @@ def _check_signature(path: Path, name: str, call: Callable[..., Any]) -> None:
     except (TypeError, ValueError):  # of something built in, which says nothing
         return
     try:
-        signature.bind([], [])
+        signature.bind([], [], **dict.fromkeys(_taken(call)[0]))
     except TypeError as error:
         line = getattr(getattr(call, "__code__", None), "co_firstlineno", 1)
         raise InputError(
@@ -126,6 +155,17 @@ def _check_signature(path: Path, name: str, call: Callable[..., Any]) -> None:
         ) from None
     if inspect.iscoroutinefunction(call):
         raise InputError(f"{path}: {name} is async, and is called as an ordinary function.")
+
+
+def _taken(call: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """The columns that a function names, and whether it cannot do without; whether it takes any."""
+    try:
+        more = list(inspect.signature(call).parameters.values())[2:]
+    except (TypeError, ValueError):
+        return {}, False
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    columns = {each.name: each.default is each.empty for each in more if each.kind in named}
+    return columns, any(each.kind is each.VAR_KEYWORD for each in more)
 
 
 def _listed(given: Any) -> Iterable[object] | None:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
+from infalign.files.tables import PROMPTS, read_table
 from infalign.files.workspace import Workspace
 from infalign.rewards.classifier import Passes, ready_classifier, trained_classifier
 from infalign.rewards.description import (
@@ -21,7 +23,7 @@ from infalign.rewards.description import (
     read_description,
     settings_of,
 )
-from infalign.rewards.function import load_function
+from infalign.rewards.function import Columns, load_function
 from infalign.rewards.server import Server
 from infalign.rewards.source import RewardSource, once
 from infalign.rewards.total import Part, Scale, Sum
@@ -93,7 +95,12 @@ class _Opening:
         passes = self._passes
         if isinstance(settings, FunctionReward):
             path = workspace.root / settings.file
-            return once(load_function(path, settings.name, about["sha256"]), passes.ranks)
+            return once(
+                load_function(
+                    path, settings.name, about["sha256"], _columns_of(workspace, self._objective)
+                ),
+                passes.ranks,
+            )
         if isinstance(settings, ServerReward):
             return once(Server(settings, place), passes.ranks)
         if isinstance(settings, ModelReward):
@@ -105,6 +112,16 @@ class _Opening:
             return ready_classifier(name, about.get("commit"), settings.label, where, passes)
         folder = workspace.results("reward", self._objective, self._judge)
         return trained_classifier(folder, run.device, run.precision, passes)
+
+
+def _columns_of(workspace: Workspace, objective: str) -> Columns:
+    """The other columns of the prompts' rows, where there are any."""
+    path = workspace.results("prepare", "prompts.parquet")
+    return {
+        Dialogue.parse(row["dialogue"]): json.loads(row["columns"])
+        for row in read_table(path, PROMPTS).to_pylist()
+        if row["objective"] == objective and row["columns"] != "{}"
+    }
 
 
 def scales_of(workspace: Workspace, objective: str, judge: str, settings: SumReward) -> list[Scale]:

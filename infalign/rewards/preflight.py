@@ -12,6 +12,7 @@ from infalign.lm.models import load_format
 from infalign.lm.preflight import check_reads
 from infalign.rewards.classifier import chosen_label
 from infalign.rewards.description import FIELDS, settings_of
+from infalign.rewards.function import Columns
 from infalign.rewards.trial import SAID, named_sources, try_sources
 from infalign.settings.params import Params
 from infalign.settings.rewards import ModelReward, is_trained
@@ -19,15 +20,18 @@ from infalign.settings.rewards import ModelReward, is_trained
 Texts = tuple[Sequence[Dialogue], Sequence[str]]
 
 
-def check_sources(params: Params, root: Path, texts: Mapping[str, Texts]) -> None:
+def check_sources(
+    params: Params, root: Path, texts: Mapping[str, Texts], columns: Mapping[str, Columns]
+) -> None:
     """Raise for the first source of rewards that could not be asked later.
 
     Args:
         texts: by objective: prompts, and a response to each; of prompts alone there are none.
+        columns: by objective: prompts alone with the other columns of their rows.
     """
     for name in params.run.objectives:
         _check_pairs(params, name, bool(texts[name][1]))
-    try_sources(params, root)
+    try_sources(params, root, columns)
     for field, settings in named_sources(params):
         if isinstance(settings, ModelReward):
             check_model(f"{field}.path", settings, root, texts[field.split(".")[1]])

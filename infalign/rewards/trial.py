@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from infalign.data.dialogue import Dialogue
 from infalign.rewards.description import FIELDS, settings_of
-from infalign.rewards.function import load_function
+from infalign.rewards.function import Columns, load_function
 from infalign.rewards.server import Server
 from infalign.settings.params import Params
 from infalign.settings.rewards import AnyReward, FunctionReward, ServerReward, leaves
@@ -28,11 +28,20 @@ def named_sources(params: Params) -> Iterator[tuple[str, AnyReward]]:
                 yield f"objectives.{name}.{key}{place}", leaf
 
 
-def try_sources(params: Params, root: Path) -> None:
-    """Raise for a function that cannot be called, and for a server that does not answer."""
+def try_sources(params: Params, root: Path, known: Mapping[str, Columns] | None = None) -> None:
+    """Raise for a function that cannot be called, and for a server that does not answer.
+
+    Args:
+        known: by objective: some prompts of the data with their columns, for functions that need
+            them; without, these are looked at and not called.
+    """
     for field, settings in named_sources(params):
         if isinstance(settings, FunctionReward):
-            load_function(root / settings.file, settings.name).rewards(ASKED, SAID)
+            columns = (known or {}).get(field.split(".")[1], {})
+            function = load_function(root / settings.file, settings.name, columns=columns)
+            asked = list(columns)[: len(SAID)] or list(ASKED)
+            if columns or not function.needs_columns:
+                function.rewards(asked, list(SAID)[: len(asked)])
         elif isinstance(settings, ServerReward):
             once = settings.model_copy(update={"retries": 0})
             Server(once, field).rewards(ASKED, SAID)

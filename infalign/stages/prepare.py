@@ -16,13 +16,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from infalign.data.dialogue import Dialogue
-from infalign.data.pairs import SPLITS, Pair, Subset, without_prompts
+from infalign.data.kept import Kept, cut, separate, unrepeat
+from infalign.data.pairs import SPLITS, Pair
 from infalign.data.places import split_name
 from infalign.data.reading import counted, options_of, read_data
 from infalign.data.tokenizer import train_tokenizer
@@ -34,6 +34,7 @@ from infalign.files.workspace import Lengths, Needs, Workspace, write_json
 from infalign.lm.formats import Format
 from infalign.lm.models import named_format
 from infalign.lm.preflight import check_models, check_texts
+from infalign.rewards.description import trained_halves
 from infalign.rewards.preflight import check_sources
 from infalign.settings.params import Params
 
@@ -68,17 +69,6 @@ def needs(params: Params) -> Needs:
     )
 
 
-@dataclass
-class Kept:
-    """The pairs of one objective on their way to the tables, and what became of the others."""
-
-    subset: Subset
-    splits: dict[str, list[Pair]]
-    dropped: Counter[str] = field(default_factory=Counter)
-    dialogues_cut: int = 0
-    too_long: list[Dialogue] = field(default_factory=list)  # prompts, one a pair
-
-
 def run(workspace: Workspace) -> None:
     """Read, cut, split, and write the tables, the tokenizer and the counts."""
     params = workspace.params
@@ -86,25 +76,27 @@ def run(workspace: Workspace) -> None:
     check_kind(params.model, params.model.kind, workspace.root)
     check_listed("prepare", params, workspace.root)
     kept = {name: _read(workspace.root, params, name) for name in params.run.objectives}
-    _separate(kept)
+    separate(kept)
     form = _format(params, kept)
     lengths = _lengths(params, form, kept)
     check_models(params, form, lengths)
     for part in kept.values():
-        _cut(part, form, lengths.prompt)
-    _separate(kept)
+        cut(part, form.encode_prompts, lengths.prompt)
+    separate(kept)
     for part in kept.values():
-        _unrepeat(part)
+        unrepeat(part)
     _check_left(kept, params, lengths)
     _check_long(kept, form, lengths)
-    pairs = [pair for part in kept.values() for split in SPLITS for pair in part.splits[split]]
-    prompts = [pair.prompt for pair in pairs for _ in range(2)]
-    responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    prompts = [pair.prompt for part in kept.values() for pair in part.pairs for _ in range(2)]
+    responses = [t for part in kept.values() for p in part.pairs for t in (p.chosen, p.rejected)]
+    everyone = [prompt for part in kept.values() for prompt in part.dialogues(*SPLITS)]
     check_texts(params, form, lengths, prompts, responses)
-    check_sources(params, workspace.root, {name: _texts(part) for name, part in kept.items()})
+    texts = {name: _texts(part) for name, part in kept.items()}
+    columns = {name: _columns(part) for name, part in kept.items()}
+    check_sources(params, workspace.root, texts, columns)
     for prompt, response in list(zip(prompts, responses, strict=True))[:WHOLE]:
         form.check_whole(prompt, response)
-    if any(prompt.turns[0].role == "system" for prompt in prompts) and not form.takes_system:
+    if any(prompt.turns[0].role == "system" for prompt in everyone) and not form.takes_system:
         print("prepare: the chat template takes no system turn: it begins the user's first.")
     out = workspace.out / "prepare"
     out.mkdir(parents=True, exist_ok=True)
@@ -118,9 +110,14 @@ def run(workspace: Workspace) -> None:
 
 def _texts(part: Kept) -> tuple[list[Dialogue], list[str]]:
     """The prompts of an objective's pairs, once for each response, and the responses."""
-    pairs = [pair for split in SPLITS for pair in part.splits[split]]
-    sides = [(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
-    return [prompt for prompt, _ in sides], [text for _, text in sides]
+    sides = [(p.prompt, text) for p in part.pairs for text in (p.chosen, p.rejected)]
+    prompts = [prompt for prompt, _ in sides] or [row.prompt for row in part.prompts]
+    return prompts, [text for _, text in sides]
+
+
+def _columns(part: Kept) -> dict[Dialogue, dict[str, Any]]:
+    """The prompts whose rows have other columns."""
+    return {row.prompt: json.loads(row.columns) for row in part.prompts if row.columns != "{}"}
 
 
 def _read(root: Path, params: Params, objective: str) -> Kept:
@@ -137,15 +134,8 @@ def _read(root: Path, params: Params, objective: str) -> Kept:
             flush=True,
         )
     splits = {split: list(subset.pairs(split)) for split in SPLITS}
-    return Kept(subset, splits, Counter(subset.dropped))
-
-
-def _separate(kept: dict[str, Kept]) -> None:
-    """Take every test prompt, of any objective, out of every training split."""
-    held_out = {pair.prompt for part in kept.values() for pair in part.splits["test"]}
-    for part in kept.values():
-        part.splits["train"], shared = without_prompts(part.splits["train"], held_out)
-        part.dropped["prompt_in_test"] += shared
+    alone = {split: list(subset.prompts[split]) for split in SPLITS}
+    return Kept(subset, splits, alone, Counter(subset.dropped))
 
 
 def _format(params: Params, kept: dict[str, Kept]) -> Format:
@@ -153,22 +143,24 @@ def _format(params: Params, kept: dict[str, Kept]) -> Format:
     model = params.model
     if model.name_or_path != "tiny":
         return named_format(model)
-    texts = (
+    texts = [
         text
         for part in kept.values()
         for pair in part.splits["train"]
         for text in (pair.prompt.marked, f" {pair.chosen}", f" {pair.rejected}")
-    )
+    ]
+    texts += [row.prompt.marked for part in kept.values() for row in part.alone["train"]]
     return Format(train_tokenizer(texts, model.tiny.vocab_size))
 
 
 def _lengths(params: Params, form: Format, kept: dict[str, Kept]) -> Lengths:
     """The lengths of params.yaml; where it has none, a quantile of the data's."""
     model = params.model
-    pairs = [pair for part in kept.values() for split in SPLITS for pair in part.splits[split]]
+    pairs = [pair for part in kept.values() for pair in part.pairs]
+    everyone = {prompt for part in kept.values() for prompt in part.dialogues(*SPLITS)}
     asked, answered = model.prompt_tokens, model.response_tokens
     if asked is None:
-        ids = form.encode_prompts(sorted({pair.prompt for pair in pairs}))
+        ids = form.encode_prompts(list(everyone))
         asked = _quantile(ids, model.length_quantile)
         print(f"prepare: model.prompt_tokens = {asked}, as the data.", flush=True)
     if answered is None:
@@ -188,46 +180,13 @@ def _quantile(ids: Sequence[Sequence[int]], share: float) -> int:
     return sorted(map(len, ids))[math.ceil(share * len(ids)) - 1]
 
 
-def _cut(part: Kept, form: Format, longest: int) -> None:
-    """Cut whole exchanges off the front, to `longest` tokens; drop what stays longer."""
-
-    prompts = sorted({pair.prompt for pairs in part.splits.values() for pair in pairs})
-    cut: dict[Dialogue, Dialogue | None] = {prompt: prompt for prompt in prompts}
-    for prompt, ids in zip(prompts, form.encode_prompts(prompts), strict=True):
-        if len(ids) > longest:
-            cut[prompt] = _last_exchanges(prompt, form, longest)
-    for split, pairs in part.splits.items():
-        left = []
-        for pair in pairs:
-            kept = cut[pair.prompt]
-            if kept is None:
-                part.dropped["prompt_too_long"] += 1
-                part.too_long.append(pair.prompt)
-                continue
-            part.dialogues_cut += kept != pair.prompt
-            left.append(pair._replace(prompt=kept))
-        part.splits[split] = left
-
-
-def _last_exchanges(prompt: Dialogue, form: Format, longest: int) -> Dialogue | None:
-    """The dialogue with as many of its last exchanges as fit; None if even the last does not."""
-    tails = (prompt.last(count) for count in range(len(prompt.exchanges()) - 1, 0, -1))
-    return next((d for d in tails if len(form.encode_prompts([d])[0]) <= longest), None)
-
-
-def _unrepeat(part: Kept) -> None:
-    """Keep one of several equal pairs."""
-    for split, pairs in part.splits.items():
-        once = {pair[:3]: pair for pair in reversed(pairs)}
-        part.splits[split] = list(reversed(once.values()))
-        part.dropped["repeated_pair"] += len(pairs) - len(once)
-
-
 def _check_left(kept: dict[str, Kept], params: Params, lengths: Lengths) -> None:
     for name, part in kept.items():
+        trained = trained_halves(params.objectives[name])
         for split in SPLITS:
             halves = {half_of(pair.prompt) for pair in part.splits[split]}
-            if not halves or (split == "train" and len(halves) < 2):
+            one_sided = bool(trained) and split == "train" and len(halves) == 1
+            if one_sided or not part.dialogues(split):
                 raise InputError(
                     f"objective {name!r}: too few prompts of {params.data_path(name)} "
                     f"are left for the {split} split (dropped: {dict(part.dropped)}): give more "
@@ -240,18 +199,19 @@ def _check_long(kept: dict[str, Kept], form: Format, lengths: Lengths) -> None:
     longest = lengths.prompt
     for name, part in kept.items():
         lost = len(part.too_long)
-        pairs = lost + sum(len(pairs) for pairs in part.splits.values())
+        pairs = lost + len(part.pairs) + len(part.prompts)
         if not lost:
             continue
+        rows = "pairs" if part.pairs else "prompts"
         shortest = form.encode_prompts([prompt.last(1) for prompt in part.too_long])
         tokens = [0] * (pairs - lost) + sorted(len(ids) for ids in shortest)
         enough = tokens[math.ceil(0.95 * pairs) - 1]
         told = (
-            f"objective {name!r}: {lost} of {pairs} pairs are left out, because even the last turn "
-            f"of their prompt is longer than model.prompt_tokens = {longest}"
+            f"objective {name!r}: {lost} of {pairs} {rows} are left out, because even the last "
+            f"turn of their prompt is longer than model.prompt_tokens = {longest}"
         )
         if enough > longest:
-            told += f": {enough} would keep 95 % of the pairs"
+            told += f": {enough} would keep 95 % of the {rows}"
         if lost > MOST_TOO_LONG * pairs:
             raise InputError(f"{told}; more than half is too many.")
         print(f"prepare: {told}.", flush=True)
@@ -264,18 +224,22 @@ def half_of(prompt: Dialogue) -> str:
 
 def prompt_columns(kept: dict[str, Kept]) -> dict[str, Sequence[str]]:
     """The prompts table: each prompt once an objective."""
-    rows: dict[tuple[str, str], tuple[str, str, str]] = {}
+    rows: dict[tuple[str, str], tuple[str, str, str, str]] = {}
     for objective, part in kept.items():
         for split in SPLITS:
             for pair in part.splits[split]:
                 key = (objective, pair.prompt.id)
-                rows.setdefault(key, (split, pair.source, pair.prompt.text))
+                rows.setdefault(key, (split, pair.source, pair.prompt.text, "{}"))
+            for row in part.alone[split]:
+                key = (objective, row.prompt.id)
+                rows.setdefault(key, (split, row.source, row.prompt.text, row.columns))
     return {
         "objective": [objective for objective, _ in rows],
         "prompt_id": [prompt_id for _, prompt_id in rows],
         "split": [row[0] for row in rows.values()],
         "source": [row[1] for row in rows.values()],
         "dialogue": [row[2] for row in rows.values()],
+        "columns": [row[3] for row in rows.values()],
     }
 
 
@@ -330,30 +294,34 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _counts(part: Kept, form: Format, lengths: Lengths) -> dict[str, Any]:
     """Lines in, pairs out, every reason in between, lengths in tokens."""
-    pairs = [pair for split in SPLITS for pair in part.splits[split]]
-    prompts = sorted({pair.prompt for pair in pairs})
+    pairs, prompts = part.pairs, sorted(part.dialogues(*SPLITS))
     responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
     prompt_lengths = [len(ids) for ids in form.encode_prompts(prompts)]
     response_lengths = [len(ids) for ids in form.encode_responses(responses)]
-    reasons = ("prompt_too_long", "repeated_pair")
+    reasons = ["prompt_too_long", "repeated_pair"]
+    reasons += ["repeated_prompt"] if part.prompts else []
     return {
         "subset": part.subset.name,
         "lines": part.subset.lines,
         "pairs": {split: len(part.splits[split]) for split in SPLITS},
-        "prompts": {split: len({p.prompt for p in part.splits[split]}) for split in SPLITS},
+        "prompts": {split: len(part.dialogues(split)) for split in SPLITS},
         "independent_half_share": _share(half_of(pair.prompt) == INDEPENDENT for pair in pairs),
         "dropped": counted(part.dropped) | {reason: part.dropped[reason] for reason in reasons},
         "first_broken_line": part.subset.first_broken,
         "dialogues_cut": part.dialogues_cut,
         "responses_cut": sum(n > lengths.response for n in response_lengths),
-        "prompt_tokens": {"mean": _mean(prompt_lengths), "max": max(prompt_lengths)},
-        "response_tokens": {"mean": _mean(response_lengths), "max": max(response_lengths)},
+        "prompt_tokens": _lengths_of(prompt_lengths),
+        "response_tokens": _lengths_of(response_lengths),
     }
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _lengths_of(tokens: Sequence[int]) -> dict[str, float | None]:
+    return {"mean": _mean(tokens), "max": max(tokens, default=None)}
 
 
-def _share(flags: Any) -> float:
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _share(flags: Any) -> float | None:
     return _mean([float(flag) for flag in flags])

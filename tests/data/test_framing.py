@@ -76,8 +76,9 @@ def test_messages_are_turns_as_they_are_and_so_is_their_canonical_json() -> None
     dialogue = asked(MESSAGES)
     assert dialogue.messages == MESSAGES
     assert asked(dialogue.text) == dialogue
-    loose = json.dumps(MESSAGES)  # any other JSON is somebody's question
-    assert asked(loose).turns == (("user", loose),)
+    deep = '[{"content":' + "[" * 100_000
+    for loose in (json.dumps(MESSAGES), deep, "[{}]"):  # any other JSON is somebody's question
+        assert asked(loose).turns == (("user", loose),)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from transformers import BertForSequenceClassification as Bert
 
 from infalign.data.framing import asked
 from infalign.errors import InputError
+from infalign.files.workspace import Lengths
 from infalign.lm.models import load_format, save_model
 from infalign.lm.preflight import check_models, check_texts
 from infalign.settings.params import check_params
@@ -30,8 +31,9 @@ def check(smoke_tree, form):
         tree["reward"]["name_or_path"] = str(reward)
         params = check_params(tree, "test")
         own = form if policy == "tiny" else load_format(policy)
-        check_models(params, own)
-        check_texts(params, own, PROMPTS, RESPONSES)
+        lengths = Lengths(params.model.prompt_tokens, params.model.response_tokens)
+        check_models(params, own, lengths)
+        check_texts(params, own, lengths, PROMPTS, RESPONSES)
 
     return ask
 
@@ -148,6 +150,18 @@ def test_a_policy_continues_text_and_can_end(check, model_of, encoder, tokenizer
     tokenizer.save_pretrained(folder.with_name("t5"))
     with pytest.raises(InputError, match="no causal language model of the type 't5'"):
         check(folder.with_name("t5"))
+
+
+def test_a_reward_models_template_says_the_same_tomorrow(check, encoder):
+    judge = encoder()
+    own = AutoTokenizer.from_pretrained(judge)
+    own.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    own.save_pretrained(judge)
+    check("tiny", judge)
+    own.chat_template += "{{ strftime_now('%d %B %Y') }}"
+    own.save_pretrained(judge)
+    with pytest.raises(InputError, match=r"reward\.name_or_path = .* writes today's date"):
+        check("tiny", judge)
 
 
 def test_weights_are_looked_at_before_training(check, model_of, encoder):

@@ -79,7 +79,10 @@ HEAD = "def score(dialogues, responses, **columns):\n"
         ("raise SystemExit(3)\n", r"own\.py, line 1: .*SystemExit: 3"),
         ("def other(a, b):\n    return []\n", r"no function 'score': it has \['other'\]"),
         ("\ndef score(responses):\n    return []\n", r"own\.py, line 2: score\(responses\) cannot"),
-        ("def score(a, b, *, c):\n    return []\n", r"line 1: .*missing a required argument: 'c'"),
+        (
+            "def score(a, b, *, c):\n    return []\n",
+            r"line 1: score needs the column 'c', and the prompts have",
+        ),
         ("async def score(a, b):\n    return []\n", r"score is async"),
         (f"{HEAD}\n    return 1 / 0\n", r"own\.py, line 3: score failed \(ZeroDivisionError"),
         (f"{HEAD}    return [1.0]\n", r"line 1: score gave 1 rewards for 2 responses"),

@@ -33,13 +33,14 @@ TEMPLATE = (
 EVEN = """
 def score(dialogues, responses, **columns):
     assert all(dialogue[-1]["role"] == "user" for dialogue in dialogues)
-    return [float(len(response) % 2 == 0) for response in responses]
+    wanted = columns.get("parity", [0] * len(responses))
+    return [float(len(text) % 2 == parity) for text, parity in zip(responses, wanted)]
 """
 LENGTH = "def score(dialogues, responses):\n    return [0.01 * len(text) for text in responses]\n"
 
 
 def own_tree(smoke_tree: dict[str, Any]) -> dict[str, Any]:
-    """Three objectives: a ready classifier, a rule without any judge, a sum of two parts."""
+    """Three objectives: a ready classifier, a rule on prompts alone without a judge, a sum."""
     tree = copy.deepcopy(smoke_tree)
     ready = {"kind": "model", "path": "models/ready"}
     length = {"kind": "function", "path": "rewards/length.py:score"}
@@ -48,7 +49,7 @@ def own_tree(smoke_tree: dict[str, Any]) -> dict[str, Any]:
         "helpful": base | {"subset": "helpful-base", "reward": ready, "judge": length},
         "even": base
         | {
-            "subset": "harmless-base",
+            "data": "data/questions.jsonl",
             "reward": {"kind": "function", "path": "rewards/even.py:score"},
             "judge": None,
         },
@@ -69,6 +70,16 @@ def own_tree(smoke_tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def write_questions(path: Path) -> None:
+    """Prompts alone, with a column that the function reads."""
+    path.parent.mkdir()
+    with path.open("w") as stream:
+        for number in range(120):
+            question = f"What comes after {number}?"
+            row = {"prompt": question, "parity": number % 2}
+            stream.write(json.dumps(row) + "\n")
+
+
 @pytest.fixture(scope="module")
 def own(smoke_tree: dict[str, Any], finished: Path, make_once: MakeOnce) -> Path:
     """A folder in which every stage has run for the three objectives: only to read."""
@@ -76,6 +87,7 @@ def own(smoke_tree: dict[str, Any], finished: Path, make_once: MakeOnce) -> Path
 
     def make(folder: Path) -> None:
         (folder / "rewards").mkdir()
+        write_questions(folder / "data/questions.jsonl")
         (folder / "rewards" / "even.py").write_text(EVEN)
         (folder / "rewards" / "length.py").write_text(LENGTH)
         shutil.copytree(finished / "results/reward/helpful/independent", folder / "models/ready")
@@ -106,6 +118,26 @@ def test_only_what_is_asked_for_is_trained(own: Path) -> None:
         "even": [],
         "safe": ["selecting", "independent"],
     }
+
+
+def test_a_function_reads_the_columns_of_prompts_alone(own: Path) -> None:
+    table = pq.read_table(own / "results/prepare/prompts.parquet").to_pylist()
+    parity = {
+        row["prompt_id"]: json.loads(row["columns"])["parity"]
+        for row in table
+        if row["objective"] == "even"
+    }
+    assert len(parity) == 120
+    samples = pq.read_table(own / "results/sample/samples.parquet").to_pylist()
+    said = {(r["prompt_id"], r["sample_index"]): r["response"] for r in samples}
+    rows = pq.read_table(own / "results/calibrate/even/calibrated.parquet").to_pylist()
+    assert {parity[row["prompt_id"]] for row in rows} == {0, 1}
+    for row in rows:
+        response = said[row["prompt_id"], row["sample_index"]]
+        assert row["reward"] == float(len(response) % 2 == parity[row["prompt_id"]])
+    counts = read(own / "results/prepare/metrics.json")["objectives"]["even"]
+    assert counts["pairs"] == {"train": 0, "test": 0}
+    assert sum(counts["prompts"].values()) == 120
 
 
 def test_a_ready_model_rewards_as_plain_transformers_does(own: Path, finished: Path) -> None:

@@ -112,6 +112,7 @@ def test_tables_by_hand(smoke_tree: dict[str, Any], tmp_path: Path) -> None:
         "split": "train",
         "source": "helpful-base/train.jsonl.gz",
         "dialogue": '[{"content":"Why so?","role":"user"}]',
+        "columns": "{}",
     }
     [pair] = [row for row in pairs if row["prompt_id"] == cut["prompt_id"]]
     assert (pair["chosen"], pair["rejected"]) == ("So.", "Hm.")

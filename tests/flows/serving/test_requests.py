@@ -53,6 +53,12 @@ def forms(prompt: Any) -> list[dict[str, Any]]:
     ]
 
 
+def said(*contents: Any) -> list[dict[str, Any]]:
+    """Messages of user and assistant in turn."""
+    roles = ("user", "assistant") * len(contents)
+    return [{"role": role, "content": c} for role, c in zip(roles, contents, strict=False)]
+
+
 def read(tree: Any, reader: Reader = READER) -> Any:
     return json.loads(reader.read("application/json", json.dumps(tree).encode()))
 
@@ -63,6 +69,47 @@ def test_every_form_asks_the_same(server: Scoring) -> None:
     assert [answer.status_code for answer in answers] == [200] * len(answers)
     assert {answer.text for answer in answers} == {answers[0].text}
     assert len(answers[0].json()["predictions"]) == 1
+
+
+def test_messages_ask_what_texts_ask_and_keep_what_no_text_can_say(server: Scoring) -> None:
+    params = {"max_new_tokens": 2}
+    text = "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nAssistant:"
+    dialogue, other = said("one", "two", "three"), said("one")
+    system = [{"role": "system", "content": "four"}, *other]
+    bodies = [
+        {"inputs": [text, "one"]},
+        {"messages": [dialogue, other]},
+        {"messages": dialogue},
+        {"messages": [system]},
+        {"messages": said(f" {text}")},
+    ]
+    answers = [server.post(body | {"params": params}) for body in bodies]
+    assert [answer.status_code for answer in answers] == [200] * len(bodies)
+    found = [answer.json()["predictions"] for answer in answers]
+    assert found[0] == found[1]
+    assert found[2] == found[0][:1]
+    assert [len(each) for each in found[2:]] == [1, 1, 1]
+    assert read({"messages": system})["inputs"] == [
+        '[{"content":"four","role":"system"},{"content":"one","role":"user"}]'
+    ]
+    assert read({"messages": [other]}) == read({"messages": other})
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        (said("one " * 200), "the policy was trained for at most 64"),
+        ([said("one"), said("x" * 9999, "x" * 9999, "x" * 9999)], "prompt 1 has 29997 characters"),
+        (said("one", "two"), "prompt 0 does not end with a turn of"),
+    ],
+)
+def test_messages_out_of_bounds_are_one_sentence(
+    server: Scoring, messages: Any, words: str
+) -> None:
+    answer = server.post({"messages": messages})
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +141,29 @@ def test_what_is_no_text_is_refused_in_every_form(
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
-        ("hello", "exactly one of inputs, instances, dataframe_split, dataframe_records"),
+        ("hello", "exactly one of inputs, instances, dataframe_split, dataframe_records, messages"),
+        ({"inputs": ["x"], "messages": said("x")}, "exactly one of inputs"),
+        ({"messages": "x"}, 'messages must be a list: send {"messages": [{"role": "user", "con'),
+        ({"messages": said("x")[0]}, "messages must be a list"),
+        ({"messages": []}, "0 prompts"),
+        ({"messages": [[]]}, "prompt 0 is neither a text nor messages but an empty list"),
+        ({"messages": [said("x"), []]}, "prompt 1 is neither a text nor messages but an empty"),
+        ({"messages": [said("x"), "y"]}, "prompt 1 is no list of messages"),
+        ({"messages": [said("x"), said("y")[0]]}, "prompt 1 is no list of messages"),
+        ({"messages": [*said("x"), said("y")]}, "prompt 0 has a message that is not"),
+        ({"messages": ["x"]}, "prompt 0 has a message that is not"),
+        ({"messages": [{"content": "x"}]}, "prompt 0 has a message that is not"),
+        ({"messages": [said("x")] * (LIMITS.prompts + 1)}, f"{LIMITS.prompts + 1} prompts: send"),
+        ({"messages": [{"role": "x" * 9999, "content": "x"}]}, f"a turn of '{'x' * 40}', which"),
+        ({"messages": [{"role": "\n\ud800", "content": "x"}]}, r"has a turn of '\n\ud800', which"),
+        ({"messages": [{"role": None, "content": "x"}]}, "role or content is not a text"),
+        ({"messages": [{"role": "user", "content": 1}]}, "role or content is not a text"),
+        ({"messages": [{"role": "user", "content": None}]}, "role or content is not a text"),
+        ({"messages": said("x", "y")}, "does not end with a turn of the user or of a tool"),
+        ({"messages": [*said("x"), {"role": "system", "content": "x"}]}, "a system turn behind"),
+        ({"messages": said(" ")}, "is not a text with a question in it"),
+        ({"messages": said("x\0")}, "has a NUL character"),
+        ({"messages": said("x", "\udfff", "x")}, "has half of a surrogate pair"),
         ({"inputs": None}, 'inputs must be a list of prompts: send {"inputs": ["a question"]}'),
         ({"inputs": {"a": ["x"], "b": ["y"]}}, "in one column"),
         ({"inputs": [["x", "y"]]}, "prompt 0 has 2 columns"),
@@ -138,10 +207,15 @@ trees = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
+roles = st.sampled_from(["system", "user", "assistant", "tool", "robot"]) | trees
+messages = st.lists(
+    st.fixed_dictionaries({"role": roles, "content": st.just("one") | trees}) | trees, max_size=4
+)
 asked = st.fixed_dictionaries(
     {},
     optional={
         **{form: trees | st.lists(st.sampled_from(["one", "two"])) for form in FORMATS},
+        "messages": messages | st.lists(messages, max_size=3) | trees,
         "params": trees | st.dictionaries(st.sampled_from(sorted(KINDS)), trees, max_size=3),
         "dataframe_split": st.fixed_dictionaries({"data": trees}, optional={"columns": trees}),
     },
@@ -153,6 +227,11 @@ asked = st.fixed_dictionaries(
 @example(b"[" * 60_000)
 @example(b'{"inputs":' + b"[" * 900 + b'"a"' + b"]" * 900 + b"}")
 @example(b'{"inputs":' + b'{"a":' * 900 + b'"a"' + b"}" * 901)
+@example(b'{"messages":' + b"[" * 900 + b'"a"' + b"]" * 900 + b"}")
+@example(json.dumps({"inputs": ['[{"content":' + "[" * 60_000]}).encode())
+@example(json.dumps({"inputs": ['[{"content":"one","role":"user"}]']}).encode())
+@example(json.dumps({"messages": [{"role": "user", "content": "x" * 30_000}]}).encode())
+@example(b'{"messages": [{"role": "user", "content": "\\ud800"}]}')
 @example(b'{"inputs": [' + b"9" * 5000 + b"]}")
 @example(b'{"inputs": ["a"], "params": {"seed": ' + b"9" * 5000 + b"}}")
 @example(b'{"inputs": ["a"], "params": {"n": ' + b"9" * 4300 + b"}}")

@@ -92,7 +92,14 @@ def test_ones_own_objectives_and_variants_are_completed_too():
     whole, written = completed(text, "params.yaml")
     tree = yaml.safe_load(whole)
     assert tree["objectives"] == {
-        "brief": {"subset": ".", "procedure": "best_of:2", "transform": "auto", "gold": None}
+        "brief": {
+            "subset": ".",
+            "procedure": "best_of:2",
+            "transform": "auto",
+            "gold": None,
+            "reward": {"kind": "train"},
+            "judge": {"kind": "train"},
+        }
     }
     assert "    mine: {reward: objective}\n" in whole
     assert "    ipo: {method: ipo}\n" in whole
@@ -108,7 +115,8 @@ def test_what_two_places_share_is_written_once():
     whole, _ = completed(text, "params.yaml")
     objectives = yaml.safe_load(whole)["objectives"]
     assert objectives["other"] == objectives["third"]
-    assert set(objectives["third"]) == {"subset", "procedure", "transform", "gold"}
+    keys = {"subset", "procedure", "transform", "gold", "reward", "judge"}
+    assert set(objectives["third"]) == keys
     assert completed(whole, "params.yaml") == (whole, [])
 
 

@@ -6,4 +6,4 @@ from benchmarks import bench_theory, bench_trl
 
 if __name__ == "__main__":
     bench_theory.main()
-    sys.exit(bench_trl.main())
+    sys.exit(bench_trl.main([]))

@@ -6,13 +6,22 @@ length and all sides sample and train on exactly the same number of tokens.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from infalign.data.builtin import draw_response, prompts_of
 from infalign.data.tokenizer import train_tokenizer
@@ -30,6 +39,9 @@ class Case:
         prompts: a step.
         samples: responses a prompt (K).
         learning_rate: small, so that the policy of the last step still writes like the first.
+        key_heads: of keys and values; 0: as many as heads.
+        start: folder of a pretrained Llama whose sizes these are; empty: random weights.
+        lora_rank: of the adapter that is trained; 0: all weights are.
     """
 
     prompts: int = 32
@@ -43,6 +55,29 @@ class Case:
     heads: int = 4
     pool: int = 384
     learning_rate: float = 1.0e-5
+    key_heads: int = 0
+    start: str = ""
+    lora_rank: int = 0
+
+    @classmethod
+    def given(cls, folder: Path, lora_rank: int) -> Case:
+        """A pretrained Llama with an adapter: few prompts, longer texts."""
+        config = AutoConfig.from_pretrained(folder)
+        return cls(
+            prompts=4,
+            samples=4,
+            prompt_tokens=96,
+            response_tokens=32,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            pool=64,
+            key_heads=config.num_key_value_heads,
+            start=str(folder.resolve()),
+            lora_rank=lora_rank,
+        )
 
     @property
     def responses(self) -> int:
@@ -52,12 +87,17 @@ class Case:
     def save(self, folder: Path) -> None:
         """Write everything a side needs, laid out like a project's results."""
         texts = prompts_of(SUBSET, 0, 1200)
-        rng = random.Random(0)
-        answers = [f" {draw_response(SUBSET, text, rng)}" for text in texts]
-        tokenizer = train_tokenizer([*texts, *answers], self.vocab_size)
+        if self.start:  # two questions behind each other: prompts of a chat's length
+            texts = [first + second for first, second in itertools.pairwise(texts)]
+            tokenizer = AutoTokenizer.from_pretrained(self.start)
+            tokenizer.chat_template = None
+        else:
+            rng = random.Random(0)
+            answers = [f" {draw_response(SUBSET, text, rng)}" for text in texts]
+            tokenizer = train_tokenizer([*texts, *answers], self.vocab_size)
         tokenizer.padding_side = "left"
         vocab_size = len(tokenizer)
-        tokenizer.add_special_tokens({"eos_token": END})
+        tokenizer.add_special_tokens({"eos_token": END, "pad_token": tokenizer.pad_token})
         short = [t for t in texts if len(tokenizer(t)["input_ids"]) <= self.prompt_tokens]
         if len(short) < self.pool:
             raise ValueError(f"{len(short)} prompts of {self.prompt_tokens} tokens are too few")
@@ -74,8 +114,15 @@ class Case:
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        tied = LlamaConfig(vocab_size=vocab_size, tie_word_embeddings=True, **shared)
-        save_model(LlamaForCausalLM(tied), tokenizer, folder / "results/sft/policy")
+        if self.start:
+            policy = AutoModelForCausalLM.from_pretrained(self.start, dtype=torch.float32)
+            policy.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+            shared |= {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2}
+            shared |= {"num_attention_heads": 4, "num_key_value_heads": 4}
+        else:
+            tied = LlamaConfig(vocab_size=vocab_size, tie_word_embeddings=True, **shared)
+            policy = LlamaForCausalLM(tied)
+        save_model(policy, tokenizer, folder / "results/sft/policy")
         judge = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, **shared)
         reward_model = LlamaForSequenceClassification(judge)
         save_model(reward_model, tokenizer, folder / "results/reward/helpful/selecting")

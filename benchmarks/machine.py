@@ -25,15 +25,17 @@ def gemm_flops(size: int = 1024, rounds: int = 7) -> float:
 def body_flops(case: Case, context: float) -> float:
     """Of one token through the layers, forward, with so many tokens before it."""
     hidden = case.hidden_size
-    dense = 4 * hidden**2 + 3 * hidden * case.intermediate_size
+    shared = 2 * hidden**2 * (case.key_heads or case.heads) / case.heads  # keys and values
+    dense = 2 * hidden**2 + shared + 3 * hidden * case.intermediate_size
     return 2 * case.layers * (dense + 2 * hidden * context)
 
 
 def step_flops(case: Case, prompt_tokens: float) -> float:
     """Arithmetic of one step in which no prompt is computed twice and no padding at all.
 
-    Sampling and the reference pass forward, training forward and twice that backward, the reward
-    model forward without a vocabulary.
+    Sampling and the reference pass forward, training forward and twice that backward (once where
+    only an adapter is trained), the reward model, where it is as large, forward without a
+    vocabulary.
 
     Args:
         prompt_tokens: mean length of a prompt.
@@ -42,5 +44,6 @@ def step_flops(case: Case, prompt_tokens: float) -> float:
     prompts = case.prompts * body_flops(case, prompt_tokens / 2) * prompt_tokens
     replies = response * body_flops(case, prompt_tokens + case.response_tokens / 2)
     vocabulary = response * 2 * case.hidden_size * case.vocab_size
-    policy_passes = 1 + 1 + 3  # sampling, reference, training
-    return policy_passes * (prompts + replies + vocabulary) + prompts + replies
+    policy_passes = 1 + 1 + (2 if case.lora_rank else 3)  # sampling, reference, training
+    judged = 0 if case.start else prompts + replies
+    return policy_passes * (prompts + replies + vocabulary) + judged

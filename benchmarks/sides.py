@@ -39,6 +39,7 @@ def ours(folder: Path, gate: Gate) -> None:
         "samples_per_prompt": case.samples,
         "reference_samples": 0,
         "learning_rate": case.learning_rate,
+        "lora_rank": case.lora_rank or None,
     }
     tree = whole.model_dump()
     tree["align"] |= changes
@@ -79,6 +80,8 @@ def trl(folder: Path, gate: Gate) -> None:
     )
     from trl import RLOOConfig, RLOOTrainer
 
+    from infalign.lm.training.lora import SCALE
+
     case = Case.load(folder)
     policy, judge = (
         str(folder / "results" / x) for x in ("sft/policy", "reward/helpful/selecting")
@@ -99,6 +102,14 @@ def trl(folder: Path, gate: Gate) -> None:
         def on_step_begin(self, *arguments: Any, **options: Any) -> None:
             gate.step(counts)
 
+    adapter = None
+    if case.lora_rank:
+        from peft import LoraConfig
+
+        rank, scale = case.lora_rank, round(SCALE * case.lora_rank)
+        adapter = LoraConfig(
+            r=rank, lora_alpha=scale, lora_dropout=0.0, target_modules="all-linear"
+        )
     settings = RLOOConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=case.responses,
@@ -125,6 +136,7 @@ def trl(folder: Path, gate: Gate) -> None:
         processing_class=AutoTokenizer.from_pretrained(policy),
         reward_processing_classes=AutoTokenizer.from_pretrained(judge),
         callbacks=[Turn()],
+        peft_config=adapter,
     )
     trainer.train()
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import promote
+from flows.commands import data, promote
 from flows.commands.frontier import frontier
 from flows.commands.restore import restore
 from infalign.errors import InputError
@@ -20,8 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Inference-aware alignment: prepare, train, align and evaluate, versioned and tracked.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Preference data under DVC.")
-app.add_typer(data_app, name="data")
+app.add_typer(data.app, name="data")
 
 app.command()(frontier)
 app.command()(restore)
@@ -141,19 +140,6 @@ def serve(
     from flows.serving.supervisor import serve as serve_alias
 
     serve_alias(Path.cwd(), objective, alias, host, port, typer.echo)
-
-
-@data_app.command("add")
-def data_add(
-    source: Annotated[str, typer.Argument(help="A folder, or hub:OWNER/NAME[@REVISION].")],
-    name: Annotated[str | None, typer.Option(help="The folder's name below data/raw.")] = None,
-) -> None:
-    """Bring preference data in the Anthropic HH format into data/raw/NAME, under DVC."""
-    from flows.project.datasets import add_data
-
-    path = add_data(Path.cwd(), source, name)
-    typer.echo(f"{path} is under DVC: commit {path}.dvc with git, then run")
-    typer.echo(f"  infalign run --set data.path={path}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -121,10 +121,10 @@ def test_dvc_yaml_lists_what_the_stage_depends_on(word: str) -> None:
 
 def test_make_dvc_has_nothing_to_write() -> None:
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    assert rewritten(text) == text, "run `make dvc`"
+    assert rewritten(text, PARAMS) == text, "run `make dvc`"
     behind = text.replace("      - infalign/files/workspace.py\n", "", 1)
     assert behind != text
-    assert rewritten(behind) == text
+    assert rewritten(behind, PARAMS) == text
 
 
 @pytest.mark.parametrize("word", WORDS)

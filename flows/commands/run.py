@@ -17,6 +17,7 @@ from flows.children.processes import redact
 from flows.commands.promote import show_decision
 from flows.project import versions
 from flows.project.configuration import check_data, set_params
+from flows.project.dependencies import write_own
 from flows.project.recipes import Setting
 from flows.services.prefect_server import Server, prefect_server, prepare_environment
 from infalign.errors import InputError
@@ -74,6 +75,8 @@ def run_pipeline(
     with run_lock(root):
         params = set_params(root / "params.yaml", assignments, _say, recipe)
         check_data(params, root)
+        if write_own(root, params):
+            _say("dvc.yaml: its dependencies are those that params.yaml names.")
         prepare_environment(root)
         with prefect_server(root) as server:
             from flows.runs.pipeline import tracking_page  # while the server starts

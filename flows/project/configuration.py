@@ -16,6 +16,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from flows.project.recipes import Setting
 from infalign.errors import InputError
+from infalign.files.sources import data_paths, own_files
 from infalign.files.weights import BUILT, check_source, kind_of, pinned
 from infalign.files.workspace import write_text
 from infalign.settings.completion import completed
@@ -183,13 +184,15 @@ def _short(number: float) -> str:
 
 
 def check_data(params: Params, root: Path) -> None:
-    """Raise one sentence where the data is neither there nor made by a stage."""
-    path = params.data.path
-    if Path(path).parts[:1] != ("results",) and not (root / path).is_dir():
-        raise InputError(
-            f"params.yaml: data.path = {path!r} is not a folder: give one with HH files, bring it "
-            "with `infalign data add SOURCE`, or fetch a versioned one with `dvc pull`."
-        )
+    """Raise one sentence where data is neither there nor made by a stage."""
+    settings = {params.data.path: "data.path"} | own_files("prepare", params)
+    for path in data_paths(params):
+        if Path(path).parts[:1] != ("results",) and not (root / path).exists():
+            raise InputError(
+                f"params.yaml: {settings[path]} = {path!r} is not a folder or a file: give one "
+                "with preference data or prompts, bring it with `infalign data add SOURCE`, or "
+                "fetch a versioned one with `dvc pull`."
+            )
 
 
 def assign(tree: Any, assignment: str) -> None:

@@ -1,37 +1,83 @@
-"""`infalign data add`: preference data from a folder or the Hugging Face hub into data/raw/NAME.
+"""`infalign data add`: data from the hub, a folder or a file into data/raw/NAME.
 
-The files are checked as HH files before they get their name, and put under DVC's control.
+The files are read as `prepare` will before they get their name, and put under DVC's control. Of the
+hub, the commit is recorded in source.json beside them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import filecmp
+import fnmatch
+import glob
 import os
 import re
 import shutil
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import yaml
 
 from flows.project import versions
-from infalign.data.hh import SPLITS, Limits, read_subset
+from infalign.data.pairs import Options, Subset
+from infalign.data.places import KINDS, PACKINGS, is_data, split_name, subsets
+from infalign.data.reading import options_of, survey
+from infalign.data.shown import CHARACTERS, Lengths, described, proposal
 from infalign.errors import InputError
-from infalign.settings.params import load_params
+from infalign.files.workspace import write_json
+from infalign.settings.params import Data, load_params
 
 HUB = "hub:"
-FILES = tuple(f"{split}.jsonl{end}" for split in SPLITS for end in ("", ".gz"))
+DEEPEST = 4  # folders between a data set and its files
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
-def add_data(root: Path, source: str, name: str | None = None) -> str:
-    """Copy, check and version the data; its path relative to the root. Doing it again is safe.
+class Wanted(NamedTuple):
+    """What `infalign data add` is asked for; on the hub with a configuration and a revision."""
 
-    Args:
-        root: the project's folder.
-        source: a folder with `<subset>/{train,test}.jsonl[.gz]`, or hub:OWNER/NAME[@REVISION].
-        name: of the folder below data/raw; by default the source's own.
+    source: str
+    name: str | None = None
+    splits: tuple[str, ...] = ()
+    config: str | None = None
+    revision: str | None = None
+
+    @property
+    def repository(self) -> str | None:
+        """OWNER/NAME, for what is on the hub and not here."""
+        bare = self.source.removeprefix(HUB).partition("@")[0]
+        here = Path(self.source).exists()
+        hub = self.source.startswith(HUB) or (_REPOSITORY.match(bare) and not here)
+        return bare if hub and not self.source.startswith((".", "/")) else None
+
+    @property
+    def pinned(self) -> str | None:
+        """The revision, also where it is written behind the name."""
+        return self.revision or self.source.partition("@")[2] or None
+
+    def wants(self, file: PurePosixPath, patterns: Sequence[str] = ()) -> bool:
+        """Whether a file of a data set is one of those that are asked for."""
+        folders = file.parts[:-1]
+        if not is_data(Path(file)) or len(folders) > DEEPEST:
+            return False
+        if any(folder.startswith((".", "_")) for folder in folders):
+            return False
+        if patterns:
+            configured = any(fnmatch.fnmatch(str(file), pattern) for pattern in patterns)
+        else:
+            configured = self.config is None or self.config in folders
+        named = {split_name(Path(file)), *folders[-1:]}
+        return configured and (not self.splits or bool(named & set(self.splits)))
+
+
+def add_data(root: Path, wanted: Wanted, columns: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Copy, check and version the data: its path relative to the root, and what it holds.
+
+    Doing it again is safe.
     """
     versions.check_project(root)
-    name = name or default_name(source)
+    name = wanted.name or default_name(wanted.source)
     if not _NAME.match(name):
         raise InputError(
             f"{name!r} cannot name a folder of data: use letters, digits, dot, dash, underscore "
@@ -42,51 +88,120 @@ def add_data(root: Path, source: str, name: str | None = None) -> str:
         if place.is_symlink():
             raise InputError(f"{place} is a link: data/raw must hold the files themselves.")
     settings = load_params(root / "params.yaml").data
-    from_hub = source.startswith(HUB)
-    folder = download(source.removeprefix(HUB)) if from_hub else Path(source)
-    if not folder.is_dir():
-        raise InputError(f"{source} is not a folder: give one with HH files, or hub:OWNER/NAME.")
+    folder = download(wanted) if wanted.repository else Path(wanted.source)
+    if not folder.exists():
+        raise InputError(
+            f"{wanted.source} is not a folder or a file: give one, or OWNER/NAME of the hub."
+        )
     # A snapshot in the hub's cache links to the blobs that lie beside the snapshots.
-    files = find_files(folder, folder.parents[1] if from_hub else folder)
+    files = find_files(folder, folder.parents[1] if wanted.repository else folder, wanted)
     raw.mkdir(parents=True, exist_ok=True)
     staged = raw / f".{name}.new"
     shutil.rmtree(staged, ignore_errors=True)
     try:
         _copy(files, folder, staged)
-        for subset in sorted({file.relative_to(folder).parts[0] for file in files}):
-            read_subset(staged, subset, 0.5, Limits(settings.file_bytes, settings.line_bytes))
+        if wanted.repository:
+            _record(staged, wanted, folder.name)
+        shown_as = f"data/raw/{name}"
+        lines = shown(staged, shown_as, columns, settings.splits, [], settings)
+        lines = [line.replace(f".{name}.new", name) for line in lines]
         _place(staged, raw / name)
     except InputError as error:  # about a copy that is gone when it is read
-        raise InputError(str(error).replace(str(staged), source.rstrip("/"))) from None
+        said = str(error).replace(str(staged), wanted.source.rstrip("/"))
+        raise InputError(said) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     asyncio.run(versions.add_folder(root, f"data/raw/{name}"))
-    return f"data/raw/{name}"
+    return f"data/raw/{name}", lines
+
+
+def shown(
+    path: Path,
+    name: str,
+    columns: Mapping[str, str],
+    splits: Mapping[str, Sequence[str]],
+    measures: Sequence[Lengths],
+    settings: Data | None = None,
+) -> list[str]:
+    """What is recognised in every subset of some data, and the settings that would read it."""
+    options: Options = options_of(settings or Data())._replace(columns=columns, splits=splits)
+    lines: list[str] = []
+    proposals = []
+    for subset in subsets(path, splits):
+        read: Subset = survey(path, subset, options)
+        lines += [f"[{subset}]"] if subset else []
+        lines += [*described(read, [CHARACTERS, *measures]), ""]
+        proposals.append(proposal(name, subset, dict(columns)))
+    return [*lines, "in params.yaml:", *(f"  {line}" for line in proposals)]
 
 
 def default_name(source: str) -> str:
-    """The last part of the source."""
+    """The last part of the source, without the endings of a file."""
     if source.startswith(HUB):
         return source.removeprefix(HUB).partition("@")[0].rpartition("/")[2]
-    return Path(source).resolve().name
+    name = Path(source).resolve().name.partition("@")[0]
+    if not Path(source).is_dir() and is_data(Path(name)):
+        name = name.partition(".")[0]
+    return name
 
 
-def find_files(folder: Path, home: Path) -> list[Path]:
-    """The HH files of every subset; a link that leads out of `home` is refused."""
-    found = sorted(f for f in folder.glob("*/*") if f.name in FILES)
-    found = [f for f in found if not f.parent.name.startswith(".")]
-    for link in (place for file in found for place in (file.parent, file)):
-        if link.is_symlink() and not _lies_in(link, home):
-            raise InputError(
-                f"{link} is a link to what is not there, or not in {folder}: put the files "
-                "themselves there."
-            )
+def find_files(folder: Path, home: Path, wanted: Wanted) -> list[Path]:
+    """The files of data that are asked for; a link that leads out of `home` is refused."""
+    if folder.is_file():
+        return [folder]
+    patterns = _patterns(folder, wanted.config)
+    places = sorted(_walk(folder))
+    found = [f for f in places if wanted.wants(PurePosixPath(f.relative_to(folder)), patterns)]
+    for file in found:
+        for link in (*reversed([p for p in file.parents if p.is_relative_to(folder)]), file):
+            if link != folder and link.is_symlink() and not _lies_in(link, home):
+                raise InputError(
+                    f"{link} is a link to what is not there, or not in {folder}: put the files "
+                    "themselves there."
+                )
     found = [f for f in found if f.is_file()]
     if not found:
-        raise InputError(
-            f"{folder} has no <subset>/{{train,test}}.jsonl[.gz]: give a folder of HH files."
-        )
+        raise InputError(_nothing(wanted, folder, places))
     return found
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files below a folder, through links as well, but not for ever."""
+    found = []
+    for top, folders, files in os.walk(folder, followlinks=True):
+        if len(Path(top).relative_to(folder).parts) >= DEEPEST:
+            folders.clear()
+        found += [Path(top) / name for name in files]
+        # What links into nothing or to itself is listed, so that it can be refused by name.
+        found += [f for f in map(Path(top).joinpath, folders) if f.is_symlink() and not f.is_dir()]
+    return found
+
+
+def _nothing(wanted: Wanted, folder: Path, places: Sequence[Path]) -> str:
+    there = sorted({split_name(f) for f in places if is_data(f)})
+    asked = f"split {list(wanted.splits)}" if wanted.splits else "file of data"
+    asked += f" in the configuration {wanted.config!r}" if wanted.config else ""
+    found = f" (it has the splits {there[:30]})" if there else ""
+    return (
+        f"{folder} has no {asked}{found}: give JSON lines, a JSON array or Parquet, for example "
+        "<subset>/train.jsonl or data/train-00000-of-00001.parquet."
+    )
+
+
+def _patterns(folder: Path, config: str | None) -> list[str]:
+    """The files of a configuration, where the data set's card says which they are."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
+        configs = head.get("configs") or []
+        files = next(c["data_files"] for c in configs if c.get("config_name") == config)
+        listed = [files] if isinstance(files, str) else files
+        paths = [f if isinstance(f, str) else f["path"] for f in listed]
+        return [p for path in paths for p in ([path] if isinstance(path, str) else path)]
+    except (OSError, ValueError, LookupError, StopIteration, TypeError, AttributeError):
+        return []
+    except yaml.YAMLError:
+        return []
 
 
 def _lies_in(path: Path, home: Path) -> bool:
@@ -100,12 +215,19 @@ def _lies_in(path: Path, home: Path) -> bool:
 def _copy(files: list[Path], folder: Path, staged: Path) -> None:
     """Copy the files to the same places below another folder."""
     for file in files:
-        target = staged / file.relative_to(folder)
+        target = staged / (file.relative_to(folder) if folder.is_dir() else file.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(file, target)
         except PermissionError as error:
             raise InputError(f"{error.filename} cannot be read: permit it, then again.") from None
+
+
+def _record(staged: Path, wanted: Wanted, commit: str) -> None:
+    """Write where the files are from."""
+    source: dict[str, Any] = {"repository": wanted.repository, "revision": commit}
+    source |= {"config": wanted.config, "splits": list(wanted.splits)}
+    write_json(staged / "source.json", source)
 
 
 def _place(staged: Path, target: Path) -> None:
@@ -125,29 +247,47 @@ def _same(first: Path, second: Path) -> bool:
     return not any(filecmp.cmpfiles(first, second, pairs, shallow=False)[1:])
 
 
-def download(reference: str) -> Path:
-    """A data set's files from the hub, or from the local cache when there is no network."""
+def download(wanted: Wanted) -> Path:
+    """A data set's files at one commit of the hub, or from the cache when there is no network."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-    repository, _, revision = reference.partition("@")
-    if repository.count("/") != 1 or ".." in reference:
-        raise InputError(f"hub:{reference}: write hub:OWNER/NAME or hub:OWNER/NAME@REVISION.")
+    repository = wanted.repository or ""
+    if not _REPOSITORY.match(repository) or ".." in repository:
+        raise InputError(f"{wanted.source}: write OWNER/NAME, and --revision REVISION.")
+    said = f"{wanted.source}{f' at {wanted.revision}' if wanted.revision else ''}"
     try:
+        commit, files = _listed(repository, wanted)
         return Path(
             snapshot_download(
-                repository,
-                repo_type="dataset",
-                revision=revision or None,
-                allow_patterns=[f"*/{name}" for name in FILES],
+                repository, repo_type="dataset", revision=commit, allow_patterns=files
             )
         )
-    except (LocalEntryNotFoundError, ConnectionError) as error:
-        raise InputError(
-            f"hub:{reference} is not in the local cache and the hub cannot be reached: go online "
-            f"(unset HF_HUB_OFFLINE), or give a local folder ({type(error).__name__})."
-        ) from None
     except (HfHubHTTPError, HFValidationError) as error:
         words = str(error).strip().splitlines()
-        raise InputError(f"hub:{reference}: {words[0] if words else error}.") from None
+        raise InputError(f"{said}: {words[0] if words else error}.") from None
+    except (HTTPError, OSError) as error:
+        raise InputError(
+            f"{said} is not in the local cache and the hub cannot be reached: go online "
+            f"(unset HF_HUB_OFFLINE), or give a local folder ({type(error).__name__})."
+        ) from None
+
+
+def _listed(repository: str, wanted: Wanted) -> tuple[str | None, list[str]]:
+    """The commit of a data set and the files that are asked for; without network, any of them."""
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    if constants.HF_HUB_OFFLINE:
+        ends = [f"*{kind}{packing}" for kind in KINDS for packing in PACKINGS]
+        return wanted.pinned, [*ends, "README.md"]
+    info = HfApi().dataset_info(repository, revision=wanted.pinned)
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    patterns: list[str] = []
+    if wanted.config and "README.md" in names:
+        card = hf_hub_download(repository, "README.md", repo_type="dataset", revision=info.sha)
+        patterns = _patterns(Path(card).parent, wanted.config)
+    files = [n for n in names if wanted.wants(PurePosixPath(n), patterns)]
+    if not files:
+        raise InputError(_nothing(wanted, Path(wanted.source), list(map(Path, names))))
+    return info.sha, [*map(glob.escape, files), "README.md"]

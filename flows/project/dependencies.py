@@ -1,8 +1,8 @@
-"""`make dvc`: the source files in dvc.yaml, as the stages import them.
+"""`make dvc`: the files in dvc.yaml: those that stages import, and the user's own that they read.
 
 `python -m flows.project.dependencies` rewrites the `infalign/….py` lines among the dependencies of
-every stage and leaves all others alone; with `--check` it writes nothing and exits with 1 where
-something would change.
+every stage, and those that params.yaml names, and leaves all others alone; with `--check` it writes
+nothing and exits with 1 where something would change.
 """
 
 from __future__ import annotations
@@ -12,36 +12,73 @@ import sys
 from pathlib import Path
 
 from infalign.files.code import stage_files
+from infalign.files.sources import DATA, MARK, lines_of
 from infalign.files.workspace import write_text
+from infalign.settings.params import Params, load_params
 
 FILE = Path("dvc.yaml")
 _STAGE = re.compile(r"^  (\w+):", re.MULTILINE)
 _SOURCES = re.compile(r"(?<=\n)(?:      - infalign/\S+\.py\n)+")
+MARK_OR_DATA = re.compile(rf"(?m)^      - (?:.*{MARK}|\$\{{data\.path\}})\n")
 
 
-def rewritten(text: str) -> str:
-    """The text of dvc.yaml with every stage's source files."""
-    head, *sections = re.split(r"(?m)^(?=  \w+:(?: .*)?$)", text)
-    return head + "".join(_with_sources(section) for section in sections)
+def rewritten(text: str, params: Params) -> str:
+    """The text of dvc.yaml with every stage's source files and the user's own."""
+    return "".join(map(_with_sources, _sections(with_own(text, params))))
+
+
+def with_own(text: str, params: Params) -> str:
+    """The text of dvc.yaml with the files that params.yaml names, its other lines as they are."""
+    return "".join(_with_own(section, params) for section in _sections(text))
+
+
+def _sections(text: str) -> list[str]:
+    return re.split(r"(?m)^(?=  \w+:(?: .*)?$)", text)
+
+
+def _word(section: str) -> str | None:
+    """The stage of a section that has dependencies."""
+    found = _STAGE.match(section)
+    return found.group(1) if found and "\n    deps:\n" in section else None
 
 
 def _with_sources(section: str) -> str:
-    found = _STAGE.match(section)
-    if found is None or "\n    deps:\n" not in section:
+    word = _word(section)
+    if word is None:
         return section
-    lines = "".join(f"      - {name}\n" for name in stage_files(found.group(1)))
+    lines = "".join(f"      - {name}\n" for name in stage_files(word))
     bare = _SOURCES.sub("", section)
     return re.sub(r"(\n    deps:\n(?:      - .*\n)*)", lambda match: match.group(1) + lines, bare)
 
 
+def _with_own(section: str, params: Params) -> str:
+    word = _word(section)
+    lines = lines_of(word, params) if word else {}
+    if not MARK_OR_DATA.search(section) and lines.keys() <= {DATA}:
+        return section
+    bare = MARK_OR_DATA.sub("", section)
+    return bare.replace("\n    deps:\n", "\n    deps:\n" + "".join(lines), 1)
+
+
+def write_own(root: Path, params: Params) -> bool:
+    """Bring the user's own files in dvc.yaml up to date; whether anything was written."""
+    path = root / FILE
+    text = path.read_text(encoding="utf-8")
+    wanted = with_own(text, params)
+    if wanted != text:
+        write_text(path, wanted)
+    return wanted != text
+
+
 def main(arguments: list[str]) -> int:
     """Write dvc.yaml, or say whether it is as this would write it."""
+    params = load_params()
     text = FILE.read_text(encoding="utf-8")
-    wanted = rewritten(text)
+    wanted = rewritten(text, params)
     if wanted == text:
         return 0
     if "--check" in arguments:
-        print("dvc.yaml: its source files are not those that the stages import: run `make dvc`.")
+        print("dvc.yaml: its files are not those that the stages read: run `make dvc`.")
         return 1
     write_text(FILE, wanted)
     return 0

@@ -15,8 +15,8 @@ from functools import lru_cache
 
 from infalign.data.dialogue import ASSISTANT, HUMAN, read_marked
 from infalign.data.gold import expansions, gold_utilities, gold_utility, kind_of, request_of
-from infalign.data.hh import Pair
 from infalign.data.lexicon import GRAMMARS, Grammar, Slot, Topic
+from infalign.data.pairs import Pair
 from infalign.errors import InputError
 
 __all__ = [

@@ -171,8 +171,9 @@ def fingerprint(word: str, needs: Needs, params: Params, root: Path) -> str:
         path = root / name
         if not path.exists():
             remedy = "run the stage that writes it"
-            if name == params.data.path and not name.startswith("results/"):
-                remedy = "give data.path a folder of HH files"
+            given = {params.data_path(objective) for objective in params.run.objectives}
+            if name in given and not name.startswith("results/"):
+                remedy = "give a folder or file of data as data.path or objectives.O.data"
             elif name in (params.model.folder, params.reward.folder):
                 remedy = "bring the model back, or correct params.yaml"
             elif name in own_paths(params.objectives):

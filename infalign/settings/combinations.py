@@ -106,7 +106,8 @@ def _enough_prompts(params: Params) -> None:
         "corpus.train_prompts": corpus.train_prompts,
         "corpus.test_prompts": corpus.test_prompts,
     }
-    if Path(params.data.path) == BUILT_IN:
+    paths = {Path(params.data_path(objective)) for objective in params.run.objectives}
+    if paths == {BUILT_IN}:
         pairs += [
             ("sample.train_prompts", sample.train_prompts, "corpus.train_prompts"),
             ("sample.test_prompts", sample.test_prompts, "corpus.test_prompts"),

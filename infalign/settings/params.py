@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from infalign.errors import InputError
 from infalign.settings.combinations import check_combinations
@@ -122,21 +123,64 @@ class Corpus(Section):
     pairs_per_prompt: Positive = Field(default=8, description="preference pairs a prompt")
 
 
+COLUMNS = (  # what a column of preference data may be
+    "prompt",
+    "chosen",
+    "rejected",
+    "messages",
+    "response_1",
+    "response_2",
+    "strength",
+    "score_1",
+    "score_2",
+)
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"{name!r} is none of {list(names)}: correct it")
+        return name
+
+    return check
+
+
+Columns = dict[Annotated[str, AfterValidator(_one_of(COLUMNS))], str]
+Splits = dict[Annotated[str, AfterValidator(_one_of(("train", "test")))], Sequence[str]]
+
+
 class Data(Section):
     """Which preference data to align on."""
 
     path: str = Field(
         default="results/corpus",
         min_length=1,
-        description="folder of HH files, inside or outside the project",
+        description="folder or file of preference data, inside or outside the project",
+    )
+    columns: Columns = Field(
+        default={}, description="names of columns, where they are others: {prompt: instruction}"
+    )
+    splits: Splits = Field(
+        default={}, description="names of splits, where they are others: {train: [train_prefs]}"
     )
     test_share: Share = Field(
-        default=0.2, description="share of prompts held out where a subset has one file"
+        default=0.2, description="share of prompts held out where the data has one split"
     )
-    file_bytes: Positive = Field(
-        default=2000000000, description="largest file, bytes, unpacked: all of it is kept"
+    file_bytes: int = Field(
+        default=20000000000,
+        gt=0,
+        le=2**50,
+        description="largest file, bytes, unpacked; it is read in pieces",
     )
-    line_bytes: Positive = Field(default=10000000, description="longest line of a file, bytes")
+    line_bytes: Positive = Field(default=10000000, description="longest row of a file, bytes")
+    kept_bytes: Positive = Field(
+        default=400000000,
+        description="memory for an objective's pairs, bytes, about; beyond it prompts are chosen "
+        "by their hash",
+    )
+    most_pairs: Positive | None = Field(
+        default=None, description="pairs of an objective at most; null: as many as fit"
+    )
 
 
 class Tiny(Section):
@@ -197,7 +241,13 @@ class Model(Section):
 class Objective(Section):
     """What one policy is aligned for."""
 
-    subset: str = Field(default=".", min_length=1, description="folder below data.path")
+    data: str | None = Field(
+        default=None, min_length=1, description="folder or file of its own; null: data.path"
+    )
+    subset: str | None = Field(
+        default=None, min_length=1, description="folder below the data; null: the data itself"
+    )
+    columns: Columns = Field(default={}, description="names of columns; empty: data.columns")
     procedure: str = Field(
         default="best_of:4", description="inference-time procedure: standard, best_of:4, …"
     )
@@ -217,7 +267,9 @@ class Objective(Section):
 
     @field_validator("subset")
     @classmethod
-    def _below(cls, name: str) -> str:
+    def _below(cls, name: str | None) -> str | None:
+        if name is None or name == ".":
+            return None
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             raise ValueError("a subset is a folder below data.path: name it without `..` or root")
         return name
@@ -376,6 +428,10 @@ class Params(Section):
     def procedure(self, objective: str) -> Any:
         """The objective's inference-time procedure."""
         return parse_procedure(self.objectives[objective].procedure)
+
+    def data_path(self, objective: str) -> str:
+        """The folder or file of an objective's data."""
+        return self.objectives[objective].data or self.data.path
 
     def is_blind(self, variant: str) -> bool:
         """Whether a variant's goal knows nothing of the inference-time procedure."""

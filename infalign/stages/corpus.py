@@ -8,7 +8,8 @@ model can reach on them, and that a gold utility exists.
 from __future__ import annotations
 
 from infalign.data.builtin import GENERATOR, SUBSETS, Corpus, make_corpus
-from infalign.data.hh import SPLITS, write_pairs
+from infalign.data.hh import write_pairs
+from infalign.data.pairs import SPLITS
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.settings.params import Params
 

@@ -1,7 +1,8 @@
 """prepare: preference data as tables that every later stage trusts, and the policy's tokenizer.
 
-Reads data.path, a folder of Anthropic-HH files. Writes results/prepare/{prompts.parquet,
-preferences.parquet, tokenizer/, metrics.json}; metrics.json counts every pair dropped and why.
+Reads data.path, or the objectives' own data, in any form that `infalign.data.forms` knows. Writes
+results/prepare/{prompts.parquet, preferences.parquet, tokenizer/, metrics.json}; metrics.json
+counts every pair dropped and why.
 
 A prompt belongs to one split and one half for all objectives. A dialogue longer than
 model.prompt_tokens keeps its last exchanges; cutting may make prompts equal, so what training
@@ -21,17 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from infalign.data.dialogue import Dialogue
-from infalign.data.hh import (
-    DROP_REASONS,
-    SPLITS,
-    Limits,
-    Pair,
-    Subset,
-    read_subset,
-    without_prompts,
-)
+from infalign.data.pairs import SPLITS, Pair, Subset, without_prompts
+from infalign.data.places import split_name
+from infalign.data.reading import counted, options_of, read_data
 from infalign.data.tokenizer import train_tokenizer
 from infalign.errors import InputError
+from infalign.files.sources import check_listed, data_paths
 from infalign.files.tables import INDEPENDENT, PREFERENCES, PROMPTS, SELECTING, write_table
 from infalign.files.weights import check_kind, check_source, folders
 from infalign.files.workspace import Lengths, Needs, Workspace, write_json
@@ -48,7 +44,7 @@ MOST_TOO_LONG = 0.5  # share of the pairs that may be lost because their prompt 
 def needs(params: Params) -> Needs:
     """What the stage depends on."""
     return Needs(
-        inputs=(params.data.path, *folders(params.model)),
+        inputs=(*data_paths(params), *folders(params.model)),
         params=(
             "run.objectives",
             "data",
@@ -65,7 +61,7 @@ def needs(params: Params) -> Needs:
             *(
                 f"objectives.{objective}.{key}"
                 for objective in params.run.objectives
-                for key in ("subset", "reward", "judge")
+                for key in ("data", "subset", "columns", "reward", "judge")
             ),
         ),
         outputs=("results/prepare",),
@@ -88,8 +84,8 @@ def run(workspace: Workspace) -> None:
     params = workspace.params
     check_source("model", params.model, workspace.root)
     check_kind(params.model, params.model.kind, workspace.root)
-    folder = workspace.root / params.data.path
-    kept = {name: _read(folder, params, name) for name in params.run.objectives}
+    check_listed("prepare", params, workspace.root)
+    kept = {name: _read(workspace.root, params, name) for name in params.run.objectives}
     _separate(kept)
     form = _format(params, kept)
     lengths = _lengths(params, form, kept)
@@ -115,7 +111,7 @@ def run(workspace: Workspace) -> None:
     form.save(out / "tokenizer")
     write_table(out / "prompts.parquet", prompt_columns(kept), PROMPTS)
     write_table(out / "preferences.parquet", pair_columns(kept), PREFERENCES)
-    write_json(out / "metrics.json", _metrics(kept, form, folder, params, lengths))
+    write_json(out / "metrics.json", _metrics(kept, form, workspace, lengths))
     found = {"prompt_tokens": lengths.prompt, "response_tokens": lengths.response}
     write_json(out / "lengths.json", found)
 
@@ -127,11 +123,20 @@ def _texts(part: Kept) -> tuple[list[Dialogue], list[str]]:
     return [prompt for prompt, _ in sides], [text for _, text in sides]
 
 
-def _read(folder: Path, params: Params, objective: str) -> Kept:
-    limits = Limits(params.data.file_bytes, params.data.line_bytes)
-    name = params.objectives[objective].subset
-    subset = read_subset(folder, name, params.data.test_share, limits)
-    splits = {split: list(getattr(subset, split)) for split in SPLITS}
+def _read(root: Path, params: Params, objective: str) -> Kept:
+    about = params.objectives[objective]
+    options = options_of(params.data, about.columns)
+    subset = read_data(root / params.data_path(objective), about.subset, options)
+    if subset.left_out:
+        names = sorted({split_name(path) for path in subset.left_out})
+        print(f"prepare: objective {objective!r}: splits that are not read: {names}.", flush=True)
+    if over := subset.dropped["over_limit"]:
+        print(
+            f"prepare: objective {objective!r}: {over} pairs beyond data.kept_bytes or "
+            "data.most_pairs are left out, whole prompts by their hash.",
+            flush=True,
+        )
+    splits = {split: list(subset.pairs(split)) for split in SPLITS}
     return Kept(subset, splits, Counter(subset.dropped))
 
 
@@ -224,7 +229,7 @@ def _check_left(kept: dict[str, Kept], params: Params, lengths: Lengths) -> None
             halves = {half_of(pair.prompt) for pair in part.splits[split]}
             if not halves or (split == "train" and len(halves) < 2):
                 raise InputError(
-                    f"objective {name!r}: too few prompts of {params.data.path}/{part.subset.name} "
+                    f"objective {name!r}: too few prompts of {params.data_path(name)} "
                     f"are left for the {split} split (dropped: {dict(part.dropped)}): give more "
                     f"data, or raise model.prompt_tokens = {lengths.prompt}."
                 )
@@ -299,16 +304,17 @@ def _names(objective: str, pair: Pair) -> list[str]:
 
 
 def _metrics(
-    kept: dict[str, Kept], form: Format, folder: Path, params: Params, lengths: Lengths
+    kept: dict[str, Kept], form: Format, workspace: Workspace, lengths: Lengths
 ) -> dict[str, Any]:
-    about = _about(folder)
+    params = workspace.params
+    about = {name: _about(workspace.root / params.data_path(name)) for name in kept}
     metrics: dict[str, Any] = {
-        "gold": about.get("gold"),
+        "gold": next((a["gold"] for a in about.values() if a), None),
         "tokenizer": {"name": params.model.name_or_path, "vocab_size": len(form.tokenizer)},
         "objectives": {name: _counts(part, form, lengths) for name, part in kept.items()},
     }
     for name, part in kept.items():
-        ceiling = about.get("subsets", {}).get(part.subset.name, {}).get("test", {})
+        ceiling = about[name].get("subsets", {}).get(part.subset.name, {}).get("test", {})
         metrics["objectives"][name]["accuracy_ceiling"] = ceiling.get("accuracy_ceiling")
     return metrics
 
@@ -329,14 +335,14 @@ def _counts(part: Kept, form: Format, lengths: Lengths) -> dict[str, Any]:
     responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
     prompt_lengths = [len(ids) for ids in form.encode_prompts(prompts)]
     response_lengths = [len(ids) for ids in form.encode_responses(responses)]
-    reasons = (*DROP_REASONS, "prompt_too_long", "repeated_pair")
+    reasons = ("prompt_too_long", "repeated_pair")
     return {
         "subset": part.subset.name,
         "lines": part.subset.lines,
         "pairs": {split: len(part.splits[split]) for split in SPLITS},
         "prompts": {split: len({p.prompt for p in part.splits[split]}) for split in SPLITS},
         "independent_half_share": _share(half_of(pair.prompt) == INDEPENDENT for pair in pairs),
-        "dropped": {reason: part.dropped[reason] for reason in reasons},
+        "dropped": counted(part.dropped) | {reason: part.dropped[reason] for reason in reasons},
         "first_broken_line": part.subset.first_broken,
         "dialogues_cut": part.dialogues_cut,
         "responses_cut": sum(n > lengths.response for n in response_lengths),

@@ -84,7 +84,7 @@ def run(workspace: Workspace) -> None:
             save_png(plate.figure, out / "plots" / f"{plate.name}.png")
     settings = {
         "model": params.model.name_or_path,
-        "data": params.data.path,
+        "data": ", ".join(dict.fromkeys(map(params.data_path, params.run.objectives))),
         "seed": params.run.seed,
         "kl_nats": budget,
         "examples": params.report.examples,

@@ -8,18 +8,18 @@ files, and makes that objective stale alone. Functions and servers are tried on 
 
 from __future__ import annotations
 
+from infalign.files.sources import check_listed, own_files
 from infalign.files.workspace import Needs, Workspace, write_json
 from infalign.rewards.description import described, trained_halves
 from infalign.rewards.trial import try_sources
 from infalign.settings.params import Params
-from infalign.settings.rewards import own_paths
 
 
 def needs(params: Params) -> Needs:
     """What the stage depends on."""
     keys = ("reward", "judge")
     return Needs(
-        inputs=tuple(own_paths({n: params.objectives[n] for n in params.run.objectives})),
+        inputs=tuple(own_files("sources", params)),
         params=(
             "run.objectives",
             *(f"objectives.{name}.{key}" for name in params.run.objectives for key in keys),
@@ -31,6 +31,7 @@ def needs(params: Params) -> Needs:
 def run(workspace: Workspace) -> None:
     """Try, describe, write."""
     params, out = workspace.params, workspace.out / "sources"
+    check_listed("sources", params, workspace.root)
     try_sources(params, workspace.root)
     objectives = {name: params.objectives[name] for name in params.run.objectives}
     for name, objective in objectives.items():

@@ -12,25 +12,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infalign.data.hh import (
-    ASSISTANT,
-    HUMAN,
-    Limits,
-    Pair,
-    hash_share,
-    keep_last_turns,
-    prompt_id_of,
-    read_subset,
-    split_dialogue,
-    turns,
-    write_pairs,
-)
+from infalign.data.dialogue import ASSISTANT, HUMAN, Dialogue, read_marked
+from infalign.data.hh import split_text, write_pairs
+from infalign.data.pairs import Limits, Options, Pair, Subset
+from infalign.data.reading import read_data
 from infalign.errors import InputError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "hh-rlhf"
 ONE = f"{HUMAN} Hi{ASSISTANT}"
 LIMITS = Limits(10_000_000, 1_000_000)
 TWO = f"{HUMAN} Hi{ASSISTANT} Hello.{HUMAN} Why?{ASSISTANT}"
+
+
+def read_subset(folder: Path, name: str, test_share: float, limits: Limits) -> Subset:
+    return read_data(folder, name, Options(limits, test_share))
+
+
+def asked(text: str) -> Dialogue:
+    """A text with markers as a dialogue."""
+    dialogue = read_marked(text)
+    assert dialogue is not None
+    return dialogue
 
 
 def line(chosen: str = f"{ONE} a", rejected: str = f"{ONE} b") -> str:
@@ -50,37 +52,13 @@ def put(folder: Path, lines: list[str], split: str = "train", end: str = "") -> 
 
 
 def test_splits_at_the_last_assistant_marker() -> None:
-    assert split_dialogue(f"{TWO} Because.\n") == (TWO, "Because.")
-    assert split_dialogue(f"{ONE}") == (ONE, "")
+    assert split_text(f"{TWO} Because.\n") == (TWO, "Because.")
+    assert split_text(f"{ONE}") == (ONE, "")
 
 
 @pytest.mark.parametrize("text", ["hello", f"{HUMAN} Hi", f"x{ONE} a", f"{ONE} a{HUMAN} And?"])
 def test_what_is_no_dialogue_ending_with_the_assistant(text: str) -> None:
-    assert split_dialogue(text) is None
-
-
-def test_a_prompt_is_cut_at_turn_boundaries_only() -> None:
-    last = f"{HUMAN} Why?{ASSISTANT}"
-    assert turns(TWO) == [f"{HUMAN} Hi{ASSISTANT} Hello.", last]
-    assert keep_last_turns(TWO, lambda text: len(text) <= len(TWO)) == TWO
-    assert keep_last_turns(TWO, lambda text: len(text) < len(TWO)) == last
-    assert keep_last_turns(TWO, lambda text: len(text) < len(last)) is None
-
-
-@given(st.lists(st.text(alphabet="ab", max_size=5), min_size=1, max_size=6), st.integers(0, 200))
-def test_cutting_keeps_the_longest_fitting_end(said: list[str], longest: int) -> None:
-    prompt = "".join(f"{HUMAN} {text}{ASSISTANT}" for text in said)
-    ends = ["".join(turns(prompt)[i:]) for i in range(len(said))]
-    oracle = next((end for end in ends if len(end) <= longest), None)
-    assert keep_last_turns(prompt, lambda text: len(text) <= longest) == oracle
-
-
-def test_identity_and_hash_share_are_fixed() -> None:
-    assert prompt_id_of("x") == "2d711642b726b044"
-    shares = [hash_share(str(i), "test") for i in range(4000)]
-    assert all(0 <= share < 1 for share in shares)
-    assert sum(share < 0.2 for share in shares) / 4000 == pytest.approx(0.2, abs=0.02)
-    assert hash_share("1", "test") != hash_share("1", "half")
+    assert split_text(text) is None
 
 
 def test_reads_two_files_and_counts_what_it_drops(tmp_path: Path) -> None:
@@ -98,8 +76,10 @@ def test_reads_two_files_and_counts_what_it_drops(tmp_path: Path) -> None:
     )
     put(tmp_path, [numbered(6)[5]], "test", ".gz")
     subset = read_subset(tmp_path, "sub", 0.2, LIMITS)
-    assert [pair.prompt for pair in subset.train] == [f"{HUMAN} q{i}{ASSISTANT}" for i in range(5)]
-    assert subset.test == [Pair(f"{HUMAN} q5{ASSISTANT}", "a", "b", "sub/test.jsonl.gz")]
+    marked = [pair.prompt.marked for pair in subset.train]
+    assert marked == [f"{HUMAN} q{i}{ASSISTANT}" for i in range(5)]
+    question = asked(f"{HUMAN} q5{ASSISTANT}")
+    assert subset.test == [Pair(question, "a", "b", "sub/test.jsonl.gz")]
     assert subset.lines == 12
     assert {reason: n for reason, n in subset.dropped.items() if n} == {
         "broken_line": 2,
@@ -123,7 +103,7 @@ def test_a_single_file_is_split_by_prompt(tmp_path: Path, split: str) -> None:
 
 
 def test_what_is_written_is_read_back_and_has_fixed_bytes(tmp_path: Path) -> None:
-    pairs = [Pair(f"{TWO}", "é “x”", f"y\n{i}", "sub/train.jsonl.gz") for i in range(3)]
+    pairs = [Pair(asked(TWO), "é “x”", f"y\n{i}", "sub/train.jsonl.gz") for i in range(3)]
     paths = [tmp_path / "sub" / "train.jsonl.gz", tmp_path / "other" / "again.jsonl.gz"]
     for path in paths:
         write_pairs(path, pairs)
@@ -135,13 +115,15 @@ def test_what_is_written_is_read_back_and_has_fixed_bytes(tmp_path: Path) -> Non
 
 BAD_FIRST_LINES = {
     "not JSON": ("id,text", "line 1 is not JSON"),
-    "another object": ("[1]", "line 1 is not a JSON object"),
+    "another object": ("1", "line 1 is not a JSON object"),
+    "an array": ("[1]", "goes on after the end of its JSON array"),
     "no chosen": ('{"prompt": "x", "rejected": "y"}', "line 1 has no 'chosen' text"),
     "chosen null": (json.dumps({"chosen": None, "rejected": "y"}), "has no 'chosen' text"),
     "no rejected": (json.dumps({"chosen": f"{ONE} a"}), "line 1 has no 'rejected' text"),
     "no markers": (line("a", "b"), "line 1 has a 'chosen' that is no dialogue"),
     "half a character": (line(f"{ONE} \ud800"), "line 1 has a 'chosen' text that is not valid"),
-    "deep nesting": ("[" * 100000, "line 1 is not JSON"),
+    "deep nesting": ("[" * 100000, "item 1 is not JSON"),
+    "a deep object": ('{"a":' * 100000, "line 1 is not JSON"),
     "5,000 digits": (f'{{"n": {"9" * 5000}}}', "line 1 is not JSON"),
     "a raw NUL": (line().replace("Hi", "H\0i"), "line 1 is not JSON"),
 }
@@ -151,7 +133,7 @@ BAD_FIRST_LINES = {
 def test_a_file_that_is_not_hh_is_an_error_with_file_and_line(tmp_path: Path, name: str) -> None:
     text, message = BAD_FIRST_LINES[name]
     path = put(tmp_path, [text, *numbered(500)])
-    with pytest.raises(InputError, match="Anthropic HH format") as caught:
+    with pytest.raises(InputError, match=r"HH format|JSON array") as caught:
         read_subset(tmp_path, "sub", 0.2, LIMITS)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
@@ -161,7 +143,7 @@ def test_stray_broken_lines_are_counted_many_are_an_error(tmp_path: Path) -> Non
     put(tmp_path, [*numbered(600), *["{"] * 6])
     assert read_subset(tmp_path, "sub", 0.2, LIMITS).dropped["broken_line"] == 6
     put(tmp_path, [*numbered(600), *["{"] * 7])
-    with pytest.raises(InputError, match=r"line 601 is not JSON \(7 of the 607 lines"):
+    with pytest.raises(InputError, match=r"line 601 is not JSON \(7 of the 607 rows"):
         read_subset(tmp_path, "sub", 0.2, LIMITS)
 
 
@@ -234,7 +216,7 @@ def test_a_spoilt_file_gives_data_or_one_sentence(
         return
     pairs = subset.train + subset.test
     assert 0 < len(pairs) <= subset.lines
-    assert json.dumps(pairs, ensure_ascii=False).encode()  # every text can be written
+    assert all(f"{pair.prompt.text}{pair[1:]}".encode() for pair in pairs)
 
 
 def test_bounds_on_a_file_and_on_a_line(tmp_path: Path) -> None:
@@ -266,7 +248,7 @@ def test_a_small_archive_of_much_is_never_unpacked_as_a_whole(
     try:
         with contextlib.suppress(InputError):
             read_subset(tmp_path, "sub", 0.2, Limits(100_000_000, 1_000_000))
-        with pytest.raises(InputError, match=r"data\.file_bytes"):
+        with pytest.raises(InputError, match=r"data\.(file|line)_bytes"):
             read_subset(tmp_path, "sub", 0.2, Limits(40_000_000, 1_000_000))
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -176,6 +176,7 @@ def test_the_same_bytes_again_and_a_tokenizer_that_loads(
     first, again = (run(smoke_tree, data, tmp_path / name) for name in ("a", "b"))
     files = sorted(str(p.relative_to(first)) for p in first.rglob("*") if p.is_file())
     assert files == [
+        "lengths.json",
         "metrics.json",
         "preferences.parquet",
         "prompts.parquet",
@@ -290,6 +291,9 @@ def test_real_data_is_counted_right(smoke_tree: dict[str, Any], tmp_path: Path) 
     assert objective_counts(folder, "helpful")["dialogues_cut"] > 100
 
 
+TURN = re.compile(r"\s*(\n\n(?:Human|Assistant):)\s*")  # what is around markers says nothing
+
+
 def recount(folder: Path, data: Path) -> None:
     """Prompts, pairs and every reason once more, by plain loops over the files."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -305,7 +309,8 @@ def recount(folder: Path, data: Path) -> None:
             for line in gzip.decompress(path.read_bytes()).splitlines():
                 lines += 1
                 row = json.loads(line)
-                sides = [row[side].rsplit(ASSISTANT, 1) for side in ("chosen", "rejected")]
+                both = (f"\n\n{row[side].strip()}" for side in ("chosen", "rejected"))
+                sides = [TURN.sub(r"\1 ", text).rsplit(ASSISTANT, 1) for text in both]
                 answers = [side[1].strip() for side in sides]
                 if sides[0][0] != sides[1][0]:
                     reasons["prompt_differs"] += 1

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from flows.project.datasets import default_name
+from tests.data.thirty import FORMS, thirty, write_rows
 from tests.flows.conftest import Project, write_toy
+from tests.flows.project.hub import COMMIT, hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -104,12 +106,15 @@ def _empty(folder: Path) -> None:
     [
         (["{source}"], _truncate, "is a truncated gzip file"),
         (["{source}"], _not_json, "is not JSON"),
-        (["{source}"], _empty, "has no <subset>/"),
-        (["{source}/nowhere"], None, "is not a folder"),
+        (["{source}"], _empty, "has no file of data"),
+        (["{source}/nowhere"], None, "is not a folder or a file"),
         (["{source}", "--name", "../up"], None, "cannot name a folder"),
         (["{source}", "--name", ".hidden"], None, "cannot name a folder"),
         (["hub:Anthropic/not-there"], None, "is not in the local cache and the hub cannot be"),
-        (["hub:no-owner"], None, "write hub:OWNER/NAME"),
+        (["hub:no-owner"], None, "write OWNER/NAME"),
+        (["Anthropic/not-there"], None, "is not in the local cache and the hub cannot be"),
+        (["{source}", "--split", "dev"], None, "has no split ['dev'] (it has the splits"),
+        (["{source}", "--column", "x=y"], None, "write ROLE=NAME"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(
@@ -206,7 +211,7 @@ def test_the_bounds_of_params_hold(bare: Project, tmp_path: Path) -> None:
     file = bare.root / "params.yaml"
     before = file.read_text()
     try:
-        file.write_text(before.replace("file_bytes: 2000000000", "file_bytes: 300"))
+        file.write_text(before.replace("file_bytes: 20000000000", "file_bytes: 300"))
         status, output = bare.run("data", "add", str(source))
     finally:
         file.write_text(before)
@@ -219,3 +224,94 @@ def test_the_bounds_of_params_hold(bare: Project, tmp_path: Path) -> None:
 def test_names() -> None:
     assert default_name("hub:Anthropic/hh-rlhf@main") == "hh-rlhf"
     assert default_name("/data/mine/") == "mine"
+
+
+CARD = """---
+configs:
+- config_name: short
+  data_files:
+  - split: train
+    path: "parts/s-train-*"
+  - split: test
+    path: "parts/s-test-*"
+---
+Words about it.
+"""
+
+
+def test_the_hub_over_http_with_a_split_a_configuration_and_a_revision(
+    bare: Project, tmp_path: Path
+) -> None:
+    repository = tmp_path / "somebody" / "preferences"
+    rows = [FORMS["ultrafeedback"](pair) for pair in thirty()]
+    for name in ("train_prefs", "test_prefs", "train_sft"):
+        write_rows(repository / "data" / f"{name}-00000-of-00001.parquet", rows)
+    write_rows(repository / "parts" / "s-train-0.jsonl", rows[:20])
+    write_rows(repository / "parts" / "s-test-0.jsonl.gz", rows[20:])
+    (repository / "README.md").write_text(CARD)
+
+    def add(name: str, *arguments: str, **environment: str) -> tuple[int, str]:
+        online = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / name), "HF_HUB_OFFLINE": "0"}
+        return bare.run(
+            "data", "add", "somebody/preferences", "--name", name, *arguments,
+            **(online | environment),
+        )  # fmt: skip
+
+    with hub(tmp_path) as (address, asked):
+        status, output = add("prefs", "--split", "train_prefs", "--split", "test_prefs")
+        assert status == 0, output
+        assert "preference pairs, conversations, 30 rows" in output
+        assert "objectives: {NAME: {data: data/raw/prefs}}" in output
+        folder = bare.root / "data" / "raw" / "prefs"
+        assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == [
+            "source.json",
+            "test_prefs-00000-of-00001.parquet",
+            "train_prefs-00000-of-00001.parquet",
+        ]
+        assert json.loads((folder / "source.json").read_text()) == {
+            "repository": "somebody/preferences",
+            "revision": COMMIT,
+            "config": None,
+            "splits": ["train_prefs", "test_prefs"],
+        }
+        assert not any("train_sft" in path for path in asked), "more was fetched than is wanted"
+        status, output = add("tag", "--config", "short", "--revision", "v1")
+        assert status == 0, output
+        there = {p.name for p in (bare.root / "data" / "raw" / "tag").rglob("s-*")}
+        assert there == {"s-train-0.jsonl", "s-test-0.jsonl.gz"}
+        for arguments, words in (
+            (("--split", "dev"), "has no split ['dev'] (it has the splits"),
+            (("--revision", "v9"), "somebody/preferences at v9"),
+        ):
+            status, output = add("none", *arguments)
+            assert status == 2, output
+            assert words in output
+            assert len(output.strip().splitlines()) == 1
+    status, output = add("later")
+    assert status == 2, output
+    assert "the hub cannot be reached" in output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_show_says_what_it_sees_and_changes_nothing(bare: Project, tmp_path: Path) -> None:
+    rows = [{"instruction": f"q{n}", "good": "a", "bad": "b" if n else "a"} for n in range(20)]
+    path = write_rows(tmp_path / "mine.json.zst", rows)
+    before = sorted(bare.root.rglob("*"))
+    status, output = bare.run("data", "show", str(path))
+    assert status == 2, output
+    assert len(output.strip().splitlines()) == 1
+    for words in (f"{path}: no preference pairs", "instruction (text)", "columns: {prompt:"):
+        assert words in output
+    columns = ("prompt=instruction", "chosen=good", "rejected=bad")
+    options = [word for column in columns for word in ("--column", column)]
+    status, output = bare.run("data", "show", str(path), *options)
+    assert status == 0, output
+    for words in (
+        "mine.json.zst: preference pairs, a prompt and two texts, 20 rows",
+        "dropped: 1 for identical_pair",
+        "turns of a prompt: user (19)",
+        "columns: {prompt: instruction, chosen: good, rejected: bad}",
+        "  rejected: b",
+    ):
+        assert words in output
+    assert sorted(bare.root.rglob("*")) == before

@@ -1,0 +1,66 @@
+"""The user's own files that stages read, which dvc.yaml lists beside the project's.
+
+DVC takes no list of dependencies from params.yaml, so `make dvc` and `infalign run` write these
+into dvc.yaml by their names, each on a line that ends with `MARK`. A stage that finds one missing
+there says so: its results would not change with the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from infalign.errors import InputError
+from infalign.settings.params import Params
+from infalign.settings.rewards import own_paths
+
+MARK = "# by params.yaml"
+DATA = "      - ${data.path}\n"
+
+
+def data_paths(params: Params) -> tuple[str, ...]:
+    """The data that `prepare` reads, each path once."""
+    return tuple(dict.fromkeys(map(params.data_path, params.run.objectives)))
+
+
+def own_files(word: str, params: Params) -> dict[str, str]:
+    """The user's own files that a stage reads, beside data.path: path to the setting."""
+    if word == "sources":
+        return own_paths({name: params.objectives[name] for name in params.run.objectives})
+    if word != "prepare":
+        return {}
+    return {
+        path: f"objectives.{name}.data"
+        for name in params.run.objectives
+        if (path := params.data_path(name)) != params.data.path
+    }
+
+
+def lines_of(word: str, params: Params) -> dict[str, str]:
+    """The lines of dvc.yaml's dependencies that follow from params.yaml: line to the setting."""
+    lines = {_line(path): setting for path, setting in own_files(word, params).items()}
+    if word == "prepare" and params.data.path in data_paths(params):
+        lines = {DATA: "data.path", **lines}
+    return lines
+
+
+def _line(path: str) -> str:
+    quoted = json.dumps(path.replace("${", "\\${"), ensure_ascii=False)
+    plain = re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", path) and not path.startswith("-")
+    return f"      - {path if plain else quoted}  {MARK}\n"
+
+
+def check_listed(word: str, params: Params, root: Path) -> None:
+    """Raise where dvc.yaml does not list a user's file that a stage is about to read."""
+    try:
+        text = (root / "dvc.yaml").read_text(encoding="utf-8")
+    except FileNotFoundError:  # the stage by itself, in a plain folder
+        return
+    section = re.search(rf"(?ms)^  {word}:.*?(?=^  \w|\Z)", text)
+    for line, setting in lines_of(word, params).items():
+        if section and line not in section[0]:
+            raise InputError(
+                f"dvc.yaml: {word} does not depend on what {setting} names, so that no change of "
+                "it would be noticed: let `infalign run` or `make dvc` write it there."
+            )

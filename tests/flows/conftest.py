@@ -81,7 +81,7 @@ PLANTED = "planted-s3cret"
 PREFECT_KEY = "the-key-of-the-one-prefect-server-of-all-tests"
 VARIANTS = ["ctrl", "rlhf"]
 OBJECTIVES = ["helpful", "harmless"]
-REAL_INSTANCES = 5 + 2 + 2 * len(VARIANTS) + 2 + 1
+REAL_INSTANCES = 6 + 2 + 2 * len(VARIANTS) + 2 + 1
 INSTANCES = ["corpus", "prepare", "align@helpful-ctrl", "align@harmless-ctrl", "report"]
 
 

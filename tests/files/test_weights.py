@@ -28,7 +28,7 @@ NAME = "somebody/a-model"
 LOADED = """
 import sys, torch
 from infalign.lm.models import build_reward_model, load_policy, load_tokenizer
-for revision in sys.argv[2:]:
+for revision in sys.argv[2:4]:
     cpu = torch.device("cpu")
     policy = load_policy(sys.argv[1], cpu, revision=revision)
     tokenizer = load_tokenizer(sys.argv[1], revision)
@@ -36,13 +36,9 @@ for revision in sys.argv[2:]:
     size = len(tokenizer)
     weight = lambda model: float(model.model.norm.weight.detach().sum())
     print(weight(policy), weight(reward), size)
-"""
-
-PREPARED = """
-import sys
 from infalign.processes.one_stage import main
 print("exit", main(["corpus", "--params", "old.yaml"]))
-for name in sys.argv[1:]:
+for name in sys.argv[4:]:
     print("exit", main(["prepare", "--params", f"{name}.yaml"]))
 """
 
@@ -132,15 +128,10 @@ def python(home: Path, folder: Path, *arguments: str) -> subprocess.CompletedPro
     )
 
 
-def test_a_hub_name_is_loaded_at_its_commit_wherever_main_is(hub: Path, tmp_path: Path) -> None:
-    done = python(hub, tmp_path, "-c", LOADED, NAME, OLD, NEW)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:2] == ["16.0 16.0 294", "48.0 48.0 294"]
-
-
-def test_a_hub_name_without_a_commit_is_a_sentence_that_gives_it(
+def test_a_hub_name_is_loaded_at_its_commit_and_without_one_is_a_sentence_that_gives_it(
     hub: Path, smoke_tree: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Wherever main is; in one process, which reads the home of the hub's library once."""
     revisions = {"none": None, "lost": "a" * 40, "old": OLD}
     for name, revision in revisions.items():
         tree = copy.deepcopy(smoke_tree)
@@ -148,7 +139,9 @@ def test_a_hub_name_without_a_commit_is_a_sentence_that_gives_it(
         tree["model"] |= {"prompt_tokens": 54, "response_tokens": 9}  # of 64 positions
         tree["model"]["kind"] = "base"
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
-    done = python(hub, tmp_path, "-c", PREPARED, *revisions)
+    done = python(hub, tmp_path, "-c", LOADED, NAME, OLD, NEW, *revisions)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["16.0 16.0 294", "48.0 48.0 294"]
     assert re.findall(r"^exit (.*)", done.stdout, re.MULTILINE) == ["0", "2", "2", "0"], done.stderr
     unfit, lost = done.stderr.strip().splitlines()
     assert f"fit model.name_or_path = '{NAME}': set it to '{NEW}'" in unfit

@@ -1,15 +1,20 @@
 """A toy project with real git, DVC, Prefect and MLflow, whose stages take a moment each.
 
-One Prefect server serves all tests. Every child refuses connections to other machines and writes
-down each attempt.
+One Prefect server serves all tests of all workers. Every child refuses connections to other
+machines and writes down each attempt.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +23,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from filelock import FileLock
 
 from flows.children.processes import end_leftovers
 from infalign.files.weights import NONE
@@ -79,6 +85,23 @@ stages:
 """
 PLANTED = "planted-s3cret"
 PREFECT_KEY = "the-key-of-the-one-prefect-server-of-all-tests"
+SERVER = """
+import fcntl, os, sys, time
+from pathlib import Path
+from flows.services.prefect_server import prefect_server
+root = Path(sys.argv[1])
+with prefect_server(root) as server, open(root / "users") as users:
+    server.wait()
+    (root / "new").write_text(server.url)
+    os.replace(root / "new", root / "url")
+    while True:  # until nobody holds it any more, however they ended
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.5)
+    (root / "url").unlink()
+"""
 VARIANTS = ["ctrl", "rlhf"]
 OBJECTIVES = ["helpful", "harmless"]
 REAL_INSTANCES = 6 + 2 + 2 * len(VARIANTS) + 2 + 1
@@ -127,6 +150,28 @@ class Project:
                 child.kill()
                 raise
         return child.returncode, output
+
+    def inside(self, *arguments: str, **extra: str) -> tuple[int, str]:
+        """Run `infalign …` in this process, where a process is not what is tested."""
+        from flows import cli
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = [signal.getsignal(number) for number in numbers]
+        status, said = 0, io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.chdir(self.root):
+            for name in os.environ.keys() - self.environment.keys() - extra.keys():
+                patch.delenv(name)
+            for name, value in (self.environment | extra).items():
+                patch.setenv(name, value)
+            try:
+                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                    cli.main(list(arguments))
+            except SystemExit as end:
+                status = int(end.code or 0)
+            finally:
+                for number, handler in zip(numbers, handlers, strict=True):
+                    signal.signal(number, handler)
+        return status, said.getvalue()
 
     def tracking(self) -> Any:
         """A client of the project's MLflow."""
@@ -183,28 +228,57 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     assert not calls.exists(), f"something called home: {calls.read_text()}"
 
 
+def started(root: Path, environment: Mapping[str, str]) -> str:
+    """The address of the Prefect server in a folder, started by the first to ask."""
+    from flows.services.prefect_app import key_path
+
+    with FileLock(root / "lock"):
+        if not (root / "url").exists():
+            key_path(root).parent.mkdir(exist_ok=True)
+            key_path(root).touch(0o600)
+            key_path(root).write_text(PREFECT_KEY)
+            own = {
+                "PREFECT_HOME": str(root / "home"),
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            }
+            kept = {k: v for k, v in environment.items() if not k.startswith("PREFECT_")}
+            with open(root / "log", "ab") as log:
+                child = subprocess.Popen(
+                    [sys.executable, "-c", SERVER, str(root)],
+                    env=kept | own,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            while not (root / "url").exists():
+                assert child.poll() is None, (root / "log").read_text()
+                time.sleep(0.1)
+            child.returncode = 0  # it ends by itself, after all workers
+        return (root / "url").read_text()
+
+
 @pytest.fixture(scope="session")
 def prefect_api(
     tmp_path_factory: pytest.TempPathFactory, quiet: Mapping[str, str]
 ) -> Iterator[str]:
-    """The address of one Prefect server for all tests."""
-    from flows.services.prefect_app import key_path
-    from flows.services.prefect_server import prefect_server
+    """The address of one Prefect server for all tests of all workers."""
+    from flows.services.prefect_app import client_environment
 
-    root = tmp_path_factory.mktemp("prefect")
-    with pytest.MonkeyPatch.context() as patch:
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prefect"
+    root.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, open(root / "users", "a") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        url = started(root, quiet)
         for name in [n for n in os.environ if n.startswith("PREFECT_")]:
             patch.delenv(name)
-        for name in ("PYTHONPATH", "TEST_CALLS"):
-            patch.setenv(name, quiet[name])
         patch.setenv("PREFECT_HOME", str(root / "home"))
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        key_path(root).parent.mkdir()
-        key_path(root).write_text(PREFECT_KEY)
-        key_path(root).chmod(0o600)
-        with prefect_server(root) as server:
-            server.wait()
-            yield server.url
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        for name, value in client_environment(root, port).items():
+            patch.setenv(name, value)
+        yield url
 
 
 def client_of(project: Project) -> Any:
@@ -212,6 +286,24 @@ def client_of(project: Project) -> Any:
     from prefect.client.orchestration import PrefectClient
 
     return PrefectClient(project.environment["PREFECT_API_URL"], auth_string=PREFECT_KEY)
+
+
+async def newest_run(client: Any, project: Project) -> Any:
+    """The newest flow run of a project."""
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    found = await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=200)
+    return next(run for run in found if run.parameters.get("root") == str(project.root))
+
+
+async def artifacts(project: Project) -> dict[str, Any]:
+    """The artifacts of a project's newest flow run, by key."""
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    async with client_of(project) as client:
+        of_it = ArtifactFilterFlowRunId(any_=[(await newest_run(client, project)).id])
+        found = await client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=of_it))
+    return {artifact.key: artifact.data for artifact in found}
 
 
 def write_toy(root: Path) -> None:
@@ -234,16 +326,19 @@ def write_toy(root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, quiet: dict[str, str], prefect_api: str
-) -> tuple[Project, str]:
+def finished(make_once: MakeOnce, quiet: dict[str, str], prefect_api: str) -> tuple[Project, str]:
     """A toy project that has been run once, and what the command said: only to read."""
-    root = tmp_path_factory.mktemp("finished") / "project"
-    write_toy(root)
-    project = Project(root, quiet | {"PREFECT_API_URL": prefect_api})
-    status, output = project.run("run", PLANTED_TOKEN=PLANTED)
-    assert status == 0, output
-    return project, output
+    environment = quiet | {"PREFECT_API_URL": prefect_api}
+
+    def make(folder: Path) -> None:
+        project = Project(folder / "project", environment)
+        write_toy(project.root)
+        status, output = project.run("run", PLANTED_TOKEN=PLANTED)
+        assert status == 0, output
+        (folder / "said").write_text(output)
+
+    folder = make_once("finished", make)
+    return Project(folder / "project", environment), (folder / "said").read_text()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -56,7 +55,7 @@ def pickled(folder: Path) -> None:
 LOADERS = [load_policy, load_reward_model, lambda name, device: check_weights(name)]
 
 
-def test_a_pickle_is_refused_and_the_sentence_converts_it(folder):
+def test_a_pickle_is_refused_and_the_sentence_converts_it(folder, monkeypatch):
     weights = load_file(folder / "model.safetensors")
     pickled(folder)
     for load in LOADERS:
@@ -64,7 +63,9 @@ def test_a_pickle_is_refused_and_the_sentence_converts_it(folder):
             load(folder, CPU)
     command = shlex.split(str(caught.value).split("convert it once: ")[1].removesuffix("."))
     assert command[0] == "python"
-    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    assert command[1] == "-c"
+    monkeypatch.setattr(sys, "argv", command[1:])
+    exec(command[2], {"__name__": "__main__"})
     for name, weight in load_policy(folder, CPU).state_dict().items():
         assert torch.equal(weight, weights.get(name, weight))
 

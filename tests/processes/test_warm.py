@@ -37,7 +37,7 @@ def server(project):
     process = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stdin=subprocess.PIPE)
     wait_for(Path(address).exists)
     yield process, ENVIRONMENT | {warm.ADDRESS: address}
-    process.communicate(timeout=10)  # the end of its input is its own
+    process.communicate(timeout=60)  # the end of its input is its own
 
 
 def wait_for(condition, seconds=60):

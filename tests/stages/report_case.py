@@ -78,7 +78,8 @@ def write_inputs(root: Path, params: Params, gold: bool = True) -> None:
     write_json(results / "prepare" / "metrics.json", metrics)
     write_json(
         results / "sft" / "metrics.json",
-        {"parameters": 205120, "held_out_perplexity": 3.21, "ended_share": 0.99},
+        {"parameters": 205120, "held_out_perplexity": 3.21, "ended_share": 0.99}
+        | {"empty_share": 0.0},
     )
     accuracy = {
         "accuracy": 0.742,

@@ -138,7 +138,7 @@ def test_markup_in_responses_is_shown_not_obeyed(tmp_path, monkeypatch):
     plain = report_case.draw_response
     hostile = '<script>alert("1")</script> & <b>bold</b>'
     monkeypatch.setattr(report_case, "draw_response", lambda *a: f"{hostile} {plain(*a)}")
-    params = case_params(run={"objectives": ["helpful"]})
+    params = case_params(run={"objectives": ["helpful"], "variants": ["ctrl"]})
     folder = make_report(tmp_path, params)
     assert "script" not in read_page(folder).tags
     assert "&lt;script&gt;" in (folder / "index.html").read_text()
@@ -170,19 +170,23 @@ def test_any_names_and_any_number_of_variants(tmp_path):
     assert (folder / "plots" / "X_1_frontier.png").is_file()
 
 
-def test_one_variant_alone(tmp_path):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same for one variant of one objective, whose beta was given."""
     params = case_params(
         run={"objectives": ["harmless"], "variants": ["ctrl"]},
+        align={"beta": 0.1},
         evaluate={"best_of": [1], "bootstrap": 100},
     )
-    page = read_page(make_report(tmp_path, params))
-    assert "Paired differences" not in " ".join(page.text)
+    return make_report(tmp_path_factory.mktemp("alone"), params), params
 
 
-def test_a_page_without_a_budget_says_so(tmp_path):
-    one = {"objectives": ["helpful"], "variants": ["ctrl"]}
-    folder = make_report(tmp_path, case_params(run=one, align={"beta": 0.1}))
-    text = " ".join(read_page(folder).text)
+def test_one_variant_alone(alone):
+    assert "Paired differences" not in " ".join(read_page(alone[0]).text)
+
+
+def test_a_page_without_a_budget_says_so(alone):
+    text = " ".join(read_page(alone[0]).text)
     assert "none: β was given" in text
     assert "off the KL budget" not in text.replace("off the KL budget: 0", "")
 

@@ -55,21 +55,21 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     assert callable(spoil)
     spoil(bare)
-    status, output = bare.run("run", *arguments)
+    status, output = bare.inside("run", *arguments)
     assert status == 2, output
     assert words in output
     assert len(output.strip().splitlines()) == 1
 
 
 def test_a_prefect_that_is_not_there_is_one_sentence(bare: Project) -> None:
-    status, output = bare.run("run", PREFECT_API_URL="http://127.0.0.1:9/api")
+    status, output = bare.inside("run", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert status == 2, output
     assert "PREFECT_API_URL = http://127.0.0.1:9/api is not answered by a Prefect" in output
     assert len(output.strip().splitlines()) == 1
 
 
 def test_a_dry_run_says_what_is_stale_and_why(bare: Project) -> None:
-    status, output = bare.run("run", "--dry-run")
+    status, output = bare.inside("run", "--dry-run")
     assert status == 0, output
     assert output.splitlines()[0].startswith("corpus: ")
     assert not (bare.root / "results").exists()

@@ -75,19 +75,22 @@ def test_other_weights_in_place_make_all_stale_that_loads_them(
 TOY = """\
 stages:
   report:
-    cmd: sha256sum ${model.folder}/model.safetensors > out
-    deps: ["${model.folder}"]
-    params: [model]
+    cmd: sha256sum ${model.folder}/model.safetensors ${reward.folder}/model.safetensors > out
+    deps: ["${model.folder}", "${reward.folder}"]
+    params: [model, reward]
     outs: [out]
 """
 
 
-def toy(root: Path, folder: str, environment: dict[str, str]) -> str:
-    """A committed project whose only stage reads a local model; the commit."""
+def toy(root: Path, environment: dict[str, str], **folders: str) -> str:
+    """A committed project whose only stage reads local models; the commit."""
     git(root, "init", "--quiet")
     dvc(root, environment, "init", "--quiet")
     (root / "dvc.yaml").write_text(TOY)
-    tree = {"model": {"name_or_path": folder, "revision": None, "folder": folder}}
+    tree = {
+        section: {"name_or_path": folder, "revision": None, "folder": folder}
+        for section, folder in folders.items()
+    }
     (root / "params.yaml").write_text(yaml.safe_dump(tree))
     (root / ".gitignore").write_text("/weights/\n/out\n")
     dvc(root, environment, "repro", "--quiet")
@@ -96,25 +99,24 @@ def toy(root: Path, folder: str, environment: dict[str, str]) -> str:
     return git(root, "rev-parse", "HEAD").strip()
 
 
-@pytest.mark.parametrize("place", ["weights/mine", "../model"])
-def test_a_restored_commit_finds_its_model_or_says_that_it_changed(
-    tmp_path: Path, quiet: dict[str, str], model: Path, place: str
+def test_a_restored_commit_finds_its_models_or_says_that_one_changed(
+    tmp_path: Path, quiet: dict[str, str], model: Path
 ) -> None:
+    """One in the project, which git does not have, and one beside it."""
     root = tmp_path / "project"
-    root.mkdir()
-    if place == "weights/mine":
-        model = Path(shutil.move(model, root / "weights" / "mine"))
-    commit = toy(root, place, quiet)
+    shutil.copytree(model, root / "weights" / "mine")
+    commit = toy(root, quiet, model="weights/mine", reward="../model")
     folder = asyncio.run(restore(root, commit, tmp_path / "again", no_line))
     assert asyncio.run(first_difference(folder, no_line)) is None
-    if place == "weights/mine":
-        return  # a link to it; what follows is the same wherever a model lies
-    change(model)
-    with pytest.raises(InputError, match=r"model\.folder = .* are no longer those that"):
-        asyncio.run(restore(root, commit, tmp_path / "changed", no_line))
-    shutil.rmtree(model)
-    with pytest.raises(InputError, match=r"model\.folder = .* no such model is there"):
-        asyncio.run(restore(root, commit, tmp_path / "gone", no_line))
+    for place, name in ((root / "weights" / "mine", "model"), (model, "reward")):
+        kept = shutil.copytree(place, tmp_path / "kept")
+        change(place)
+        with pytest.raises(InputError, match=rf"{name}\.folder = .* are no longer those that"):
+            asyncio.run(restore(root, commit, tmp_path / "changed", no_line))
+        shutil.rmtree(place)
+        with pytest.raises(InputError, match=rf"{name}\.folder = .* no such model is there"):
+            asyncio.run(restore(root, commit, tmp_path / "gone", no_line))
+        kept.rename(place)
     assert not {"changed", "gone"} & {path.name.strip(".") for path in tmp_path.iterdir()}
 
 

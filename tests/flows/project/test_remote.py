@@ -13,7 +13,7 @@ import pytest
 from flows.tracking.tracker import PARENT, Tracker
 from tests.flows.conftest import Project
 from tests.flows.project.test_restoring import committed, git
-from tests.flows.runs.test_pipeline import files
+from tests.flows.runs.test_pipeline import files, wait_for
 
 Copy = Callable[[], Project]
 SECRET = "planted/Secret+of40characters0000000000"
@@ -103,6 +103,7 @@ def test_a_database_password_reaches_neither_words_nor_files(tmp_path: Path) -> 
     tracker = Tracker(tmp_path, "run", said.append, uri)
     tracker.begin(PARENT, "pipeline", {})
     tracker.end(PARENT, "FINISHED")
+    wait_for(lambda: said)
     tracker.close(seconds=1)
     assert len(said) == 2, said
     assert "postgresql://user:***@127.0.0.1:9/mlflow does not answer" in said[0]

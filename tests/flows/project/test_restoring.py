@@ -179,7 +179,7 @@ def test_folders_that_are_taken_or_in_the_project_are_refused(tmp_path: Path) ->
     ],
 )
 def test_bad_input_is_one_sentence(project: Copy, arguments: list[str], words: str) -> None:
-    status, output = project().run(*arguments)
+    status, output = project().inside(*arguments)
     assert status == 2, output
     assert words in output
     assert len(output.strip().splitlines()) == 1

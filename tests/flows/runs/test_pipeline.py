@@ -14,13 +14,21 @@ from typing import Any
 
 import pytest
 
-from tests.flows.conftest import INSTANCES, PLANTED, PREFECT_KEY, Project, client_of
+from tests.flows.conftest import (
+    INSTANCES,
+    PLANTED,
+    PREFECT_KEY,
+    Project,
+    artifacts,
+    client_of,
+    newest_run,
+)
 from tests.flows.services.strangers import files_with
 
 Copy = Callable[[], Project]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
     """The first true answer of a condition."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -51,12 +59,11 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 async def prefect_tasks(project: Project, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The states of the newest flow run's tasks, by name."""
+    """The states of the project's newest flow run's tasks, by name."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-    from prefect.client.schemas.sorting import FlowRunSort
 
     async with client_of(project) as client:
-        newest = (await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1))[0]
+        newest = await newest_run(client, project)
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[newest.id]))
         tasks = await client.read_task_runs(flow_run_filter=chosen)
     return {"": newest, **{task.name: task for task in tasks}}
@@ -113,39 +120,10 @@ def test_mlflow_has_a_parent_and_a_child_a_stage_with_all_evidence(
     assert child.data.params["align.steps"]
 
 
-def test_prefect_has_a_task_a_stage_and_the_artifacts(
-    finished: tuple[Project, str], project: Copy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = project()
-    status, output = copy.run("run")
-    assert status == 0, output
-    assert "0 made, 0 restored from cache, 5 unchanged" in output
-    found = asyncio.run(prefect_tasks(copy, monkeypatch))
-    assert found.pop("").state_name == "Completed"
-    assert set(found) == set(INSTANCES)
-    runs = copy.runs()
-    for name, task in found.items():
-        maker = runs[name][-1].info.run_id
-        assert task.state_name == "Skipped"
-        assert maker in task.state.message
-        assert runs[name][0].data.tags["infalign.made_by"] == maker
-        assert maker in runs[name][0].data.tags["mlflow.note.content"]
-    linked = {
-        i.id for inputs in found["report"].task_inputs.values() for i in inputs if hasattr(i, "id")
-    }
-    assert {found["align@helpful-ctrl"].id, found["align@harmless-ctrl"].id} <= linked
-    keys = asyncio.run(_artifact_keys(copy))
-    assert {"win-rates", "report", "mlflow-run"} <= keys
-
-
-async def _artifact_keys(project: Project) -> set[str]:
-    async with client_of(project) as client:
-        return {artifact.key for artifact in await client.read_artifacts()}
-
-
 def test_a_changed_number_runs_what_depends_on_it_and_going_back_is_restored(
-    project: Copy,
+    project: Copy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And Prefect has a task a stage, and the artifacts."""
     copy = project()
     before = (copy.root / "params.yaml").read_text()
     steps = next(line for line in before.splitlines() if line.strip().startswith("steps:"))
@@ -155,12 +133,35 @@ def test_a_changed_number_runs_what_depends_on_it_and_going_back_is_restored(
     assert "3 unchanged" in output  # report: the toy's outputs are equal
     after = (copy.root / "params.yaml").read_text()
     assert after == before.replace(steps, "  steps: 7")
+    check_prefect(copy, monkeypatch)
     status, output = copy.run("run", "--set", f"align.{steps.strip().replace(': ', '=')}")
     assert status == 0, output
     assert "0 made, 2 restored from cache, 3 unchanged" in output
     assert (copy.root / "params.yaml").read_text() == before
     first, last = copy.runs()["align@helpful-ctrl"][-1], copy.runs()["align@helpful-ctrl"][0]
     assert last.data.tags["infalign.made_by"] == first.info.run_id
+
+
+def check_prefect(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks of a run that made the two instances of align."""
+    found = asyncio.run(prefect_tasks(project, monkeypatch))
+    assert found.pop("").state_name == "Completed"
+    assert set(found) == set(INSTANCES)
+    runs = project.runs()
+    for name, task in found.items():
+        if name.startswith("align"):
+            assert task.state_name == "Completed"
+            continue
+        maker = runs[name][-1].info.run_id
+        assert task.state_name == "Skipped"
+        assert maker in task.state.message
+        assert runs[name][0].data.tags["infalign.made_by"] == maker
+        assert maker in runs[name][0].data.tags["mlflow.note.content"]
+    linked = {
+        i.id for inputs in found["report"].task_inputs.values() for i in inputs if hasattr(i, "id")
+    }
+    assert {found["align@helpful-ctrl"].id, found["align@harmless-ctrl"].id} <= linked
+    assert {"win-rates", "report", "mlflow-run"} <= asyncio.run(artifacts(project)).keys()
 
 
 def test_a_users_mistake_is_one_sentence_and_other_branches_go_on(fresh: Project) -> None:
@@ -186,17 +187,16 @@ def test_every_way_to_stop_leaves_no_process(
     wait_for(at_work(copy, "align@helpful-ctrl"))
     wait_for(at_work(copy, "align@harmless-ctrl"))
     if way == "SIGTERM":
-        wait_for(lambda: live(copy), 30)
-    begun = time.monotonic()
+        wait_for(lambda: live(copy))
     if way == "prefect":
         asyncio.run(_cancel_newest(copy))
     else:
         child.send_signal(getattr(signal, way))
-    output = child.communicate(timeout=60)[0]
+    output = child.communicate(timeout=240)[0]
     assert child.returncode == 130, output
     assert output.endswith("infalign: interrupted, every stage was ended: run again to resume.\n")
-    assert time.monotonic() - begun < 40
     assert copy.survivors() == []
+    assert (copy.root / ".infalign/work/align@helpful-ctrl").exists()  # it did not come to its end
     assert "Traceback" not in output
     states = asyncio.run(prefect_tasks(copy, monkeypatch))
     assert states[""].state_name in ("Cancelled", "Crashed")
@@ -210,11 +210,10 @@ def live(project: Project) -> bool:
 
 
 async def _cancel_newest(project: Project) -> None:
-    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.states import Cancelling
 
     async with client_of(project) as client:
-        newest = (await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1))[0]
+        newest = await newest_run(client, project)
         await client.set_flow_run_state(newest.id, Cancelling())
 
 
@@ -258,5 +257,5 @@ def test_two_runs_at_once_and_a_dvc_lock_held_by_someone_else(project: Copy) -> 
     assert "another run is at work in" in output
     assert len(output.splitlines()) == 1
     holder.communicate(b"")
-    output = first.communicate(timeout=120)[0]
+    output = first.communicate(timeout=240)[0]
     assert first.returncode == 0, output

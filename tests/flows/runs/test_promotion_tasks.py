@@ -17,7 +17,7 @@ import pytest
 from promotion_case import write_made
 
 from flows.registry.registry import open_registry
-from tests.flows.conftest import PLANTED, ROOT, Project, client_of, write_toy
+from tests.flows.conftest import PLANTED, ROOT, Project, artifacts, write_toy
 from tests.flows.runs.test_pipeline import prefect_tasks, wait_for
 
 PAGE = ROOT / "docs" / "production.md"
@@ -83,13 +83,8 @@ def test_a_run_registers_judges_and_promotes(
     runs = project.runs()
     parent = runs["pipeline"][0].info.run_id
     assert runs["register@helpful"][0].data.tags["mlflow.parentRunId"] == parent
-    assert asyncio.run(_gates(project)) == {"gate-helpful"}
-
-
-async def _gates(project: Project) -> set[str]:
-    async with client_of(project) as client:
-        found = {artifact.key for artifact in await client.read_artifacts()}
-    return {key for key in found if key and key.startswith("gate-")}
+    gates = {key for key in asyncio.run(artifacts(project)) if key and key.startswith("gate-")}
+    assert gates == {"gate-helpful"}
 
 
 def test_no_secret_is_anywhere(promoted: tuple[Project, str]) -> None:
@@ -112,9 +107,9 @@ def test_a_worse_challenger_is_refused_and_the_champion_stays(
 
 
 NIGHTLY = """
-import asyncio
+import asyncio, os
 from flows.runs.nightly import nightly
-asyncio.run(nightly(promote=True))
+asyncio.run(nightly(root=os.getcwd(), promote=True))
 """
 
 
@@ -143,19 +138,12 @@ def test_a_refusal_by_night_is_seen_in_the_morning(
     assert re.match(refused, run.state.message)
     assert run.state.message.endswith("made.")
     assert tasks["promote@helpful"].state_name == "Refused"
-    assert re.match(refused, asyncio.run(_gate_of(project, run.id)))
+    assert re.match(refused, str(asyncio.run(artifacts(project))["gate-helpful"]))
     status, output = project.run("versions")
     assert status == 0, output
     shown = " ".join(output.split())
     assert "Last refused: infalign-helpful version 2, 20" in shown
     assert re.search(r"UTC, against version 1; failed: .*champion \(-.* must be >= -0.01", shown)
-
-
-async def _gate_of(project: Project, flow_run_id: Any) -> str:
-    """The gate's artifact of one flow run."""
-    async with client_of(project) as client:
-        found = [a for a in await client.read_artifacts() if a.flow_run_id == flow_run_id]
-    return next(str(artifact.data) for artifact in found if artifact.key == "gate-helpful")
 
 
 def test_what_cannot_be_done_is_one_sentence(promoted: tuple[Project, str], tmp_path: Path) -> None:
@@ -168,7 +156,7 @@ def test_what_cannot_be_done_is_one_sentence(promoted: tuple[Project, str], tmp_
         (["approve"], "no run waits"),
         (["approve", "--run", "it"], "--run 'it' is not the id of a flow run"),
     ):
-        status, output = project.run(*arguments)
+        status, output = project.inside(*arguments)
         assert status == 2, output
         assert words in output
         assert len(output.strip().splitlines()) == 1

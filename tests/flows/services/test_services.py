@@ -86,7 +86,7 @@ def test_up_twice_changes_nothing(up: Project) -> None:
     before = services.running(up.root)
     assert sorted(before) == ["mlflow", "prefect", "worker"]
     plain = {k: v for k, v in up.environment.items() if not k.endswith("_PORT")}
-    status, output = Project(up.root, plain).run("up")
+    status, output = Project(up.root, plain).inside("up")
     assert status == 0, output
     assert output.startswith("Already up.")
     assert services.running(up.root) == before
@@ -99,7 +99,7 @@ def test_up_on_other_ports_or_another_database_is_one_sentence(up: Project) -> N
         ({"PREFECT_PORT": str(free_port())}, "but prefect is up on port"),
         ({"DB": f"postgresql://me:{PASSWORD}@127.0.0.1/x"}, "is up on SQLite"),
     ):
-        status, output = up.run("up", **extra)
+        status, output = up.inside("up", **extra)
         assert status == 2, output
         assert words in output
         assert PASSWORD not in output
@@ -165,7 +165,7 @@ def deployed(up: Project) -> Project:
 def test_the_key_is_in_its_file_and_nowhere_else(deployed: Project) -> None:
     key = project_key(deployed.root)
     assert files_with(deployed.root, key) == [".infalign/prefect-key"]
-    status, output = deployed.run("up")
+    status, output = deployed.inside("up")
     assert status == 0, output
     assert "Key      in .infalign/prefect-key, for Prefect's page" in output
     assert key not in output
@@ -298,7 +298,7 @@ def test_a_port_in_use_is_one_sentence_and_nothing_starts(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ports = {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port()), variable: port}
-        status, output = Project(tmp_path, quiet | ports).run("up")
+        status, output = Project(tmp_path, quiet | ports).inside("up")
     assert status == 2, output
     assert f"port {port} is not free for {name}" in output
     assert variable in output
@@ -342,23 +342,25 @@ def test_a_process_that_got_the_same_number_later_is_not_ended(tmp_path: Path) -
 
 
 def test_a_tree_is_ended_across_sessions_and_refusals() -> None:
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print('deaf', flush=True); time.sleep(60)"
+    )
     code = (
         "import subprocess, sys\n"
         f"subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)\n"
-        "print('up', flush=True); import time; time.sleep(60)"
+        "import time; time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
     ) as leader:
         assert leader.stdout is not None
-        leader.stdout.readline()
-        time.sleep(0.5)  # until the signal is ignored
+        assert leader.stdout.readline() == b"deaf\n"  # of its child: the signal is ignored
         child = psutil.Process(leader.pid).children()[0]
         begun = time.monotonic()
         end_tree(leader.pid, grace_seconds=1.0)
         assert time.monotonic() - begun >= 1.0
-        assert leader.wait(5) == -signal.SIGTERM
+        assert leader.wait(60) == -signal.SIGTERM
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
@@ -375,7 +377,7 @@ def test_a_tree_is_ended_across_sessions_and_refusals() -> None:
 def test_an_address_that_is_no_database_is_one_sentence_without_it(
     tmp_path: Path, quiet: dict[str, str], address: str
 ) -> None:
-    status, output = Project(tmp_path, dict(quiet)).run("up", DB=address)
+    status, output = Project(tmp_path, dict(quiet)).inside("up", DB=address)
     assert status == 2, output
     assert "DB is not the address of a PostgreSQL database" in output
     assert PASSWORD not in output
@@ -429,7 +431,7 @@ def test_a_mistake_in_schedule_is_one_sentence(
 ) -> None:
     for name in ("params.yaml", "prefect.yaml"):
         shutil.copyfile(ROOT / name, tmp_path / name)
-    status, output = Project(tmp_path, dict(quiet)).run("schedule", *arguments)
+    status, output = Project(tmp_path, dict(quiet)).inside("schedule", *arguments)
     assert status == 2, output
     assert words in output
     assert len(output.strip().splitlines()) == 1

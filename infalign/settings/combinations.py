@@ -123,6 +123,12 @@ def _enough_prompts(params: Params) -> None:
 def _something_to_compare(params: Params) -> None:
     """What `infalign compare` needs of both kinds of variants, and of the judges."""
     compare = params.compare
+    for name in compare.objectives:
+        if params.objectives[name].reward.kind != "train":
+            raise ValueError(
+                f"compare.objectives names {name!r}, whose reward is not trained here, and a "
+                "comparison trains one on poisoned pairs as well: leave it out"
+            )
     blind = [params.is_blind(name) for name in compare.variants]
     if all(blind) or not any(blind):
         raise ValueError(

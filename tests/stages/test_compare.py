@@ -46,7 +46,7 @@ def contenders(case):
 def own_folder(finished: Path, folder: Path, tree) -> None:
     """A project folder that reads the finished run's results and writes its own."""
     (folder / "results").mkdir(parents=True)
-    for word in ("prepare", "sft", "reward", "sample", "calibrate"):
+    for word in ("sources", "prepare", "sft", "reward", "sample", "calibrate"):
         (folder / "results" / word).symlink_to(finished / "results" / word)
     (folder / "params.yaml").write_text(yaml.safe_dump(tree))
 

@@ -157,7 +157,7 @@ def ran(made, run=None, **settings):
     return folder, read_history(folder / "history.jsonl")
 
 
-@pytest.mark.parametrize("run", [{"batch_tokens": 1000}, {"recompute": True}], ids=lambda r: str(r))
+@pytest.mark.parametrize("run", [{"batch_tokens": 500}, {"recompute": True}], ids=lambda r: str(r))
 def test_parts_and_recomputing_give_the_same_history(finished, workspace, run, capsys):
     _, history = ran(workspace("align@helpful-ctrl"), run)
     expected = read_history(finished / "results/align/helpful/ctrl/history.jsonl")

@@ -152,7 +152,7 @@ class _Case:
     def prompt_rows(self) -> list[dict[str, Any]]:
         return [
             {"prompt_id": i, "objective": self.objective, "split": "test", "source": "made up"}
-            | {"dialogue": read_marked(prompt).text}
+            | {"dialogue": read_marked(prompt).text, "columns": "{}"}
             for i, prompt in zip(self.ids, self.prompts, strict=True)
         ]
 

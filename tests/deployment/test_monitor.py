@@ -46,6 +46,7 @@ def project(tmp_path_factory, tokenizer) -> Path:  # type: ignore[no-untyped-def
         "split": ["test"] * len(ASKED),
         "source": ["made"] * len(ASKED),
         "dialogue": [dialogue.text for dialogue in ASKED],
+        "columns": ["{}"] * len(ASKED),
     }
     write_table(root / "results" / "prepare" / "prompts.parquet", rows, PROMPTS)
     shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")

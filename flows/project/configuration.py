@@ -22,7 +22,7 @@ from infalign.files.workspace import write_text
 from infalign.settings.completion import completed
 from infalign.settings.kinds import DEFAULTS, defaults, fits
 from infalign.settings.params import Params, check_params, load_params
-from infalign.settings.reading import read_text, read_tree, shown
+from infalign.settings.reading import quoted, read_text, read_tree, shown
 
 
 def set_params(
@@ -59,6 +59,7 @@ def set_params(
         written = read_tree(whole, str(path), lambda _: _dumped(yaml, tree), YAMLError)
         written, more = completed(written, str(path))
         lacking += more
+    written = quoted(written)
     # Checked as it will be read: by PyYAML, from the text.
     checked = check_params(read_tree(written, str(path)), str(path))
     for section in BUILT:
@@ -93,9 +94,11 @@ def _spell_floats(yaml: YAML) -> None:
 
 def complete_params(path: Path, tell: Callable[[str], None]) -> Params:
     """Write what the file lacks into it, for DVC to see, tell it, and return all of it."""
-    whole, lacking = completed(read_text(path), str(path))
+    text = read_text(path)
+    whole, lacking = completed(text, str(path))
+    if text != quoted(whole):
+        write_text(path, quoted(whole))
     if lacking:
-        write_text(path, whole)
         tell(_lacked(lacking))
     return load_params(path)
 

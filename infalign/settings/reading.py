@@ -14,6 +14,8 @@ from infalign.errors import InputError
 
 # What YAML's readers raise beside their own errors, by what they met: a date with a 13th month, …
 _FAULTS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError)
+_BEGINS = (yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken)
+_ENDS = (yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 _MANY_DIGITS = re.compile(r"\d{4300,}")  # what Python refuses to read, or to write, as a number
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 _SECRET = (["api_key_variable"], ["url"])  # where somebody may have written one by mistake
@@ -57,6 +59,24 @@ def read_tree(
                 f"{source}: line {line} has a number of {len(digits.group())} digits: shorten it."
             ) from None
         raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}.") from None
+
+
+def quoted(text: str) -> str:
+    """The YAML text with quotes around values that not every reader takes without.
+
+    In `{path: rewards/own.py:score}` libyaml, by which DVC reads, stumbles over the second colon.
+    """
+    depth, places = 0, []
+    try:
+        for token in yaml.scan(text):
+            depth += isinstance(token, _BEGINS) - isinstance(token, _ENDS)
+            if depth and isinstance(token, yaml.ScalarToken) and token.plain and ":" in token.value:
+                places.append((token.start_mark.index, token.end_mark.index))
+    except (yaml.YAMLError, *_FAULTS):  # whoever reads it says what is wrong
+        return text
+    for start, end in reversed(places):
+        text = f'{text[:start]}"{text[start:end]}"{text[end:]}'
+    return text
 
 
 def shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_nothing_set_changes_no_byte(file: Path) -> None:
         ("run.variants=[ctrl]", "  variants: [ctrl]                  # names in `align.variants`"),
         ("calibrate.error_references=[4]", "  error_references: [4]"),  # the section's last line
         ("align.variants.dpo={method: ipo}", "    dpo: {method: ipo}"),
-        ("align.variants.ctrl.reward=exp:5", "    ctrl: {reward: exp:5}"),
+        ("align.variants.ctrl.reward=exp:5", '    ctrl: {reward: "exp:5"}'),
     ],
 )
 def test_a_value_changes_its_own_line(file: Path, assignment: str, line: str) -> None:
@@ -186,3 +187,19 @@ def test_the_kinds_agree_with_the_classes() -> None:
         assert getattr(getattr(params, section), last) == value
     assert defaults("base", adapter=False)["align.learning_rate"] == 1e-5
     assert defaults("base", adapter=True)["align.learning_rate"] == 1e-4
+
+
+def test_a_colon_within_braces_is_quoted_for_dvc(file: Path) -> None:
+    own = "reward: {kind: function, path: rewards/own.py:score}"
+    file.write_text(re.sub(r"(?m)(?<=^    )reward: \{.*\}", own, file.read_text(), count=1))
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+
+    with pytest.raises(YAMLFileCorruptedError):
+        parse_yaml(file.read_text(), "params.yaml")
+    params = complete_params(file, print)
+    assert params.objectives["helpful"].reward.path == "rewards/own.py:score"
+    tree = parse_yaml(file.read_text(), "params.yaml")
+    assert tree["objectives"]["helpful"]["reward"]["path"] == "rewards/own.py:score"
+    set_params(file, ["objectives.helpful.judge={kind: function, path: rewards/own.py:score}"])
+    tree = parse_yaml(file.read_text(), "params.yaml")
+    assert tree["objectives"]["helpful"]["judge"]["path"] == "rewards/own.py:score"

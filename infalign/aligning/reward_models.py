@@ -32,7 +32,7 @@ from infalign.lm.training.losses import preference_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
 from infalign.processes.ranks import join
 from infalign.rewards.classifier import Classifier, Passes
-from infalign.rewards.pairs import Pairs, accuracy, margins
+from infalign.rewards.pairs import Pairs, accuracy, held_out_pairs, margins
 
 STREAMS = {SELECTING: "train", INDEPENDENT: "judge"}  # of random numbers, by their old names
 MOST_LOSS = 10.0  # nats a pair; a fair coin has 0.69
@@ -57,7 +57,7 @@ def train_model(
     own_padding(form.tokenizer)
     policys = load_format(workspace.results("prepare", "tokenizer"))
     pairs = Pairs(workspace, objective, "train", half)
-    held_out = Pairs(workspace, objective, "test", None).cut(policys)
+    held_out = held_out_pairs(workspace, objective).cut(policys)
     if not pairs.prompts or not held_out.prompts:
         raise InputError(
             f"objective {objective!r} has no preference pairs to train a reward model from: give "

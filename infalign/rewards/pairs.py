@@ -17,7 +17,19 @@ from infalign.rewards.source import RewardSource
 class Pairs:
     """The preference pairs of an objective and split (and half): parallel lists."""
 
-    def __init__(self, workspace: Workspace, objective: str, split: str, half: str | None) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        objective: str,
+        split: str,
+        half: str | None,
+        most: int | None = None,
+    ) -> None:
+        """Read them.
+
+        Args:
+            most: of them, in the order of their ids where there are more.
+        """
         prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
         pairs = read_table(workspace.results("prepare", "preferences.parquet"), PREFERENCES)
         rows = [
@@ -27,6 +39,8 @@ class Pairs:
             and row["split"] == split
             and (half is None or row["half"] == half)
         ]
+        if most is not None and len(rows) > most:
+            rows = sorted(rows, key=lambda row: row["pair_id"])[:most]
         self.prompts = [prompts[row["prompt_id"]] for row in rows]
         self.chosen = [row["chosen"] for row in rows]
         self.rejected = [row["rejected"] for row in rows]
@@ -38,6 +52,11 @@ class Pairs:
             form.cut_responses(side, self._longest) for side in (self.chosen, self.rejected)
         )
         return self
+
+
+def held_out_pairs(workspace: Workspace, objective: str) -> Pairs:
+    """The pairs on which accuracy is measured."""
+    return Pairs(workspace, objective, "test", None, workspace.params.reward.held_out_pairs)
 
 
 def accuracy(margin: np.ndarray) -> dict[str, float]:

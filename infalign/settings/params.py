@@ -315,6 +315,9 @@ class Reward(Section):
         description="the local folder, for DVC, else models/none",
     )
     epochs: Rate = Field(default=1.0, description="passes over the pairs")
+    held_out_pairs: Positive = Field(
+        default=4096, description="pairs on which accuracy is measured, at most"
+    )
     batch_size: Positive = Field(default=32, description="pairs a step")
     learning_rate: Rate = 2.0e-3
     warmup_share: float = Field(default=0.1, ge=0, lt=1, description="share of steps that warm up")

@@ -36,7 +36,7 @@ from infalign.processes.ranks import join
 from infalign.rewards.classifier import Passes
 from infalign.rewards.description import FIELDS, REWARDS, settings_of
 from infalign.rewards.opening import judges_of, open_source
-from infalign.rewards.pairs import Pairs, accuracy, margins
+from infalign.rewards.pairs import accuracy, held_out_pairs, margins
 from infalign.rewards.reference import MANY_ALIKE, Rewarded, Samples, reward_samples
 from infalign.rewards.source import RewardSource
 from infalign.settings.params import MODELS, Params
@@ -55,7 +55,13 @@ def needs(params: Params, objective: str) -> Needs:
             f"results/sources/{objective}.json",
             f"results/reward/{objective}",
         ),
-        params=(*MODELS[1:], "sample", "calibrate"),
+        params=(
+            *MODELS[1:],
+            "model.response_tokens",
+            "reward.held_out_pairs",
+            "sample",
+            "calibrate",
+        ),
         outputs=(f"results/calibrate/{objective}",),
     )
 
@@ -163,7 +169,7 @@ class _Asking:
         if settings.kind == "train":
             return None
         form = load_format(self._workspace.results("prepare", "tokenizer"))
-        pairs = Pairs(self._workspace, self._objective, "test", None).cut(form)
+        pairs = held_out_pairs(self._workspace, self._objective).cut(form)
         return accuracy(margins(source, pairs)) if pairs.prompts else None
 
 

@@ -78,15 +78,21 @@ def check_words(command: str, folder: Path) -> None:
         _check_command(words)
         settings = [value for key, value in itertools.pairwise(words) if key == "--set"]
         shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
-        if any(setting.startswith("model.name_or_path=") for setting in settings):
-            settings.append(f"model.revision={'a' * 40}")  # which the hub would be asked for
         named = [value for key, value in itertools.pairwise(words) if key == "--recipe"]
         recipe = [setting for name in named for setting in read_recipe(ROOT, name)]
+        models = {key: value for key, value in recipe if key == "model.name_or_path"}
+        models |= dict(
+            setting.split("=", 1) for setting in settings if "model.name_or_path" in setting
+        )
+        if models.get("model.name_or_path", "tiny") != "tiny":
+            settings.append(f"model.revision={'a' * 40}")  # which the hub would be asked for
         set_params(folder / "params.yaml", settings, recipe=recipe)
     elif (program, *words[:2]) == ("python", "-m", "infalign"):
         parse_arguments(words[2:])
     elif (program, words[0], *words[2:4]) == ("torchrun", "--nproc_per_node", "-m", "infalign"):
         parse_arguments(words[4:])
+    elif program == "python" and (ROOT / words[0]).suffix == ".py":
+        assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
     elif program == "pip":
         extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         assert words[-1].strip(".[]") in extra["optional-dependencies"], f"no extra {words[-1]}"

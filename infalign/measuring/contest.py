@@ -8,6 +8,7 @@ ones for every policy, so that differences are paired.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -105,7 +106,8 @@ def measure(policies: Mapping[str, PolicyResponses], contest: Contest) -> Measur
             for name in contest.methods:
                 row = {"policy": name, **key, **spent[name]}
                 row |= scored(wins[name], policies[name].kl.mean(1), bound, contest)
-                measured.rows.append(row | _method(row["win_rate"], own_limits[name]))
+                told = row["efficiency"] is not None
+                measured.rows.append(row | _method(row["win_rate"], own_limits[name], told))
             for first, second in itertools.combinations(contest.methods, 2):
                 gap = paired_difference(wins[first] - wins[second], contest)
                 measured.differences.append({"first": first, "second": second, **key, **gap})
@@ -135,19 +137,24 @@ def prompt_wins(
 def scored(wins: Array, kls: Array, bound: Bound, contest: Contest) -> dict[str, Any]:
     """Win rate with its interval, the limit at the policy's KL, and the efficiency.
 
+    There is no efficiency where the limit is as near to 1/2 as the win rate is uncertain.
+
     Args:
         wins, kls: win rate and KL, nats, of every prompt [prompts].
         bound: the limit at a KL.
     """
     settings: dict[str, Any] = {"replicates": contest.replicates, "seed": contest.seed}
     low, high = bootstrap_interval(wins, **settings)
-    share = efficiency(wins, kls, bound, **settings)
+    best = min(1.0, float(bound(max(0.0, float(kls.mean())))))
+    # Where no policy could win more than chance moves a win rate, a share of that is chance.
+    told = best - 0.5 > (high - low) / 2
+    share = efficiency(wins, kls, bound, **settings) if told else (math.nan,) * 3
     names = ("efficiency", "efficiency_low", "efficiency_high")
     return {
         "win_rate": float(wins.mean()),
         "low": low,
         "high": high,
-        "limit": min(1.0, float(bound(max(0.0, float(kls.mean()))))),
+        "limit": best,
         **{name: _finite(value) for name, value in zip(names, share, strict=True)},
     }
 
@@ -161,14 +168,16 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _method(win_rate: float, limited: tuple[float | None, float | None]) -> dict[str, float | None]:
-    """The method's limit, its uncertainty, and how much of it the policy reached."""
+def _method(
+    win_rate: float, limited: tuple[float | None, float | None], told: bool
+) -> dict[str, float | None]:
+    """The method's limit, its uncertainty, and, where it can be told, how much was reached."""
     best, error = limited
     gain = 0.0 if best is None else best - 0.5
     return {
         "method_limit": best,
         "method_limit_error": error,
-        "method_efficiency": (win_rate - 0.5) / gain if gain > 0 else None,
+        "method_efficiency": (win_rate - 0.5) / gain if told and gain > 0 else None,
     }
 
 
@@ -291,8 +300,10 @@ def above_limit(row: Mapping[str, Any]) -> bool:
 
     Only the reward that the procedure selects by has a limit that nothing may exceed.
     """
+    if row["judge"] != SELECTING:
+        return False
     low = row["efficiency_low"]
-    return bool(row["judge"] == SELECTING and low is not None and low > 1.0)
+    return bool(row["low"] > row["limit"] if low is None else low > 1.0)
 
 
 def off_budget(kl: float, budget: float | None) -> bool:

@@ -196,6 +196,14 @@ class Poison(Section):
     seeds: Seeds = Field(default=[0], min_length=1, description="seeds of the training of policies")
 
 
+def _today(name: Any) -> Any:
+    """What a judge of an older file is called now."""
+    return {"train": "selecting", "judge": "independent"}.get(str(name), name)
+
+
+Judge = Annotated[Literal["selecting", "independent", "gold"], BeforeValidator(_today)]
+
+
 class Compare(Section):
     """What `infalign compare` trains; no stage of `infalign run` reads this."""
 
@@ -212,7 +220,7 @@ class Compare(Section):
         default=[0.25, 0.5, 1.0], min_length=1, description="KL budgets, nats a response"
     )
     seeds: Seeds = Field(default=[0], min_length=1, description="seeds of the training of policies")
-    judges: list[Literal["selecting", "independent", "gold"]] = Field(
+    judges: list[Judge] = Field(
         default=["selecting", "independent", "gold"],
         min_length=1,
         description="who compares the responses; gold: on the built-in corpus only",

@@ -55,7 +55,7 @@ def cut(part: Kept, encode: Encode, longest: int) -> None:
     short: dict[Dialogue, Dialogue | None] = {prompt: prompt for prompt in prompts}
     for prompt, ids in zip(prompts, encode(prompts), strict=True):
         if len(ids) > longest:
-            short[prompt] = _last_exchanges(prompt, encode, longest)
+            short[prompt] = last_exchanges(prompt, encode, longest)
     for split in SPLITS:
         part.splits[split] = _shortened(part, part.splits[split], short)
         part.alone[split] = _shortened(part, part.alone[split], short)
@@ -76,7 +76,7 @@ def _shortened(
     return left
 
 
-def _last_exchanges(prompt: Dialogue, encode: Encode, longest: int) -> Dialogue | None:
+def last_exchanges(prompt: Dialogue, encode: Encode, longest: int) -> Dialogue | None:
     """The dialogue with as many of its last exchanges as fit; None if even the last does not."""
     tails = (prompt.last(count) for count in range(len(prompt.exchanges()) - 1, 0, -1))
     return next((d for d in tails if len(encode([d])[0]) <= longest), None)

@@ -21,6 +21,7 @@ ROWS = {
     "split": ["train", "test"],
     "source": ["x", "x"],
     "dialogue": [asked("one").text, asked("two").text],
+    "columns": ["{}", "{}"],
 }
 CALIBRATED = {
     "prompt_id": ["a", "b"],

@@ -15,6 +15,7 @@ from transformers import (
 
 from infalign.data.dialogue import Dialogue, Turn
 from infalign.data.framing import asked
+from infalign.data.kept import last_exchanges
 from infalign.errors import InputError
 from infalign.lm.formats import with_arguments
 from infalign.lm.models import (
@@ -27,7 +28,6 @@ from infalign.lm.models import (
 from infalign.lm.sampling.sampler import sample_responses
 from infalign.lm.scoring.scorer import Output, score_responses
 from infalign.settings.params import Model
-from infalign.stages import prepare
 from tests.lm.templates import CHATML, FAMILIES, MISTRAL, tokenizer_of
 
 PROMPT = asked("one two")
@@ -387,7 +387,7 @@ def test_cutting_drops_whole_exchanges_from_the_front_and_no_system_turn(name, c
         lengths.append(len(form.encode_prompts([expected])[0]))
     assert lengths == sorted(lengths, reverse=True)
     for longest in range(min(lengths) - 1, max(lengths) + 2):
-        cut = prepare._last_exchanges(whole, form, longest)
+        cut = last_exchanges(whole, form.encode_prompts, longest)
         fits = next((5 - i for i, n in enumerate(lengths) if n <= longest), None)
         assert cut == (None if fits is None else whole.last(fits))
 

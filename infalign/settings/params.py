@@ -292,7 +292,7 @@ class Sft(Section):
         default=0.45, ge=0, description="passes over the responses; 0: the given model as it is"
     )
     held_out_pairs: Positive = Field(
-        default=4096, description="pairs on which perplexity is measured, at most"
+        default=4096, description="pairs on which the reference is measured, at most"
     )
     batch_size: Positive = Field(default=96, description="responses a step")
     learning_rate: Rate = 1.2e-2

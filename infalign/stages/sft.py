@@ -33,7 +33,7 @@ from infalign.lm.training.parallel import Part, Trainable, microbatched
 from infalign.processes.ranks import Ranks
 from infalign.settings.params import TRAINING, Params
 
-ENDING_PROMPTS = 256  # held-out prompts on which the share of responses that end is measured
+ENDING_PROMPTS = 256  # held-out prompts that are answered to see whether responses end, at most
 RISING_STEPS, RISING = 10, 1.2  # a loss that is so many times the first one within so many steps
 MOSTLY = 0.5  # of sampled responses
 
@@ -247,7 +247,8 @@ def _samples(
     """A response to each of some held-out prompts."""
     prompts = read_table(workspace.results("prepare", "prompts.parquet"), PROMPTS)
     rows = [row for row in prompts.to_pylist() if row["split"] == "test"]
-    rows = sorted(rows, key=lambda row: (row["prompt_id"], row["objective"]))[:ENDING_PROMPTS]
+    most = min(ENDING_PROMPTS, workspace.params.sft.held_out_pairs)
+    rows = sorted(rows, key=lambda row: (row["prompt_id"], row["objective"]))[:most]
     return sample_responses(
         policy,
         form,

@@ -1,4 +1,4 @@
-"""Objectives with rewards of one's own under DVC, Prefect and MLflow: run, edit, run, promote."""
+"""Three objectives of one's own under DVC, Prefect and MLflow: run, edit, run, promote, ask."""
 
 from __future__ import annotations
 
@@ -16,17 +16,29 @@ from tests.flows.conftest import Project, contents, write_real
 
 EVEN = """
 def score(dialogues, responses, **columns):
-    return [float(len(response) % 2 == 0) for response in responses]
+    parity = columns.get("parity", [0] * len(responses))
+    return [float(len(text) % 2 == wanted) for text, wanted in zip(responses, parity)]
 """
 LENGTH = "def score(dialogues, responses):\n    return [0.01 * len(text) for text in responses]\n"
 VOWELS = "def score(d, responses):\n    return [sum(c in 'aeiou' for c in r) for r in responses]\n"
+
+
+ASK = """
+import json, sys
+import mlflow
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+turns = [{"role": "user", "content": "What follows 1000?"}]
+prompt = json.dumps(turns, separators=(",", ":"), sort_keys=True)
+[answer] = mlflow.pyfunc.load_model(sys.argv[1]).predict([prompt])
+print(json.dumps([answer["response"], answer["reward"]]))
+"""
 
 
 @pytest.fixture
 def made(
     tmp_path: Path, smoke_tree: dict[str, Any], quiet: dict[str, str], prefect_api: str
 ) -> Iterator[Project]:
-    """A project with a rule that no judge compares, and a sum of two functions."""
+    """A project with a rule on prompts alone, a sum of two functions, and trained models."""
     length, vowels = (
         {"kind": "function", "path": f"rewards/{name}.py:score"} for name in ("length", "vowels")
     )
@@ -36,7 +48,7 @@ def made(
     tree["objectives"] = {
         "even": base
         | {
-            "subset": "helpful-base",
+            "data": "data/questions.jsonl",
             "reward": {"kind": "function", "path": "rewards/even.py:score"},
             "judge": None,
         },
@@ -46,10 +58,15 @@ def made(
             "reward": {"kind": "sum", "parts": parts},
             "judge": vowels,
         },
+        "trained": base | {"subset": "helpful-base"},
     }
-    tree["run"]["objectives"] = ["even", "both"]
+    tree["run"] |= {"objectives": ["even", "both", "trained"], "variants": ["ctrl"]}
     project = Project(tmp_path / "project", quiet | {"PREFECT_API_URL": prefect_api})
     write_real(project.root, tree)
+    rows = [{"prompt": f"What follows {n}?", "parity": n % 2} for n in range(120)]
+    (project.root / "data").mkdir(exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (project.root / "data" / "questions.jsonl").write_text(lines)
     (project.root / "rewards").mkdir()
     for name, text in (("even", EVEN), ("length", LENGTH), ("vowels", VOWELS)):
         (project.root / "rewards" / f"{name}.py").write_text(text)
@@ -63,9 +80,11 @@ def test_an_edited_function_makes_its_objective_again_and_no_other(made: Project
     listed = (made.root / "dvc.yaml").read_text()
     for name in ("even", "length", "vowels"):
         assert f"      - rewards/{name}.py  # by params.yaml\n" in listed
-    assert not list((made.root / "results" / "reward").rglob("*.safetensors"))
+    assert "      - data/questions.jsonl  # by params.yaml\n" in listed
+    trained = (made.root / "results" / "reward").rglob("*.safetensors")
+    assert {path.parents[1].name for path in trained} == {"trained"}
     before = contents(made.root)
-    (made.root / "rewards" / "even.py").write_text(EVEN.replace("== 0", "== 1"))
+    (made.root / "rewards" / "even.py").write_text(EVEN.replace("wanted)", "1 - wanted)"))
     asked = [sys.executable, "-m", "dvc", "status", "--json"]
     done = subprocess.run(asked, cwd=made.root, env=made.environment, capture_output=True)
     assert list(json.loads(done.stdout)) == ["sources"]
@@ -73,9 +92,14 @@ def test_an_edited_function_makes_its_objective_again_and_no_other(made: Project
     assert status == 0, output
     after = contents(made.root)
     changed = {name for name in after if after[name] != before.get(name)}
-    assert not [name for name in changed if "both" in name]
+    assert not [name for name in changed if "both" in name or "trained" in name]
     assert {"sources/even.json", "calibrate/even/calibrated.parquet"} <= changed
     assert not [name for name in changed if name.startswith(("prepare/", "sft/", "sample/"))]
     status, output = made.run("promote", "--objective", "even", "--force", "--reason", "a test")
     assert status == 0, output
     assert "not measured: the objective has no independent judge" in " ".join(output.split())
+    asked = [sys.executable, "-W", "ignore", "-c", ASK, "models:/infalign-even@champion"]
+    done = subprocess.run(asked, cwd=made.root, env=made.environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    response, reward = json.loads(done.stdout.splitlines()[-1])
+    assert reward == float(len(response) % 2 == 1)  # of a new prompt, whose parity nobody knows

@@ -74,7 +74,7 @@ def made(
     project.end()
 
 
-def test_an_edited_function_makes_its_objective_again_and_no_other(made: Project) -> None:
+def test_rewards_of_ones_own_from_data_to_a_champion_and_an_edit(made: Project) -> None:
     status, output = made.run("run", timeout=500)
     assert status == 0, output
     listed = (made.root / "dvc.yaml").read_text()
@@ -83,23 +83,40 @@ def test_an_edited_function_makes_its_objective_again_and_no_other(made: Project
     assert "      - data/questions.jsonl  # by params.yaml\n" in listed
     trained = (made.root / "results" / "reward").rglob("*.safetensors")
     assert {path.parents[1].name for path in trained} == {"trained"}
-    before = contents(made.root)
-    (made.root / "rewards" / "even.py").write_text(EVEN.replace("wanted)", "1 - wanted)"))
-    asked = [sys.executable, "-m", "dvc", "status", "--json"]
-    done = subprocess.run(asked, cwd=made.root, env=made.environment, capture_output=True)
-    assert list(json.loads(done.stdout)) == ["sources"]
-    status, output = made.run("run", timeout=500)
-    assert status == 0, output
-    after = contents(made.root)
-    changed = {name for name in after if after[name] != before.get(name)}
-    assert not [name for name in changed if "both" in name or "trained" in name]
-    assert {"sources/even.json", "calibrate/even/calibrated.parquet"} <= changed
-    assert not [name for name in changed if name.startswith(("prepare/", "sft/", "sample/"))]
     status, output = made.run("promote", "--objective", "even", "--force", "--reason", "a test")
     assert status == 0, output
     assert "not measured: the objective has no independent judge" in " ".join(output.split())
-    asked = [sys.executable, "-W", "ignore", "-c", ASK, "models:/infalign-even@champion"]
-    done = subprocess.run(asked, cwd=made.root, env=made.environment, capture_output=True)
+    asked = python(made, "-W", "ignore", "-c", ASK, "models:/infalign-even@champion")
+    response, reward = json.loads(asked.splitlines()[-1])
+    assert reward == float(len(response) % 2 == 0)  # of a new prompt, whose parity nobody knows
+    (made.root / "rewards" / "even.py").write_text(EVEN.replace("wanted)", "1 - wanted)"))
+    assert list(stale(made)) == ["sources"]
+    python(made, "-m", "dvc", "repro", "--single-item", "sources")
+    own = [name for name in stale(made) if name.split("@")[1].startswith("even")]
+    assert own == list(stale(made))
+    assert own[0] == "calibrate@even"
+    before = contents(made.root)
+    python(made, "-m", "dvc", "repro", "--single-item", "calibrate@even")
+    after = contents(made.root)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert "calibrate/even/calibrated.parquet" in changed
+    assert all(name.startswith("calibrate/even/") for name in changed)
+
+
+def stale(made: Project) -> dict[str, Any]:
+    """What DVC would make again."""
+    found: dict[str, Any] = json.loads(python(made, "-m", "dvc", "status", "--json"))
+    return found
+
+
+def python(made: Project, *words: str) -> str:
+    """What Python says when it runs these words in the project."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=made.root,
+        env=made.environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    response, reward = json.loads(done.stdout.splitlines()[-1])
-    assert reward == float(len(response) % 2 == 1)  # of a new prompt, whose parity nobody knows
+    return done.stdout

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.case import Case, prompt_texts
-from benchmarks.machine import gemm_flops, step_flops
+from benchmarks.machine import gemm_flops, sampling_flops, step_flops
 from benchmarks.turns import in_turns
 
 Steps = Sequence[dict[str, Any]]
@@ -79,9 +79,7 @@ def print_steps(case: Case, folder: Path, steps: dict[str, Steps], most: float) 
         peak = max(step["peak_mib"] for step in taken)
         above = peak - taken[0]["base_mib"]
         print(f"  {name:<5} peak memory {peak:5.0f} MiB, {above:.0f} MiB above the loaded models")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "results/sft/policy")
-    lengths = [len(ids) for ids in tokenizer(prompt_texts(folder))["input_ids"]]
-    flops, rate = step_flops(case, statistics.mean(lengths)), gemm_flops()
+    flops, rate = step_flops(case, mean_prompt(folder)), gemm_flops()
     print(
         f"  arithmetic {flops / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s measured on large "
         f"products: floor {flops / rate:.3f} s, CTRL at {ours * rate / flops:.1f} times it, "
@@ -89,12 +87,25 @@ def print_steps(case: Case, folder: Path, steps: dict[str, Steps], most: float) 
     )
 
 
-def print_samplers(batch: int, steps: dict[str, Steps], least: float) -> None:
-    """Samples a second."""
-    ours, theirs = (batch / middle(steps[name], "seconds") for name in ("sampler", "generate"))
+def mean_prompt(folder: Path) -> float:
+    """The mean length of the case's prompts, tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "results/sft/policy")
+    return statistics.mean(len(ids) for ids in tokenizer(prompt_texts(folder))["input_ids"])
+
+
+def print_samplers(
+    case: Case, folder: Path, batch: int, steps: dict[str, Steps], least: float
+) -> None:
+    """Samples a second, and the floor under their time."""
+    ours, theirs = (middle(steps[name], "seconds") for name in ("sampler", "generate"))
     print(
-        f"sampling, batch {batch}: {ours:.0f} samples/s, model.generate {theirs:.0f}: "
-        f"ratio {ours / theirs:.2f}  (at least {least:g})"
+        f"sampling, batch {batch}: {batch / ours:.1f} samples/s, model.generate "
+        f"{batch / theirs:.1f}: ratio {theirs / ours:.2f}  (at least {least:g})"
+    )
+    floor = sampling_flops(case, batch, mean_prompt(folder)) / gemm_flops()
+    print(
+        f"  arithmetic alone {floor:.3f} s: ours at {ours / floor:.1f} times it, model.generate at "
+        f"{theirs / floor:.1f}"
     )
 
 
@@ -116,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warm, rounds = (WARM, ROUNDS) if given is None else (1, 5)
         for batch in BATCHES if given is None else (32,):
             steps = compare_samplers(folder, batch, warm, rounds)
-            print_samplers(batch, steps, 2.0 if given is None else 1.0)
+            print_samplers(case, folder, batch, steps, 2.0 if given is None else 1.0)
         steps = compare_steps(folder, warm, rounds)
         print_steps(case, folder, steps, 0.5 if given is None else 0.75)
     return 0

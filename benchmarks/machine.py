@@ -30,6 +30,21 @@ def body_flops(case: Case, context: float) -> float:
     return 2 * case.layers * (dense + 2 * hidden * context)
 
 
+def sampling_flops(case: Case, responses: int, prompt_tokens: float) -> float:
+    """Arithmetic of sampling so many responses, a prompt computed once for its own."""
+    return sum(_forward(case, responses // case.samples, prompt_tokens))
+
+
+def _forward(case: Case, prompts: int, prompt_tokens: float) -> tuple[float, float, float]:
+    """Of one pass over prompts with their responses: the prompts, the responses, the vocabulary."""
+    response = prompts * case.samples * case.response_tokens
+    return (
+        prompts * body_flops(case, prompt_tokens / 2) * prompt_tokens,
+        response * body_flops(case, prompt_tokens + case.response_tokens / 2),
+        response * 2 * case.hidden_size * case.vocab_size,
+    )
+
+
 def step_flops(case: Case, prompt_tokens: float) -> float:
     """Arithmetic of one step in which no prompt is computed twice and no padding at all.
 
@@ -40,10 +55,7 @@ def step_flops(case: Case, prompt_tokens: float) -> float:
     Args:
         prompt_tokens: mean length of a prompt.
     """
-    response = case.responses * case.response_tokens
-    prompts = case.prompts * body_flops(case, prompt_tokens / 2) * prompt_tokens
-    replies = response * body_flops(case, prompt_tokens + case.response_tokens / 2)
-    vocabulary = response * 2 * case.hidden_size * case.vocab_size
+    prompts, replies, vocabulary = _forward(case, case.prompts, prompt_tokens)
     policy_passes = 1 + 1 + (2 if case.lora_rank else 3)  # sampling, reference, training
     judged = 0 if case.start else prompts + replies
     return policy_passes * (prompts + replies + vocabulary) + judged

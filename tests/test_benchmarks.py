@@ -10,7 +10,7 @@ from smoke import ROOT
 
 from benchmarks.bench_trl import compare_samplers, compare_steps, same_work
 from benchmarks.case import Case
-from benchmarks.machine import gemm_flops, step_flops
+from benchmarks.machine import gemm_flops, sampling_flops, step_flops
 from benchmarks.turns import in_turns
 
 TOY = Case(
@@ -69,6 +69,7 @@ def test_the_floor_of_a_step():
     vocabulary = 4 * 2 * 6 * 2 * 16 * 320
     expected = 5 * (prompt + reply + vocabulary) + prompt + reply
     assert step_flops(TOY, 10) == expected
+    assert sampling_flops(TOY, TOY.responses, 10) == prompt + reply + vocabulary
     assert gemm_flops(64, rounds=1) > 1e6
 
 

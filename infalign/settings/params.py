@@ -265,6 +265,15 @@ class Objective(Section):
         description="an independent source of rewards that only compares; null: there is none",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _judge(cls, tree: Any) -> Any:
+        """Without a word about a judge there is one where the reward is trained, from the pairs."""
+        if isinstance(tree, dict) and "judge" not in tree and isinstance(tree.get("reward"), dict):
+            kind = tree["reward"].get("kind", "train")
+            return tree | {"judge": {"kind": "train"} if kind == "train" else None}
+        return tree
+
     @field_validator("subset")
     @classmethod
     def _below(cls, name: str | None) -> str | None:

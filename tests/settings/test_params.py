@@ -4,7 +4,7 @@ import pytest
 from smoke import ROOT, merged
 
 from infalign.errors import InputError
-from infalign.settings.params import Params, check_params, load_params
+from infalign.settings.params import Objective, Params, check_params, load_params
 
 
 def test_the_shipped_file_is_valid():
@@ -247,3 +247,18 @@ def test_the_baselines_know_nothing_of_the_procedure():
         "ipo": "identity",
         "dpo": "raw",
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "judge"),
+    [
+        ({}, "train"),
+        ({"reward": {"kind": "train"}}, "train"),
+        ({"reward": {"kind": "function", "path": "own.py:score"}}, None),
+        ({"reward": {"kind": "model", "path": "a/b"}, "judge": {"kind": "train"}}, "train"),
+        ({"reward": {"kind": "train"}, "judge": None}, None),
+    ],
+)
+def test_a_judge_is_trained_unasked_beside_a_trained_reward_alone(given, judge):
+    found = Objective.model_validate(given).judge
+    assert (found.kind if found else None) == judge

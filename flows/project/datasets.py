@@ -23,7 +23,7 @@ from flows.project import versions
 from infalign.data.pairs import Options, Subset
 from infalign.data.places import KINDS, PACKINGS, is_data, split_name, subsets
 from infalign.data.reading import options_of, survey
-from infalign.data.shown import CHARACTERS, Lengths, described, proposal
+from infalign.data.shown import CHARACTERS, Measure, described, proposal
 from infalign.errors import InputError
 from infalign.files.workspace import write_json
 from infalign.settings.params import Data, load_params
@@ -120,7 +120,7 @@ def shown(
     name: str,
     columns: Mapping[str, str],
     splits: Mapping[str, Sequence[str]],
-    measures: Sequence[Lengths],
+    measures: Sequence[Measure],
     settings: Data | None = None,
 ) -> list[str]:
     """What is recognised in every subset of some data, and the settings that would read it."""

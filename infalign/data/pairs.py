@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ DROP_REASONS = {
     "system_not_first": "a system turn follows another turn",
     "no_question": "the prompt ends with neither a user's nor a tool's turn",
     "empty_prompt": "the prompt's last turn has no words",
+    "prompt_too_long": "even the prompt's last exchange is longer than model.prompt_tokens",
+    "repeated_pair": "the same pair is there before",
+    "repeated_prompt": "the same prompt is there before",
     "over_limit": "more than data.kept_bytes or data.most_pairs",
 }
 
@@ -72,7 +76,6 @@ class FileRead:
     """One file as it was read."""
 
     path: Path
-    split: str | None  # None: split by hash
     form: str
     columns: dict[str, str]  # role to column
     seen: list[str]  # all columns of the first rows
@@ -96,6 +99,12 @@ class Subset:
     def pairs(self, split: str) -> list[Pair]:
         """The pairs of a split."""
         return self.train if split == "train" else self.test
+
+
+def quantile(lengths: Iterable[int], share: float) -> int:
+    """The smallest length that the share of them does not exceed."""
+    ordered = sorted(lengths)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def without_prompts(rows: Iterable[Entry], prompts: set[Dialogue]) -> tuple[list[Entry], int]:

@@ -32,7 +32,15 @@ from infalign.data.rows import Row, read_rows
 from infalign.errors import InputError
 from infalign.settings.params import Data
 
-ALWAYS = ("broken_line", "prompt_differs", "identical_pair", "empty_response", "prompt_in_test")
+ALWAYS = (
+    "broken_line",
+    "prompt_differs",
+    "identical_pair",
+    "empty_response",
+    "prompt_in_test",
+    "prompt_too_long",
+    "repeated_pair",
+)
 FEW_BROKEN = 5
 BROKEN_SHARE = 0.01
 HEAD = 20  # rows by which a file's form is recognised
@@ -59,7 +67,7 @@ def survey(path: Path, subset: str | None, options: Options) -> Subset:
     """The same, where a split may be left with nothing."""
     found = find_files(path, subset, options.splits)
     read = Subset(found.name, left_out=found.left_out)
-    kept = _Kept(options.limits)
+    kept = _Bounded(options.limits)
     for split, files in found.files.items():
         for file in files:
             source = f"{found.name}/{file.relative_to(found.base).as_posix()}"
@@ -81,7 +89,7 @@ def counted(dropped: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-class _Kept:
+class _Bounded:
     """The rows that are kept: prompts with the lowest hashes, as many as the bounds allow.
 
     A prompt that was left out once stays out, so whatever the order, those below the last hash that
@@ -144,11 +152,11 @@ def _size(row: Pair | Prompt, new: bool) -> int:
 
 
 def _read_file(
-    path: Path, split: str | None, source: str, read: Subset, kept: _Kept, options: Options
+    path: Path, split: str | None, source: str, read: Subset, kept: _Bounded, options: Options
 ) -> None:
     """Keep the usable rows of one file; what is dropped is counted in `read`."""
     form, seen = form_of(path, options.limits, options.columns)
-    about = FileRead(path, split, form.name, form.columns, seen)
+    about = FileRead(path, form.name, form.columns, seen)
     dropped: Counter[str] = Counter()
     first = ""
     needed = None if form.name == "prompts" else tuple(form.columns.values())
@@ -239,7 +247,7 @@ def _check_broken(about: FileRead, first: str, n_broken: int) -> None:
         )
 
 
-def _divide(read: Subset, kept: _Kept, test_share: float | None) -> None:
+def _divide(read: Subset, kept: _Bounded, test_share: float | None) -> None:
     """Put rows into their splits, a single split's by the hash of their prompts."""
     for split, row in kept.rows():
         if test_share is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from infalign.data.dialogue import Dialogue
-from infalign.data.pairs import DROP_REASONS, SPLITS, Pair, Prompt, Subset
+from infalign.data.pairs import DROP_REASONS, SPLITS, Pair, Prompt, Subset, quantile
 
 EXAMPLES = 3
 LONGEST = 300  # characters of a turn in an example
@@ -20,17 +20,17 @@ FORMS = {
     "scored": "two responses with a strength or two scores",
     "prompts": "prompts alone, for rewards that need no pairs",
 }
-Lengths = tuple[
+Measure = tuple[
     str, Callable[[Sequence[Dialogue]], list[int]], Callable[[Sequence[str]], list[int]]
 ]
-CHARACTERS: Lengths = (
+CHARACTERS: Measure = (
     "characters",
     lambda dialogues: [sum(len(t.content) for t in dialogue.turns) for dialogue in dialogues],
     lambda texts: [len(text) for text in texts],
 )
 
 
-def described(read: Subset, measures: Sequence[Lengths] = (CHARACTERS,)) -> list[str]:
+def described(read: Subset, measures: Sequence[Measure] = (CHARACTERS,)) -> list[str]:
     """Files and forms, rows, roles, lengths, examples, and what is dropped and why."""
     lines = [f"{_place(file.path)}: {FORMS[file.form]}, {file.rows} rows" for file in read.files]
     lines += [f"{_place(path)}: not read, it is of another split" for path in read.left_out]
@@ -81,14 +81,14 @@ def _roles(rows: Sequence[Pair | Prompt]) -> list[str]:
     return [f"{told}; with a system turn: {system}, with tools: {tools}"] if prompts else []
 
 
-def _lengths(rows: Sequence[Pair | Prompt], measures: Sequence[Lengths]) -> list[str]:
+def _lengths(rows: Sequence[Pair | Prompt], measures: Sequence[Measure]) -> list[str]:
     prompts = sorted({row.prompt for row in rows})
     texts = [text for row in rows if isinstance(row, Pair) for text in (row.chosen, row.rejected)]
     lines = []
     for unit, of_prompts, of_texts in measures:
         for name, lengths in (("prompts", of_prompts(prompts)), ("responses", of_texts(texts))):
             if lengths:
-                half, most = (sorted(lengths)[int(q * (len(lengths) - 1))] for q in (0.5, 0.95))
+                half, most = (quantile(lengths, share) for share in (0.5, 0.95))
                 lines.append(
                     f"{name}: {half} {unit} in the middle, 95 % up to {most}, longest "
                     f"{max(lengths)}"

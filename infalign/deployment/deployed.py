@@ -232,7 +232,7 @@ def keep(procedure: Procedure, rewards: np.ndarray, member: float, rank: float) 
     return int(np.argsort(drawn, kind="stable")[position])
 
 
-def check_weights(folder: Path) -> None:
+def check_safetensors(folder: Path) -> None:
     """Raise for a model's folder whose weights are not safetensors alone."""
     found = [f.name for f in folder.glob("*") if f.suffix in PICKLES]
     if found or not list(folder.glob("*.safetensors")):
@@ -266,7 +266,7 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
     """
     settings = _read_settings(folder)
     for inside in (folder / "policy", *classifiers(folder)):
-        check_weights(inside)
+        check_safetensors(inside)
     torch.set_num_threads(threads or settings["threads"])
     device = pick_device(settings["device"])
     precision = settings["precision"]

@@ -59,18 +59,18 @@ def package(root: Path, params: Params, objective: str, variant: str, out: Path)
 def _write_deployed(
     results: Path, params: Params, objective: str, variant: str, folder: Path
 ) -> None:
-    from infalign.deployment.deployed import REFERENCES, check_weights
+    from infalign.deployment.deployed import REFERENCES, check_safetensors
     from infalign.lm.models import passes_in, pick_device
     from infalign.rewards.packaged import classifiers, pack_source
 
     source = results / "align" / objective / variant / "policy"
     if not source.is_dir():
         raise InputError(f"{source} does not exist: run `infalign run` first.")
-    check_weights(source)
+    check_safetensors(source)
     shutil.copytree(source, folder / "policy")
     pack_source(Workspace(params, results.parent, "package"), objective, folder)
     for inside in classifiers(folder):
-        check_weights(inside)
+        check_safetensors(inside)
     prompts = read_prompts(results / "prepare" / "prompts.parquet", objective)
     path = results / "calibrate" / objective / "calibration.parquet"
     known = {

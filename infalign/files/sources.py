@@ -27,7 +27,7 @@ def data_paths(params: Params) -> tuple[str, ...]:
 def own_files(word: str, params: Params) -> dict[str, str]:
     """The user's own files that a stage reads, beside data.path: path to the setting."""
     if word == "sources":
-        return own_paths({name: params.objectives[name] for name in params.run.objectives})
+        return own_paths(params.running)
     if word != "prepare":
         return {}
     return {

@@ -73,7 +73,7 @@ def kind_of(name: str, revision: str | None, root: Path) -> str | None:
     folder = root / name
     if not folder.is_dir():
         try:
-            folder = _snapshot(name, [*_TEMPLATES, _TOKENIZER], revision)
+            folder = snapshot(name, [*_TEMPLATES, _TOKENIZER], revision)
         except (OSError, ValueError):
             return None
     if any((folder / template).is_file() for template in _TEMPLATES):
@@ -99,7 +99,7 @@ def check_kind(source: Source, kind: str, root: Path) -> None:
 def present_commit(name: str) -> str:
     """The commit of a hub model's main branch; without network: as the local cache has it."""
     try:
-        return _snapshot(name, ["config.json"], None).name
+        return snapshot(name, ["config.json"], None).name
     except (OSError, ValueError) as error:  # what the hub's own errors derive from
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -108,7 +108,7 @@ def present_commit(name: str) -> str:
         ) from None
 
 
-def _snapshot(name: str, files: list[str], revision: str | None) -> Path:
+def snapshot(name: str, files: list[str], revision: str | None) -> Path:
     """The local copy of some of a hub model's files."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download

@@ -122,13 +122,11 @@ class Format:
 
         Responses to one dialogue have the same prompt: what all of them begin with.
         """
+        shared = list(dict.fromkeys(dialogues))
+        asked = dict(zip(shared, self.encode_prompts(shared), strict=True))
         if not self.chat:
-            prompts = dict.fromkeys(dialogues)
-            ids = dict(zip(prompts, self.encode_prompts(list(prompts)), strict=True))
-            return [ids[dialogue] for dialogue in dialogues], self.encode_responses(responses)
+            return [asked[dialogue] for dialogue in dialogues], self.encode_responses(responses)
         texts = [self.whole_text(*pair) for pair in zip(dialogues, responses, strict=True)]
-        shared = dict.fromkeys(dialogues)
-        asked = dict(zip(shared, self.encode_prompts(list(shared)), strict=True))
         found = self._ids(texts)
         for dialogue, whole in zip(dialogues, found, strict=True):
             asked[dialogue] = _common(asked[dialogue], whole)

@@ -21,7 +21,7 @@ from infalign.lm.formats import Format, check_template
 from infalign.lm.loading import base_of, check_weights, load_config
 from infalign.lm.models import check_classifier, load_format
 from infalign.settings.params import Params
-from infalign.settings.rewards import is_trained
+from infalign.settings.rewards import is_trained, named_leaves
 
 
 def check_models(params: Params, form: Format, lengths: Lengths) -> None:
@@ -35,9 +35,9 @@ def check_models(params: Params, form: Format, lengths: Lengths) -> None:
         config = load_config(name, params.model.revision)
         _check_policy(config, params, form.tokenizer, lengths)
         check_weights(name)
-        if start == "sft" and trains_rewards(params):
+        if start == "sft" and _trains_rewards(params):
             check_classifier(config, name)
-    if start != "sft" and trains_rewards(params):
+    if start != "sft" and _trains_rewards(params):
         check_classifier(load_config(start, params.reward.revision), start)
         load_format(start, params.reward.revision)
         check_weights(start)
@@ -56,30 +56,31 @@ def check_texts(
     form: Format,
     lengths: Lengths,
     prompts: Sequence[Dialogue],
-    responses: Sequence[str],
+    answered: Sequence[tuple[Dialogue, str]],
 ) -> None:
     """Raise where a model has no embedding for a token, or no position for the last one.
 
     Args:
         form: the policy's.
-        prompts, responses: a prompt for every response.
+        prompts: all of them.
+        answered: prompts with a response of the data, where there are any.
     """
+    asked, responses = [prompt for prompt, _ in answered], [text for _, text in answered]
     name, start = params.model.name_or_path, params.reward.name_or_path
     if name != "tiny":
         config = load_config(name, params.model.revision)
         _check_rows(f"model.name_or_path = {name!r}", config, form, prompts, responses)
-    if start == "sft" or not trains_rewards(params):
+    if start == "sft" or not _trains_rewards(params):
         return
     revision = params.reward.revision
     cut = form.cut_responses(responses, lengths.response)
     field = f"reward.name_or_path = {start!r}"
-    check_reads(field, load_config(start, revision), load_format(start, revision), prompts, cut)
+    check_reads(field, load_config(start, revision), load_format(start, revision), asked, cut)
 
 
-def trains_rewards(params: Params) -> bool:
+def _trains_rewards(params: Params) -> bool:
     """Whether any objective's reward or judge is trained."""
-    objectives = (params.objectives[name] for name in params.run.objectives)
-    return any(is_trained(o.reward) or is_trained(o.judge) for o in objectives)
+    return any(is_trained(leaf) for _, _, leaf in named_leaves(params.running))
 
 
 def check_reads(

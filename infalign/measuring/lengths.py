@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from infalign.data.shown import Lengths
+from infalign.data.shown import Measure
 from infalign.lm.models import named_format
 from infalign.settings.params import Model
 
 
-def token_lengths(model: str) -> Lengths:
+def token_lengths(model: str) -> Measure:
     """The unit, and what counts it; a prompt is rendered as the model is asked."""
     form = named_format(Model(name_or_path=model))
 

@@ -11,7 +11,7 @@ from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.measuring.contest import off_budget
 from infalign.page.data import ObjectiveData
 from infalign.page.words import decimal, percent, percent_range
-from infalign.theory.levels import FEW_LEVELS
+from infalign.theory.levels import FEW_LEVELS, MANY_ALIKE
 
 DROPPED_AT_MOST = 0.2  # share of pairs
 EMPTY_AT_MOST = 0.5  # share of samples without a word
@@ -19,7 +19,6 @@ ENDED_AT_LEAST = 0.9  # share of sampled responses that end by themselves
 TRUNCATED_AT_MOST = 0.1
 TIED_AT_MOST = 0.05  # share of reference samples that tie with another one
 KS_AT_MOST = 0.05
-ALIKE_AT_MOST = 0.25  # share of prompts whose samples all have one reward
 LAST_SHARE = 0.1  # of the training steps, whose mean KL is compared with the budget
 
 
@@ -109,7 +108,7 @@ def _reward(data: ObjectiveData, half: str, metrics: Mapping[str, Mapping[str, A
         words.append(f"what the sum tells apart comes from {', '.join(shares)}")
     if alike := about.get("alike_share"):
         words.append(f"all samples of a prompt are alike for {percent(alike)} % of the prompts")
-        healthy = healthy and alike <= ALIKE_AT_MOST
+        healthy = healthy and alike <= MANY_ALIKE
     if not about and not trained:
         words = ["there is no independent judge, so that nothing here tells reward hacking"]
     return Line(f"reward {data.name} {half}", healthy, "; ".join(words))

@@ -107,13 +107,13 @@ def _fits(about: Any, settings: AnyReward) -> bool:
     return all(about.get(key) == value for key, value in stated(settings).items())
 
 
-def check_folder(folder: Path, files: dict[str, Any], remedy: str = "run `infalign run`") -> None:
+def check_folder(folder: Path, files: dict[str, Any]) -> None:
     """Raise where a model's files are not those that were described: by names and sizes alone."""
     there = {name: about["bytes"] for name, about in files.items()}
     found = {name: path.stat().st_size for name, path in _listed(folder)}
     if there != found:
         raise InputError(
-            f"{folder} does not hold the files that results/sources describes: {remedy}."
+            f"{folder} does not hold the files that results/sources describes: run `infalign run`."
         )
 
 

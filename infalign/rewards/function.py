@@ -91,13 +91,18 @@ class Function:
 
 
 def load_function(
-    path: Path, name: str, sha256: str | None = None, columns: Columns | None = None
+    path: Path,
+    name: str,
+    sha256: str | None = None,
+    columns: Columns | None = None,
+    remedy: str = "run `infalign run`, which makes again what depends on it",
 ) -> Function:
     """The function of a file; every way in which there is none is one sentence.
 
     Args:
         sha256: of the file as it was when it was looked at; another one is refused.
         columns: of the prompts that have any.
+        remedy: where it is another one.
     """
     try:
         source = path.read_bytes()
@@ -108,8 +113,7 @@ def load_function(
         ) from None
     if sha256 is not None and hashlib.sha256(source).hexdigest() != sha256:
         raise InputError(
-            f"{path} is not the file that results/sources describes: run `infalign run`, which "
-            "makes again what depends on it."
+            f"{path} is not the file that was described when it was looked at: {remedy}."
         )
     module = _module(path, source)
     call = getattr(module, name, None)

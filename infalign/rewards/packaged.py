@@ -6,7 +6,6 @@ parts; `reward.json` says which. Packages that are older than it hold a classifi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -16,9 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from infalign.errors import InputError
 from infalign.files.tables import SELECTING
+from infalign.files.weights import snapshot
 from infalign.files.workspace import Workspace, write_json
 from infalign.rewards.classifier import Passes, ready_classifier, trained_classifier
-from infalign.rewards.description import read_description, settings_of
+from infalign.rewards.description import check_folder, read_description, settings_of
 from infalign.rewards.function import load_function
 from infalign.rewards.opening import scales_of
 from infalign.rewards.server import Server
@@ -34,6 +34,7 @@ from infalign.settings.rewards import (
 )
 
 FILE, FOLDER = "reward.json", "reward"
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub model
 _SETTINGS: TypeAdapter[AnyReward] = TypeAdapter(RewardSettings)
 
 
@@ -49,34 +50,33 @@ def pack_source(workspace: Workspace, objective: str, deployed: Path) -> None:
         scales = scales_of(workspace, objective, SELECTING, settings)
         about["scales"] = [[scale.mean, scale.std] for scale in scales]
         for number, part in enumerate(settings.parts):
-            commit = about["source"]["parts"][number].get("commit")
-            _pack(workspace, objective, part, commit, folder / str(number))
+            source = about["source"]["parts"][number]
+            _pack(workspace, objective, part, source, folder / str(number))
     else:
-        _pack(workspace, objective, settings, about["source"].get("commit"), folder)
+        _pack(workspace, objective, settings, about["source"], folder)
     write_json(deployed / FILE, about)
 
 
 def _pack(
-    workspace: Workspace, objective: str, settings: AnyReward, commit: str | None, folder: Path
+    workspace: Workspace,
+    objective: str,
+    settings: AnyReward,
+    source: dict[str, Any],
+    folder: Path,
 ) -> None:
     if isinstance(settings, FunctionReward):
+        load_function(workspace.root / settings.file, settings.name, source["sha256"])
         folder.mkdir(parents=True)
         shutil.copyfile(workspace.root / settings.file, folder / Path(settings.file).name)
     elif isinstance(settings, ModelReward):
-        source = workspace.root / settings.path
-        if commit is not None:
-            source = _cached(settings.path, commit)
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*", "*.bin", "*.pt"))
+        place = workspace.root / settings.path
+        if "files" in source:
+            check_folder(place, source["files"])
+        else:
+            place = snapshot(settings.path, MODEL_FILES, source["commit"])
+        shutil.copytree(place, folder, ignore=shutil.ignore_patterns(".*", "*.bin", "*.pt"))
     elif not isinstance(settings, ServerReward):
         shutil.copytree(workspace.results("reward", objective, SELECTING), folder)
-
-
-def _cached(name: str, commit: str) -> Path:
-    """The folder of a hub model that was run before, in the local cache."""
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-    return Path(snapshot_download(name, revision=commit, allow_patterns=patterns))
 
 
 def open_packaged(deployed: Path, device: str, precision: str, passes: Passes) -> RewardSource:
@@ -112,9 +112,7 @@ def _open(
 ) -> RewardSource:
     if isinstance(settings, FunctionReward):
         path = folder / Path(settings.file).name
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != source["sha256"]:
-            raise InputError(f"{path} is not the file that was packaged: register it again.")
-        return load_function(path, settings.name)
+        return load_function(path, settings.name, source["sha256"], remedy="register it again")
     if isinstance(settings, ServerReward):
         return Server(settings, "reward")
     if isinstance(settings, ModelReward):

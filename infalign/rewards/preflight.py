@@ -13,9 +13,9 @@ from infalign.lm.preflight import check_reads
 from infalign.rewards.classifier import chosen_label
 from infalign.rewards.description import FIELDS, settings_of
 from infalign.rewards.function import Columns
-from infalign.rewards.trial import SAID, named_sources, try_sources
+from infalign.rewards.trial import SAID, try_sources
 from infalign.settings.params import Params
-from infalign.settings.rewards import ModelReward, is_trained
+from infalign.settings.rewards import ModelReward, is_trained, named_leaves
 
 Texts = tuple[Sequence[Dialogue], Sequence[str]]
 
@@ -32,9 +32,9 @@ def check_sources(
     for name in params.run.objectives:
         _check_pairs(params, name, bool(texts[name][1]))
     try_sources(params, root, columns)
-    for field, settings in named_sources(params):
+    for name, field, settings in named_leaves(params.running):
         if isinstance(settings, ModelReward):
-            check_model(f"{field}.path", settings, root, texts[field.split(".")[1]])
+            check_model(f"{field}.path", settings, root, texts[name])
 
 
 def _check_pairs(params: Params, name: str, has_pairs: bool) -> None:

@@ -18,8 +18,6 @@ from infalign.rewards.source import RewardSource
 from infalign.rewards.total import Sum, contributions, measured_scale
 from infalign.settings.rewards import AnyReward, SumReward
 
-MANY_ALIKE = 0.25  # share of the prompts whose samples all have one reward that is worth a word
-
 
 @dataclass(frozen=True)
 class Samples:

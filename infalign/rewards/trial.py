@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from infalign.data.dialogue import Dialogue
-from infalign.rewards.description import FIELDS, settings_of
 from infalign.rewards.function import Columns, load_function
 from infalign.rewards.server import Server
 from infalign.settings.params import Params
-from infalign.settings.rewards import AnyReward, FunctionReward, ServerReward, leaves
+from infalign.settings.rewards import FunctionReward, ServerReward, named_leaves
 
 ASKED = (
     Dialogue.of([("user", "Which colour has the sky?")]),
     Dialogue.of([("user", "Hello!"), ("assistant", "Good day."), ("user", "And the sea?")]),
 )
 SAID = ("Blue, mostly.", "That depends on the sky.")
-
-
-def named_sources(params: Params) -> Iterator[tuple[str, AnyReward]]:
-    """Every source of every objective that runs, none of them a sum, by its field."""
-    for name in params.run.objectives:
-        for judge, key in FIELDS.items():
-            settings = settings_of(params.objectives[name], judge)
-            for place, leaf in leaves(settings).items() if settings is not None else ():
-                yield f"objectives.{name}.{key}{place}", leaf
 
 
 def try_sources(params: Params, root: Path, known: Mapping[str, Columns] | None = None) -> None:
@@ -35,9 +25,9 @@ def try_sources(params: Params, root: Path, known: Mapping[str, Columns] | None 
         known: by objective: some prompts of the data with their columns, for functions that need
             them; without, these are looked at and not called.
     """
-    for field, settings in named_sources(params):
+    for name, field, settings in named_leaves(params.running):
         if isinstance(settings, FunctionReward):
-            columns = (known or {}).get(field.split(".")[1], {})
+            columns = (known or {}).get(name, {})
             function = load_function(root / settings.file, settings.name, columns=columns)
             asked = list(columns)[: len(SAID)] or list(ASKED)
             if columns or not function.needs_columns:

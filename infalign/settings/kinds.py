@@ -26,18 +26,10 @@ DEFAULTS: dict[str, dict[str, float | None]] = {
         "reward.learning_rate": 1.0e-5,
         "align.learning_rate": 1.0e-5,
     },
-    "instruct": {
-        "model.prompt_tokens": None,
-        "model.response_tokens": None,
-        "sft.epochs": 0.0,
-        "sft.learning_rate": 1.0e-5,
-        "reward.learning_rate": 1.0e-5,
-        "align.learning_rate": 1.0e-5,
-    },
 }
-ADAPTER: dict[str, float | None] = {
-    "align.learning_rate": 1.0e-4
-}  # with align.lora_rank, for what was trained before
+DEFAULTS["instruct"] = DEFAULTS["base"] | {"sft.epochs": 0.0}
+# With align.lora_rank, for what was trained before.
+ADAPTER: dict[str, float | None] = {"align.learning_rate": 1.0e-4}
 
 
 def defaults(kind: str, adapter: bool) -> Mapping[str, float | None]:

@@ -437,6 +437,11 @@ class Params(Section):
         check_combinations(self)
         return self
 
+    @property
+    def running(self) -> dict[str, Objective]:
+        """The objectives that run."""
+        return {name: self.objectives[name] for name in self.run.objectives}
+
     def procedure(self, objective: str) -> Any:
         """The objective's inference-time procedure."""
         return parse_procedure(self.objectives[objective].procedure)

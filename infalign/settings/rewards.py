@@ -7,7 +7,7 @@ variable of the environment that holds one), never written.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from infalign.settings.methods import Commit, Positive, Rate, Section
-
-KINDS = ("train", "model", "function", "http", "sum")
 
 
 class TrainedReward(Section):
@@ -173,7 +171,6 @@ RewardSettings = Annotated[
 ]
 # The same for readers: mypy does not look into Annotated unions.
 AnyReward: TypeAlias = TrainedReward | ModelReward | FunctionReward | ServerReward | SumReward
-AnyPart: TypeAlias = TrainedPart | ModelPart | FunctionPart | ServerPart
 
 
 def leaves(settings: AnyReward) -> dict[str, Any]:
@@ -190,16 +187,21 @@ def is_trained(settings: AnyReward | None) -> bool:
     )
 
 
-def own_paths(objectives: Mapping[str, Any], root: Path = Path()) -> dict[str, str]:
-    """The files and folders of one's own that rewards are made from: path to the setting."""
-    found: dict[str, str] = {}
+def named_leaves(objectives: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Every source of rewards that is no sum: its objective, its field and its settings."""
     for name, objective in objectives.items():
         for key in ("reward", "judge"):
             settings = getattr(objective, key)
             for place, leaf in leaves(settings).items() if settings is not None else ():
-                field = f"objectives.{name}.{key}{place}.path"
-                if isinstance(leaf, FunctionReward):
-                    found.setdefault(leaf.file, field)
-                elif isinstance(leaf, ModelReward) and (root / leaf.path).is_dir():
-                    found.setdefault(leaf.path, field)
+                yield name, f"objectives.{name}.{key}{place}", leaf
+
+
+def own_paths(objectives: Mapping[str, Any]) -> dict[str, str]:
+    """The files and folders of one's own that rewards are made from: path to the setting."""
+    found: dict[str, str] = {}
+    for _, field, leaf in named_leaves(objectives):
+        if isinstance(leaf, FunctionReward):
+            found.setdefault(leaf.file, f"{field}.path")
+        elif isinstance(leaf, ModelReward) and Path(leaf.path).is_dir():
+            found.setdefault(leaf.path, f"{field}.path")
     return found

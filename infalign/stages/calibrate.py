@@ -37,12 +37,12 @@ from infalign.rewards.classifier import Passes
 from infalign.rewards.description import FIELDS, REWARDS, settings_of
 from infalign.rewards.opening import judges_of, open_source
 from infalign.rewards.pairs import accuracy, held_out_pairs, margins
-from infalign.rewards.reference import MANY_ALIKE, Rewarded, Samples, reward_samples
+from infalign.rewards.reference import Rewarded, Samples, reward_samples
 from infalign.rewards.source import RewardSource
 from infalign.settings.params import MODELS, Params
 from infalign.settings.rewards import AnyReward
 from infalign.theory.calibration import calibrate, calibration_error
-from infalign.theory.levels import tied_share
+from infalign.theory.levels import MANY_ALIKE, tied_share
 from infalign.theory.planning import expected_disagreement
 
 

@@ -13,7 +13,6 @@ responses are kept and counted: training cuts them at model.response_tokens.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
@@ -22,7 +21,7 @@ from typing import Any
 
 from infalign.data.dialogue import Dialogue
 from infalign.data.kept import Kept, cut, separate, unrepeat
-from infalign.data.pairs import SPLITS, Pair
+from infalign.data.pairs import SPLITS, Pair, quantile
 from infalign.data.places import split_name
 from infalign.data.reading import counted, options_of, read_data
 from infalign.data.tokenizer import train_tokenizer
@@ -87,14 +86,13 @@ def run(workspace: Workspace) -> None:
         unrepeat(part)
     _check_left(kept, params, lengths)
     _check_long(kept, form, lengths)
-    prompts = [pair.prompt for part in kept.values() for pair in part.pairs for _ in range(2)]
-    responses = [t for part in kept.values() for p in part.pairs for t in (p.chosen, p.rejected)]
-    everyone = [prompt for part in kept.values() for prompt in part.dialogues(*SPLITS)]
-    check_texts(params, form, lengths, prompts, responses)
     texts = {name: _texts(part) for name, part in kept.items()}
+    everyone = [prompt for part in kept.values() for prompt in part.dialogues(*SPLITS)]
+    answered = [pair for each in texts.values() for pair in zip(*each, strict=False)]
+    check_texts(params, form, lengths, everyone, answered)
     columns = {name: _columns(part) for name, part in kept.items()}
     check_sources(params, workspace.root, texts, columns)
-    for prompt, response in list(zip(prompts, responses, strict=True))[:WHOLE]:
+    for prompt, response in answered[:WHOLE]:
         form.check_whole(prompt, response)
     if any(prompt.turns[0].role == "system" for prompt in everyone) and not form.takes_system:
         print("prepare: the chat template takes no system turn: it begins the user's first.")
@@ -161,7 +159,7 @@ def _lengths(params: Params, form: Format, kept: dict[str, Kept]) -> Lengths:
     asked, answered = model.prompt_tokens, model.response_tokens
     if asked is None:
         ids = form.encode_prompts(list(everyone))
-        asked = _quantile(ids, model.length_quantile)
+        asked = quantile(map(len, ids), model.length_quantile)
         print(f"prepare: model.prompt_tokens = {asked}, as the data.", flush=True)
     if answered is None:
         texts = sorted({text for pair in pairs for text in (pair.chosen, pair.rejected)})
@@ -170,14 +168,9 @@ def _lengths(params: Params, form: Format, kept: dict[str, Kept]) -> Lengths:
                 "model.response_tokens = null follows the data's responses, and there are none: "
                 "set it."
             )
-        answered = max(2, _quantile(form.encode_responses(texts), model.length_quantile))
+        answered = max(2, quantile(map(len, form.encode_responses(texts)), model.length_quantile))
         print(f"prepare: model.response_tokens = {answered}, as the data.", flush=True)
     return Lengths(asked, answered)
-
-
-def _quantile(ids: Sequence[Sequence[int]], share: float) -> int:
-    """The smallest length that the share of them does not exceed."""
-    return sorted(map(len, ids))[math.ceil(share * len(ids)) - 1]
 
 
 def _check_left(kept: dict[str, Kept], params: Params, lengths: Lengths) -> None:
@@ -204,8 +197,7 @@ def _check_long(kept: dict[str, Kept], form: Format, lengths: Lengths) -> None:
             continue
         rows = "pairs" if part.pairs else "prompts"
         shortest = form.encode_prompts([prompt.last(1) for prompt in part.too_long])
-        tokens = [0] * (pairs - lost) + sorted(len(ids) for ids in shortest)
-        enough = tokens[math.ceil(0.95 * pairs) - 1]
+        enough = quantile([0] * (pairs - lost) + [len(ids) for ids in shortest], 0.95)
         told = (
             f"objective {name!r}: {lost} of {pairs} {rows} are left out, because even the last "
             f"turn of their prompt is longer than model.prompt_tokens = {longest}"
@@ -298,15 +290,13 @@ def _counts(part: Kept, form: Format, lengths: Lengths) -> dict[str, Any]:
     responses = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
     prompt_lengths = [len(ids) for ids in form.encode_prompts(prompts)]
     response_lengths = [len(ids) for ids in form.encode_responses(responses)]
-    reasons = ["prompt_too_long", "repeated_pair"]
-    reasons += ["repeated_prompt"] if part.prompts else []
     return {
         "subset": part.subset.name,
         "lines": part.subset.lines,
         "pairs": {split: len(part.splits[split]) for split in SPLITS},
         "prompts": {split: len(part.dialogues(split)) for split in SPLITS},
         "independent_half_share": _share(half_of(pair.prompt) == INDEPENDENT for pair in pairs),
-        "dropped": counted(part.dropped) | {reason: part.dropped[reason] for reason in reasons},
+        "dropped": counted(part.dropped),
         "first_broken_line": part.subset.first_broken,
         "dialogues_cut": part.dialogues_cut,
         "responses_cut": sum(n > lengths.response for n in response_lengths),

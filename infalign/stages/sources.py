@@ -33,8 +33,7 @@ def run(workspace: Workspace) -> None:
     params, out = workspace.params, workspace.out / "sources"
     check_listed("sources", params, workspace.root)
     try_sources(params, workspace.root)
-    objectives = {name: params.objectives[name] for name in params.run.objectives}
-    for name, objective in objectives.items():
+    for name, objective in params.running.items():
         write_json(out / f"{name}.json", described(objective, workspace.root))
-    halves = {name: trained_halves(objective) for name, objective in objectives.items()}
+    halves = {name: trained_halves(objective) for name, objective in params.running.items()}
     write_json(out / "trained.json", halves)

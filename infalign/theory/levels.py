@@ -18,6 +18,7 @@ from infalign.theory.limits import tied_limit
 from infalign.theory.procedures import Procedure, parse_procedure
 
 FEW_LEVELS = 0.5  # share of samples that tie, above which every tie is taken as real
+MANY_ALIKE = 0.25  # share of the prompts whose samples all have one reward that is worth a word
 POINTS = 25  # KLs at which the limit is solved; straight lines between
 
 

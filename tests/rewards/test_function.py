@@ -64,7 +64,7 @@ def test_another_file_than_the_one_looked_at_is_refused(write: Callable[[str], P
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     load_function(path, "score", sha256)
     write("def score(dialogues, responses):\n    return [2.0] * len(responses)\n")
-    with pytest.raises(InputError, match=r"own\.py is not the file that results/sources"):
+    with pytest.raises(InputError, match=r"own\.py is not the file that was described"):
         load_function(path, "score", sha256)
 
 

@@ -244,7 +244,7 @@ def test_a_packaged_function_is_the_one_that_was_packaged(
 ) -> None:
     package(own, check_params(own_tree(smoke_tree), "test"), "even", "ctrl", tmp_path / "p")
     (tmp_path / "p/deployed/reward/even.py").write_text(EVEN + "# changed\n")
-    with pytest.raises(Exception, match="is not the file that was packaged"):
+    with pytest.raises(Exception, match=r"is not the file that was described .*: register it again"):
         load_deployed(tmp_path / "p/deployed")
 
 
@@ -263,7 +263,7 @@ def test_an_edit_changes_one_description_alone(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (project / "rewards/even.py").write_text(EVEN.replace("% 2", "% 3"))
     assert main(["calibrate", "--objective", "even"]) == 2
-    assert "rewards/even.py is not the file that results/sources describes" in (
+    assert "rewards/even.py is not the file that was described when it was looked at" in (
         capsys.readouterr().err
     )
     assert main(["sources"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,12 +68,15 @@ def test_a_comparison_takes_trained_rewards_only(params_tree: dict[str, Any]) ->
         check_params(tree, "params.yaml")
 
 
-def test_own_files(params_tree: dict[str, Any], tmp_path: Any) -> None:
+def test_own_files(
+    params_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
     one = {"kind": "function", "path": "rewards/a.py:f"}
     parts = [one, {"kind": "model", "path": "models/mine"}, {"kind": "model", "path": "hub/name"}]
     found = objective(params_tree, one, {"kind": "sum", "parts": parts})
-    assert own_paths({"helpful": found}, tmp_path) == {
+    assert own_paths({"helpful": found}) == {
         "rewards/a.py": "objectives.helpful.reward.path",
         "models/mine": "objectives.helpful.judge.parts.1.path",
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flows.project.recipes import Setting, read_recipe
 from flows.project.versions import COMPARISON
 from infalign.errors import InputError
-from infalign.settings.params import load_params
+from infalign.settings.params import Params, load_params
 
 OBJECTIVES = "compare.objectives"
 
@@ -44,4 +45,22 @@ def with_objectives(
     given = any(assignment.partition("=")[0].strip() == OBJECTIVES for assignment in assignments)
     if given or chosen.get(OBJECTIVES) or named.compare.objectives:
         return list(recipe)
-    return [*recipe, (OBJECTIVES, list(chosen.get("run.objectives", named.run.objectives)))]
+    trained = [
+        name
+        for name in chosen.get("run.objectives", named.run.objectives)
+        if _is_trained(named, chosen, name)
+    ]
+    if not trained:
+        raise InputError(
+            "params.yaml: no objective of run.objectives has a reward that is trained here, and a "
+            "comparison poisons one: name objectives with such a reward in compare.objectives."
+        )
+    return [*recipe, (OBJECTIVES, trained)]
+
+
+def _is_trained(named: Params, chosen: dict[str, Any], name: str) -> bool:
+    """Whether an objective's reward is trained here, by the recipe or else by params.yaml."""
+    given = chosen.get(f"objectives.{name}.reward")
+    if given is not None:
+        return bool(given.get("kind") == "train")
+    return name not in named.objectives or named.objectives[name].reward.kind == "train"

@@ -13,6 +13,8 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from yaml import YAMLError as YAMLFault
+from yaml import safe_load
 
 from flows.project.recipes import Setting
 from infalign.errors import InputError
@@ -21,7 +23,7 @@ from infalign.files.weights import BUILT, check_source, kind_of, pinned
 from infalign.files.workspace import write_text
 from infalign.settings.completion import completed
 from infalign.settings.kinds import DEFAULTS, defaults, fits
-from infalign.settings.params import Params, check_params, load_params
+from infalign.settings.params import Params, check_params
 from infalign.settings.reading import quoted, read_text, read_tree, shown
 
 
@@ -52,6 +54,7 @@ def set_params(
         assign(tree, assignment)
     given = {assignment.partition("=")[0].strip() for assignment in assignments}
     given |= {key for key, _ in recipe}
+    _leave_judges(tree, lacking, given)
     changed = _pin(tree, before, given, path.parent)
     changed += _suit(tree, before, nature, given, path.parent)
     written = whole
@@ -73,6 +76,14 @@ def set_params(
     return checked
 
 
+def _leave_judges(tree: Any, lacking: Sequence[str], given: set[str]) -> None:
+    """Take out judges that nobody named: whether there is one depends on the reward now given."""
+    for key in lacking:
+        section, _, last = key.rpartition(".")
+        if last == "judge" and key not in given and f"{section}.reward" in given:
+            del tree["objectives"][section.removeprefix("objectives.")]["judge"]
+
+
 def _yaml() -> YAML:
     """A reader and writer that keeps comments, quotes and line ends."""
     yaml = YAML()
@@ -81,7 +92,17 @@ def _yaml() -> YAML:
     yaml.representer.add_representer(
         type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null")
     )
+    yaml.representer.add_representer(str, _text)
     return yaml
+
+
+def _text(dumper: Any, text: str) -> Any:
+    """A text as PyYAML reads one too, to which `yes` is a truth value."""
+    try:
+        plain = isinstance(safe_load(text), str)
+    except YAMLFault:
+        plain = True  # quoted by ruamel itself
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 
 def _spell_floats(yaml: YAML) -> None:
@@ -96,11 +117,13 @@ def complete_params(path: Path, tell: Callable[[str], None]) -> Params:
     """Write what the file lacks into it, for DVC to see, tell it, and return all of it."""
     text = read_text(path)
     whole, lacking = completed(text, str(path))
-    if text != quoted(whole):
-        write_text(path, quoted(whole))
+    whole = quoted(whole)
+    checked = check_params(read_tree(whole, str(path)), str(path))
+    if text != whole:
+        write_text(path, whole)
     if lacking:
         tell(_lacked(lacking))
-    return load_params(path)
+    return checked
 
 
 def _lacked(keys: Sequence[str]) -> str:

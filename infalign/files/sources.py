@@ -47,8 +47,7 @@ def lines_of(word: str, params: Params) -> dict[str, str]:
 
 def _line(path: str) -> str:
     quoted = json.dumps(path.replace("${", "\\${"), ensure_ascii=False)
-    plain = re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", path) and not path.startswith("-")
-    return f"      - {path if plain else quoted}  {MARK}\n"
+    return f"      - {quoted}  {MARK}\n"
 
 
 def check_listed(word: str, params: Params, root: Path) -> None:

@@ -7,6 +7,7 @@ template. The classes hold the defaults of `scratch`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 # None: lengths that follow the data.
 DEFAULTS: dict[str, dict[str, float | None]] = {
@@ -39,6 +40,24 @@ def defaults(kind: str, adapter: bool) -> Mapping[str, float | None]:
         adapter: an adapter is trained, not all weights.
     """
     return DEFAULTS[kind] | (ADAPTER if adapter and kind != "scratch" else {})
+
+
+def with_defaults(tree: dict[Any, Any]) -> dict[Any, Any]:
+    """A tree of params.yaml with what its kind of model brings, where the tree says nothing.
+
+    What is not sound stays as it is.
+    """
+    model, align = (tree.get(name, {}) for name in ("model", "align"))
+    kind = model.get("kind") if isinstance(model, dict) else None
+    if kind not in ("base", "instruct") or not isinstance(align, dict):
+        return tree
+    filled = dict(tree)
+    for key, value in defaults(kind, align.get("lora_rank") is not None).items():
+        name, last = key.split(".")
+        section = filled.get(name, {})
+        if isinstance(section, dict):
+            filled[name] = {last: value} | section
+    return filled
 
 
 def fits(kind: str, found: str) -> bool:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from infalign.errors import InputError
 from infalign.settings.combinations import check_combinations
+from infalign.settings.kinds import with_defaults
 from infalign.settings.methods import (
     BLIND,
     MOST,
@@ -414,6 +415,12 @@ class Params(Section):
     schedule: Schedule = Schedule()
     drift: Drift = Drift()
     serving: Serving = Serving()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind(cls, tree: Any) -> Any:
+        """What is not given has the default of the model's kind."""
+        return with_defaults(tree) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _names(self) -> Params:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
 from collections.abc import Callable
@@ -70,13 +71,19 @@ def quoted(text: str) -> str:
     try:
         for token in yaml.scan(text):
             depth += isinstance(token, _BEGINS) - isinstance(token, _ENDS)
-            if depth and isinstance(token, yaml.ScalarToken) and token.plain and ":" in token.value:
-                places.append((token.start_mark.index, token.end_mark.index))
+            if depth and isinstance(token, yaml.ScalarToken) and _stumbles(token):
+                places.append((token.start_mark.index, token.end_mark.index, token.value))
     except (yaml.YAMLError, *_FAULTS):  # whoever reads it says what is wrong
         return text
-    for start, end in reversed(places):
-        text = f'{text[:start]}"{text[start:end]}"{text[end:]}'
+    for start, end, value in reversed(places):
+        text = text[:start] + json.dumps(value, ensure_ascii=False) + text[end:]
     return text
+
+
+def _stumbles(scalar: yaml.ScalarToken) -> bool:
+    """Whether a scalar is a bare text with a colon, and no time of day."""
+    bare = scalar.plain and ":" in scalar.value
+    return bare and isinstance(yaml.safe_load(scalar.value), str)
 
 
 def shown(value: Any) -> str:

@@ -1,8 +1,8 @@
 """prepare: preference data as tables that every later stage trusts, and the policy's tokenizer.
 
 Reads data.path, or the objectives' own data, in any form that `infalign.data.forms` knows. Writes
-results/prepare/{prompts.parquet, preferences.parquet, tokenizer/, metrics.json}; metrics.json
-counts every pair dropped and why.
+to results/prepare prompts.parquet, preferences.parquet, tokenizer/, lengths.json and metrics.json,
+which counts every pair dropped and why.
 
 A prompt belongs to one split and one half for all objectives. A dialogue longer than
 model.prompt_tokens keeps its last exchanges; cutting may make prompts equal, so what training

@@ -79,8 +79,8 @@ def test_rewards_of_ones_own_from_data_to_a_champion_and_an_edit(made: Project) 
     assert status == 0, output
     listed = (made.root / "dvc.yaml").read_text()
     for name in ("even", "length", "vowels"):
-        assert f"      - rewards/{name}.py  # by params.yaml\n" in listed
-    assert "      - data/questions.jsonl  # by params.yaml\n" in listed
+        assert f'      - "rewards/{name}.py"  # by params.yaml\n' in listed
+    assert '      - "data/questions.jsonl"  # by params.yaml\n' in listed
     trained = (made.root / "results" / "reward").rglob("*.safetensors")
     assert {path.parents[1].name for path in trained} == {"trained"}
     status, output = made.run("promote", "--objective", "even", "--force", "--reason", "a test")

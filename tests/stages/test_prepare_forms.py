@@ -90,7 +90,7 @@ def test_dvc_yaml_lists_the_data_of_objectives(smoke_tree: dict[str, Any], tmp_p
     params = check_params(smoke_tree, "test")
     for paths, lines in (
         ({}, ["${data.path}"]),
-        ({"helpful": "data/raw/mine"}, ["${data.path}", "data/raw/mine  # by params.yaml"]),
+        ({"helpful": "data/raw/mine"}, ["${data.path}", '"data/raw/mine"  # by params.yaml']),
         (
             {"helpful": "../a b", "harmless": "x/1${y}.jsonl"},
             ['"../a b"  # by params.yaml', '"x/1\\\\${y}.jsonl"  # by params.yaml'],

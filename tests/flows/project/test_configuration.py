@@ -203,3 +203,37 @@ def test_a_colon_within_braces_is_quoted_for_dvc(file: Path) -> None:
     set_params(file, ["objectives.helpful.judge={kind: function, path: rewards/own.py:score}"])
     tree = parse_yaml(file.read_text(), "params.yaml")
     assert tree["objectives"]["helpful"]["judge"]["path"] == "rewards/own.py:score"
+
+
+@pytest.mark.parametrize("text", ['a"b:c', "C:\\dir", "12:30"])
+def test_what_is_quoted_keeps_its_value(file: Path, text: str) -> None:
+    before = f"template_arguments: {{date_string: {text}}}"
+    file.write_text(file.read_text().replace("template_arguments: {}", before))
+    wanted = load_params(file).model.template_arguments
+    assert complete_params(file, print).model.template_arguments == wanted
+    assert load_params(file).model.template_arguments == wanted
+
+
+def test_a_file_that_names_its_kind_has_the_kind_s_defaults(file: Path) -> None:
+    file.write_text("model: {kind: instruct}\nalign: {lora_rank: 8}\n")
+    params = complete_params(file, lambda _: None)
+    own = defaults("instruct", True)
+    assert (params.sft.epochs, params.align.learning_rate) == (0.0, own["align.learning_rate"])
+    assert params.model.prompt_tokens is None
+    file.write_text("model: {kind: base}\nsft: {epochs: 3.0}\n")
+    params = complete_params(file, lambda _: None)
+    assert (params.sft.epochs, params.sft.learning_rate) == (3.0, 1.0e-5)
+
+
+def test_a_judge_that_nobody_named_goes_by_the_reward(file: Path) -> None:
+    file.write_text("objectives:\n  helpful:\n    gold: null\nrun: {objectives: [helpful]}\n")
+    given = "objectives.helpful.reward={kind: function, path: rewards/own.py:score}"
+    assert set_params(file, [given]).objectives["helpful"].judge is None
+    assert load_params(file).objectives["helpful"].judge is None
+
+
+def test_a_text_stays_a_text(file: Path) -> None:
+    set_params(file, ['model.template_arguments={x: "yes"}', "data.columns={prompt: on}"])
+    params = load_params(file)
+    assert params.model.template_arguments == {"x": "yes"}
+    assert params.data.columns == {"prompt": "on"}

@@ -34,11 +34,8 @@ def add(
 
     columns = _columns(column)
     wanted = Wanted(source, name, tuple(split or ()), config, revision)
-    path, lines = add_data(Path.cwd(), wanted, columns)
-    for line in lines:
+    for line in add_data(Path.cwd(), wanted, columns):
         typer.echo(line)
-    typer.echo(f"{path} is under DVC: commit {path}.dvc with git, then run")
-    typer.echo(f"  infalign run --set data.path={path}")
 
 
 @app.command("show")
@@ -51,13 +48,16 @@ def show(
 ) -> None:
     """Say what is recognised in some data, and what of it will be dropped; nothing is changed."""
     from flows.project.datasets import shown
+    from infalign.data.reading import options_of
+    from infalign.settings.params import Data, load_params
 
     columns, measures = _columns(column), []
     if model is not None:
         from infalign.measuring.lengths import token_lengths
 
         measures.append(token_lengths(model))
-    for line in shown(path, str(path), columns, _splits(), measures):
+    settings = load_params().data if Path("params.yaml").is_file() else Data()
+    for line in shown(path, str(path), options_of(settings, columns), measures).lines:
         typer.echo(line)
 
 
@@ -73,12 +73,3 @@ def _columns(assignments: list[str] | None) -> dict[str, str]:
             )
         columns[role] = name
     return columns
-
-
-def _splits() -> dict[str, list[str]]:
-    """The names of splits that the project's params.yaml gives, where there is one."""
-    from infalign.settings.params import load_params
-
-    if not Path("params.yaml").is_file():
-        return {}
-    return {split: list(names) for split, names in load_params().data.splits.items()}

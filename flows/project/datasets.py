@@ -7,26 +7,28 @@ hub, the commit is recorded in source.json beside them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import filecmp
 import fnmatch
 import glob
 import os
 import re
+import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import yaml
 
 from flows.project import versions
-from infalign.data.pairs import Options, Subset
-from infalign.data.places import KINDS, PACKINGS, is_data, split_name, subsets
+from infalign.data.pairs import SPLITS, Options, Subset, Unsuitable
+from infalign.data.places import ENDINGS, KINDS, PACKINGS, is_data, split_name, subsets
 from infalign.data.reading import options_of, survey
-from infalign.data.shown import CHARACTERS, Measure, described, proposal
+from infalign.data.shown import CHARACTERS, Measure, as_yaml, described, proposal
 from infalign.errors import InputError
 from infalign.files.workspace import write_json
-from infalign.settings.params import Data, load_params
+from infalign.settings.params import Params, load_params
 
 HUB = "hub:"
 DEEPEST = 4  # folders between a data set and its files
@@ -71,10 +73,17 @@ class Wanted(NamedTuple):
         return configured and (not self.splits or bool(named & set(self.splits)))
 
 
-def add_data(root: Path, wanted: Wanted, columns: Mapping[str, str]) -> tuple[str, list[str]]:
-    """Copy, check and version the data: its path relative to the root, and what it holds.
+class Seen(NamedTuple):
+    """What is recognised in some data: lines to read, and the subsets that could be read."""
 
-    Doing it again is safe.
+    lines: list[str]
+    subsets: dict[str | None, bool]  # whether there are pairs; else there are prompts alone
+
+
+def add_data(root: Path, wanted: Wanted, columns: Mapping[str, str]) -> list[str]:
+    """Copy, check and version the data: what it holds, and the command that trains on it.
+
+    Doing it again is safe; where it fails, all is as before.
     """
     versions.check_project(root)
     name = wanted.name or default_name(wanted.source)
@@ -87,7 +96,7 @@ def add_data(root: Path, wanted: Wanted, columns: Mapping[str, str]) -> tuple[st
     for place in (root / "data", raw, raw / name):
         if place.is_symlink():
             raise InputError(f"{place} is a link: data/raw must hold the files themselves.")
-    settings = load_params(root / "params.yaml").data
+    params = load_params(root / "params.yaml")
     folder = download(wanted) if wanted.repository else Path(wanted.source)
     if not folder.exists():
         raise InputError(
@@ -95,44 +104,88 @@ def add_data(root: Path, wanted: Wanted, columns: Mapping[str, str]) -> tuple[st
         )
     # A snapshot in the hub's cache links to the blobs that lie beside the snapshots.
     files = find_files(folder, folder.parents[1] if wanted.repository else folder, wanted)
-    raw.mkdir(parents=True, exist_ok=True)
     staged = raw / f".{name}.new"
     shutil.rmtree(staged, ignore_errors=True)
+    made = [place for place in (raw, root / "data") if not place.exists()]
+    raw.mkdir(parents=True, exist_ok=True)
     try:
         _copy(files, folder, staged)
         if wanted.repository:
             _record(staged, wanted, folder.name)
-        shown_as = f"data/raw/{name}"
-        lines = shown(staged, shown_as, columns, settings.splits, [], settings)
-        lines = [line.replace(f".{name}.new", name) for line in lines]
-        _place(staged, raw / name)
-    except InputError as error:  # about a copy that is gone when it is read
-        said = str(error).replace(str(staged), wanted.source.rstrip("/"))
-        raise InputError(said) from None
+        path = f"data/raw/{name}"
+        seen = _checked(staged, path, folder, wanted, options_of(params.data, columns))
+        following = next_steps(params, path, seen.subsets, columns)
+        with _placed(staged, raw / name):
+            asyncio.run(versions.add_folder(root, path))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    asyncio.run(versions.add_folder(root, f"data/raw/{name}"))
-    return f"data/raw/{name}", lines
+        for place in made:
+            with contextlib.suppress(OSError):  # it holds the data
+                place.rmdir()
+    return [*seen.lines, *following]
 
 
-def shown(
-    path: Path,
-    name: str,
-    columns: Mapping[str, str],
-    splits: Mapping[str, Sequence[str]],
-    measures: Sequence[Measure],
-    settings: Data | None = None,
-) -> list[str]:
-    """What is recognised in every subset of some data, and the settings that would read it."""
-    options: Options = options_of(settings or Data())._replace(columns=columns, splits=splits)
+def _checked(staged: Path, path: str, folder: Path, wanted: Wanted, options: Options) -> Seen:
+    """What is recognised in the copy, spoken of by the names that files had or will have."""
+    try:
+        seen = shown(staged, path, options)
+    except InputError as error:  # about a copy that is gone when it is read
+        source = wanted.source.rstrip("/")
+        copied = staged if folder.is_dir() else staged / folder.name
+        raise InputError(str(error).replace(str(copied), source)) from None
+    lines = [line.replace(str(staged), path) for line in seen.lines]
+    return Seen([line.replace(staged.name, Path(path).name) for line in lines], seen.subsets)
+
+
+def shown(path: Path, name: str, options: Options, measures: Sequence[Measure] = ()) -> Seen:
+    """What is recognised in every subset of some data, and the settings that would read it.
+
+    A subset that is of no form is one line beside others that can be read; damaged files are an
+    error all the same.
+    """
     lines: list[str] = []
     proposals = []
-    for subset in subsets(path, splits):
-        read: Subset = survey(path, subset, options)
+    found: dict[str | None, bool] = {}
+    fault: Unsuitable | None = None
+    for subset in subsets(path, options.splits):
+        try:
+            read: Subset = survey(path, subset, options)
+        except Unsuitable as error:
+            fault = fault or error
+            lines += [f"[{subset}] not read: {error}", ""]
+            continue
+        found[subset] = any(read.pairs(split) for split in SPLITS)
         lines += [f"[{subset}]"] if subset else []
         lines += [*described(read, [CHARACTERS, *measures]), ""]
-        proposals.append(proposal(name, subset, dict(columns)))
-    return [*lines, "in params.yaml:", *(f"  {line}" for line in proposals)]
+        proposals.append(proposal(name, subset, dict(options.columns)))
+    if fault is not None and not found:
+        raise fault
+    return Seen([*lines, "in params.yaml:", *(f"  {line}" for line in proposals)], found)
+
+
+def next_steps(
+    params: Params, path: str, found: Mapping[str | None, bool], columns: Mapping[str, str]
+) -> list[str]:
+    """The command that trains on the data, whatever subsets and columns params.yaml names now.
+
+    An objective that names none of the data's subsets takes one of them, in turn.
+    """
+    settings = [f"data.path={path}"]
+    settings += [f"data.columns={as_yaml(dict(columns))}"] if columns else []
+    for number, (name, about) in enumerate(params.objectives.items()):
+        if about.data is not None:
+            continue
+        if about.subset not in found:
+            subset = list(found)[number % len(found)]
+            value = "null" if subset is None else as_yaml(subset)
+            settings.append(f"objectives.{name}.subset={value}")
+        if about.columns:
+            settings.append(f"objectives.{name}.columns={{}}")
+    command = " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
+    lines = [f"{path} is under DVC: commit {path}.dvc with git, then run"]
+    if not all(found.values()):
+        lines[0] += ", with a reward that needs no pairs where there are prompts alone,"
+    return [*lines, f"  infalign run {command}"]
 
 
 def default_name(source: str) -> str:
@@ -148,6 +201,8 @@ def default_name(source: str) -> str:
 def find_files(folder: Path, home: Path, wanted: Wanted) -> list[Path]:
     """The files of data that are asked for; a link that leads out of `home` is refused."""
     if folder.is_file():
+        if not is_data(folder):
+            raise InputError(f"{folder} is not named as a file of rows: {ENDINGS}.")
         return [folder]
     patterns = _patterns(folder, wanted.config)
     places = sorted(_walk(folder))
@@ -230,13 +285,28 @@ def _record(staged: Path, wanted: Wanted, commit: str) -> None:
     write_json(staged / "source.json", source)
 
 
-def _place(staged: Path, target: Path) -> None:
-    """Give the staged folder its name; the same files stay as they are."""
+@contextlib.contextmanager
+def _placed(staged: Path, target: Path) -> Iterator[None]:
+    """The staged folder under its name; the same files stay as they are.
+
+    Where what is done with it fails, what was there before is there again.
+    """
+    if target.is_dir() and _same(staged, target):
+        yield
+        return
+    before = target.with_name(f".{target.name}.old")
+    shutil.rmtree(before, ignore_errors=True)
     if target.is_dir():
-        if _same(staged, target):
-            return
-        shutil.rmtree(target)
-    os.replace(staged, target)
+        os.replace(target, before)
+    try:
+        os.replace(staged, target)
+        yield
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        if before.is_dir():
+            os.replace(before, target)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _same(first: Path, second: Path) -> bool:

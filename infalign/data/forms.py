@@ -66,7 +66,8 @@ class Form:
         Raises:
             Drop, Broken: for a row that says nothing usable.
         """
-        parts = _READERS[self.name]({role: row.get(name) for role, name in self.columns.items()})
+        said = {role: _listed(row.get(name)) for role, name in self.columns.items()}
+        parts = _READERS[self.name](said)
         if parts.chosen is not None and parts.rejected is not None:
             if parts.chosen == parts.rejected:
                 raise Drop("identical_pair")
@@ -81,7 +82,7 @@ class Form:
             if name in self.columns.values():
                 continue
             try:
-                json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+                json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
             except (TypeError, ValueError, RecursionError):
                 continue
             kept[name] = value
@@ -98,7 +99,7 @@ def recognise(row: Mapping[str, Any], columns: Mapping[str, str]) -> Form | None
     where |= {role: name for name, role in ALIASES.items() if name in row}
     where |= columns
     has = {role for role, name in where.items() if row.get(name) is not None}
-    for name, roles in _recognised({role: row.get(where[role]) for role in has}):
+    for name, roles in _recognised({role: _listed(row.get(where[role])) for role in has}):
         return Form(name, {role: where[role] for role in roles if role in where})
     return None
 
@@ -126,6 +127,11 @@ def _recognised(row: Row) -> list[tuple[str, tuple[str, ...]]]:
     if _is_messages(row.get("messages")):
         found.append(("prompts", ("messages",)))
     return found
+
+
+def _listed(value: Any) -> Any:
+    """One message alone as the list that it should be in."""
+    return [value] if isinstance(value, dict) and "role" in value else value
 
 
 def _is_messages(value: Any) -> bool:
@@ -346,9 +352,15 @@ def _scored(row: Row) -> Parts:
 
 def _number(row: Row, role: str) -> float:
     value = row.get(role)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise Broken(f"has no number as {role!r}")
-    return value
+    try:
+        number = float(value)
+    except OverflowError:  # JSON's integers have no largest one
+        number = math.inf
+    if not math.isfinite(number):
+        raise Broken(f"has no finite number as {role!r}")
+    return number
 
 
 def _alone(row: Row) -> Parts:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from infalign.data.dialogue import Dialogue
+from infalign.errors import InputError
 
 SPLITS = ("train", "test")
 DROP_REASONS = {
@@ -31,6 +32,10 @@ DROP_REASONS = {
     "repeated_prompt": "the same prompt is there before",
     "over_limit": "more than data.kept_bytes or data.most_pairs",
 }
+
+
+class Unsuitable(InputError):
+    """Data that is sound, but not of a form, or with splits, that can be read as it is asked."""
 
 
 class Pair(NamedTuple):

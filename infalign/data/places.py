@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from infalign.data.pairs import SPLITS
+from infalign.data.pairs import SPLITS, Unsuitable
 from infalign.errors import InputError
 
 KINDS = (".jsonl", ".json", ".ndjson", ".parquet")
 PACKINGS = ("", ".gz", ".zst")
+ENDINGS = (
+    f"give files of rows, which end in {', '.join(KINDS)}, or with {' or '.join(PACKINGS[1:])} behind"
+)
 # What is written about data, beside it.
 ABOUT = ("corpus.json", "dataset_info.json", "dataset_infos.json", "source.json", "state.json")
 _HELD_OUT = re.compile(r"^(test|validation|valid|val|eval|dev)([^a-zA-Z]|$)", re.IGNORECASE)
@@ -70,6 +73,11 @@ def find_files(path: Path, subset: str | None, splits: Mapping[str, Sequence[str
         splits: `train` and `test` to the names of splits; empty: by their usual names.
     """
     if path.is_file():
+        if subset is not None:
+            raise InputError(
+                f"{path} is one file and has no subset {subset!r}: set the objective's subset to "
+                "null, or give a folder with that subset."
+            )
         return Found(path.resolve().parent.name, path.parent, {None: [path]}, [])
     if not path.is_dir():
         raise InputError(
@@ -104,6 +112,8 @@ def _base(path: Path, subset: str | None, splits: Mapping[str, Sequence[str]]) -
         if _below(path, splits):
             return path
         there = [f for f in _folders(path) if _below(f, splits)]
+        if not there:
+            raise InputError(f"{path} has no file of data: {ENDINGS}.")
         if len(there) != 1:
             raise InputError(
                 f"{path} has no files of data but in the folders {[f.name for f in there]}: name "
@@ -170,7 +180,7 @@ def _assigned(
     if splits:
         missing = [n for names in splits.values() for n in names if n not in named]
         if missing:
-            raise InputError(
+            raise Unsuitable(
                 f"{base} has no split {missing[0]!r}, which data.splits names (it has "
                 f"{sorted(named)}): correct data.splits."
             )
@@ -185,7 +195,7 @@ def _assigned(
             wanted.setdefault(split, []).extend(files)
     training = sorted(name for name, split in usual.items() if split == "train")
     if not splits and len(training) > 1:
-        raise InputError(
+        raise Unsuitable(
             f"{base} has several splits to train on, {training}: say which with data.splits, as "
             f"in data.splits={{train: [{training[0]}]}}."
         )

@@ -25,6 +25,7 @@ from infalign.data.pairs import (
     Pair,
     Prompt,
     Subset,
+    Unsuitable,
     without_prompts,
 )
 from infalign.data.places import find_files
@@ -41,8 +42,9 @@ ALWAYS = (
     "prompt_too_long",
     "repeated_pair",
 )
-FEW_BROKEN = 5
+FEW_BROKEN = 5  # or cannot be used, whatever their share
 BROKEN_SHARE = 0.01
+DROPPED_SHARE = 0.5  # of a file's rows; where more cannot be used, its form is not what it seems
 HEAD = 20  # rows by which a file's form is recognised
 ENTRY_BYTES = 800  # of memory around the texts of a pair
 
@@ -172,6 +174,7 @@ def _read_file(
             if about.rows == 1:
                 break
     _check_broken(about, first, dropped["broken_line"])
+    _check_dropped(about, dropped)
     read.lines += about.rows
     read.dropped.update(dropped)
     read.first_broken = read.first_broken or first or None
@@ -202,7 +205,7 @@ def form_of(path: Path, limits: Limits, columns: Mapping[str, str]) -> tuple[For
     _check_columns(path, seen, columns)
     forms = [form for row in rows if (form := recognise(row, columns)) is not None]
     if not forms:
-        raise InputError(
+        raise Unsuitable(
             f"{path}: no preference pairs and no prompts are recognised in its columns "
             f"{_shown(rows, seen)}: say which is which, as in "
             "columns: {prompt: instruction, chosen: better, rejected: worse}, or give data in a "
@@ -210,6 +213,8 @@ def form_of(path: Path, limits: Limits, columns: Mapping[str, str]) -> tuple[For
         )
     names = Counter(form.name for form in forms)
     best = max(names, key=lambda name: names[name])
+    if best == "prompts":
+        _check_sides(path, rows, columns)
     return max((f for f in forms if f.name == best), key=lambda f: len(f.columns)), seen
 
 
@@ -227,9 +232,23 @@ def _shown(rows: list[dict[str, Any]], seen: list[str]) -> list[str]:
 def _check_columns(path: Path, seen: list[str], columns: Mapping[str, str]) -> None:
     for role, name in columns.items():
         if name not in seen:
-            raise InputError(
+            raise Unsuitable(
                 f"{path} has no column {name!r}, which columns names for {role!r} (it has "
-                f"{seen[:30]}): correct columns."
+                f"{seen[:30]}): correct columns, in params.yaml or as --column."
+            )
+
+
+def _check_sides(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> None:
+    """Raise for pairs that cannot be read: they would pass for prompts alone."""
+    sides = [columns.get(side, side) for side in ("chosen", "rejected")]
+    for row in rows:
+        form = recognise(row, columns)
+        both = all(row.get(side) is not None for side in sides)
+        if both and form is not None and form.name == "prompts":
+            raise Unsuitable(
+                f"{path}: no responses are recognised in its columns {_shown([row], sides)}: give "
+                "two texts, or two lists of {role, content} messages, or leave these columns out "
+                "for prompts alone."
             )
 
 
@@ -245,6 +264,26 @@ def _check_broken(about: FileRead, first: str, n_broken: int) -> None:
             f"{about.form!r}): give every row the columns {sorted(about.columns.values())}, for "
             "example in the Anthropic HH format."
         )
+
+
+def _check_dropped(about: FileRead, dropped: Counter[str]) -> None:
+    """Raise where most rows cannot be used; ties are sound, and limits and repeats come later."""
+    lost = Counter({reason: n for reason, n in dropped.items() if reason != "tie"})
+    if lost.total() <= max(DROPPED_SHARE * about.rows, FEW_BROKEN):
+        return
+    usual, _ = lost.most_common(1)[0]
+    if about.form == "implicit" and usual == "prompt_differs":
+        remedy = (
+            "without a column `prompt`, chosen and rejected must begin with it: say which column "
+            "it is, with columns: {prompt: NAME}"
+        )
+    else:
+        remedy = "correct columns, or give data in a form that the README lists"
+    why = ", ".join(f"{n} for {reason}: {DROP_REASONS[reason]}" for reason, n in lost.most_common())
+    raise Unsuitable(
+        f"{about.path}: {lost.total()} of the {about.rows} rows read cannot be used ({why}; the "
+        f"file's form is {about.form!r}, its columns are {about.seen[:30]}): {remedy}."
+    )
 
 
 def _divide(read: Subset, kept: _Bounded, test_share: float | None) -> None:

@@ -15,6 +15,7 @@ import itertools
 import json
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -253,6 +254,7 @@ def _parquet_rows(path: Path, limits: Limits, columns: tuple[str, ...] | None) -
     try:
         with _parquet(path, limits) as file:
             names = file.schema_arrow.names
+            _check_names(names, path)
             wanted = None if columns is None else [name for name in names if name in columns]
             _check_size(file, path, limits)
             for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
@@ -291,6 +293,12 @@ def _unpack(stream: BinaryIO, target: BinaryIO, path: Path, most: int) -> None:
         if target.tell() > most:
             raise _too_large(path, most)
     target.seek(0)
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    twice = next((name for name, n in Counter(names).items() if n > 1), None)
+    if twice is not None:
+        raise InputError(f"{path} has two columns of the name {twice!r}: rename one of them.")
 
 
 def _check_size(file: pq.ParquetFile, path: Path, limits: Limits) -> None:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import yaml
+
 from infalign.data.dialogue import Dialogue
 from infalign.data.pairs import DROP_REASONS, SPLITS, Pair, Prompt, Subset, quantile
 
@@ -44,7 +46,8 @@ def described(read: Subset, measures: Sequence[Measure] = (CHARACTERS,)) -> list
         lines.append(f"{split}: {len(read.pairs(split))} pairs, {n_prompts} prompts")
     everything = [row for split in SPLITS for row in _rows(read, split)]
     lines += _roles(everything) + _lengths(everything, measures) + _dropped(read)
-    return lines + [line for row in everything[:EXAMPLES] for line in _example(row)]
+    lines += [line for row in everything[:EXAMPLES] for line in _example(row)]
+    return [line.encode(errors="backslashreplace").decode() for line in lines]
 
 
 def proposal(path: str, name: str | None, columns: dict[str, str]) -> str:
@@ -52,15 +55,17 @@ def proposal(path: str, name: str | None, columns: dict[str, str]) -> str:
     parts: dict[str, str | dict[str, str]] = {"data": path}
     parts |= {"subset": name} if name else {}
     parts |= {"columns": columns} if columns else {}
-    inner = ", ".join(f"{key}: {_yaml(value)}" for key, value in parts.items())
+    inner = ", ".join(f"{key}: {as_yaml(value)}" for key, value in parts.items())
     return f"objectives: {{NAME: {{{inner}}}}}"
 
 
-def _yaml(value: str | dict[str, str]) -> str:
+def as_yaml(value: str | dict[str, str]) -> str:
+    """A text, or a mapping of texts, as YAML on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_yaml(text)}" for key, text in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {as_yaml(text)}" for key, text in value.items()) + "}"
     plain = value.replace("/", "").replace("_", "").replace(".", "").replace("-", "")
-    return value if plain.isalpha() else json.dumps(value, ensure_ascii=False)
+    same = plain.isalpha() and yaml.safe_load(value) == value  # not `null`, `yes` or `.inf`
+    return value if same else json.dumps(value, ensure_ascii=False)
 
 
 def _place(path: Path) -> str:

@@ -18,7 +18,8 @@ from infalign.errors import InputError
 KINDS = (".jsonl", ".json", ".ndjson", ".parquet")
 PACKINGS = ("", ".gz", ".zst")
 ENDINGS = (
-    f"give files of rows, which end in {', '.join(KINDS)}, or with {' or '.join(PACKINGS[1:])} behind"
+    f"give files of rows, which end in {', '.join(KINDS)}, "
+    f"or with {' or '.join(PACKINGS[1:])} behind"
 )
 # What is written about data, beside it.
 ABOUT = ("corpus.json", "dataset_info.json", "dataset_infos.json", "source.json", "state.json")

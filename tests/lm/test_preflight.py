@@ -33,7 +33,7 @@ def check(smoke_tree, form):
         own = form if policy == "tiny" else load_format(policy)
         lengths = Lengths(params.model.prompt_tokens, params.model.response_tokens)
         check_models(params, own, lengths)
-        check_texts(params, own, lengths, PROMPTS, RESPONSES)
+        check_texts(params, own, lengths, PROMPTS, list(zip(PROMPTS, RESPONSES, strict=True)))
 
     return ask
 

@@ -215,12 +215,12 @@ def test_what_is_quoted_keeps_its_value(file: Path, text: str) -> None:
 
 
 def test_a_file_that_names_its_kind_has_the_kind_s_defaults(file: Path) -> None:
-    file.write_text("model: {kind: instruct}\nalign: {lora_rank: 8}\n")
+    file.write_text("model: {name_or_path: a/b, kind: instruct}\nalign: {lora_rank: 8}\n")
     params = complete_params(file, lambda _: None)
     own = defaults("instruct", True)
     assert (params.sft.epochs, params.align.learning_rate) == (0.0, own["align.learning_rate"])
     assert params.model.prompt_tokens is None
-    file.write_text("model: {kind: base}\nsft: {epochs: 3.0}\n")
+    file.write_text("model: {name_or_path: a/b, kind: base}\nsft: {epochs: 3.0}\n")
     params = complete_params(file, lambda _: None)
     assert (params.sft.epochs, params.sft.learning_rate) == (3.0, 1.0e-5)
 

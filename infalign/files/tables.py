@@ -174,6 +174,7 @@ EVALUATION = Table(
         low=_FLOAT,
         high=_FLOAT,
         limit=_FLOAT,
+        tied_limit=_FLOAT,
         method_limit=_FLOAT,
         method_limit_error=_FLOAT,
         efficiency=_FLOAT,
@@ -189,12 +190,14 @@ EVALUATION = Table(
         n_prompts=_INT,
     ),
     ("policy", "judge", "procedure"),
-    dict.fromkeys(("win_rate", "low", "high", "limit", "method_limit", "truncated"), (0.0, 1.0))
+    dict.fromkeys(("win_rate", "low", "high", "limit", "tied_limit"), (0.0, 1.0))
+    | dict.fromkeys(("method_limit", "truncated"), (0.0, 1.0))
     | dict.fromkeys(("efficiency", "efficiency_low", "efficiency_high"), (-_INF, _INF))
     | dict.fromkeys(("method_efficiency", "log_ratio"), (-_INF, _INF))
     | dict.fromkeys(("method_limit_error", "kl_se", "log_ratio_se"), (0.0, _INF))
     | {"kl": (-1e-3, _INF), "response_tokens": (0.0, _INF), "n_prompts": (1, _INF)},
     _JUDGE,
+    optional=frozenset({"tied_limit"}),  # of a reward of few levels
 )
 DIFFERENCES = Table(
     "differences",

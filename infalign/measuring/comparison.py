@@ -24,7 +24,6 @@ from infalign.measuring.contest import (
     scored,
     theory_curves,
 )
-from infalign.theory.levels import limit_of
 from infalign.theory.winrates import bootstrap_interval
 
 Key = tuple[str, float]  # variant, KL budget in nats
@@ -79,7 +78,6 @@ def curve_rows(rivals: Rivals) -> list[dict[str, Any]]:
         at = replace(rivals.contest, kl_nats=budget)
         kls = np.mean([policy.kl.mean(1) for policy in seeds], axis=0)
         for procedure in at.procedures:
-            bound = limit_of(procedure, rivals.reference.rewards[SELECTING])
             best, _ = method_limit(rivals.reference, variant, procedure, at, float(kls.mean()))
             for judge in rivals.judges:
                 each = [prompt_wins(procedure, p, rivals.reference, judge) for p in seeds]
@@ -92,7 +90,7 @@ def curve_rows(rivals: Rivals) -> list[dict[str, Any]]:
                         "seeds": len(seeds),
                         "kl": float(kls.mean()),
                         "kl_se": float(kls.std(ddof=1) / np.sqrt(len(kls))),
-                        **scored(np.mean(each, axis=0), kls, bound, at),
+                        **scored(np.mean(each, axis=0), kls, procedure, at),
                         "seed_spread": _spread([float(wins.mean()) for wins in each]),
                         "method_limit": best,
                     }

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from infalign.files.squares import Array
 from infalign.files.tables import REFERENCE, SELECTING
 from infalign.theory.frontier import frontier_point, limit
-from infalign.theory.levels import has_few_levels, limit_of
+from infalign.theory.levels import MANY_ALIKE, TiedLimit, has_few_levels, solve_tied_limit
 from infalign.theory.limits import raw_limit, tied_limit
 from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import Transform, parse_transform
@@ -86,13 +87,14 @@ def measure(policies: Mapping[str, PolicyResponses], contest: Contest) -> Measur
 
     The procedure selects by the selecting reward on both sides, whoever judges. The limit is the
     best win rate at the policy's KL for a judge that agrees with the selecting reward; for another
-    judge it is a yardstick, not a bound.
+    judge it is a yardstick, not a bound. Of a reward of few levels the rows have `tied_limit` too,
+    an estimate of how much less can be won with its ties, which the efficiency then goes by.
     """
     reference = policies[REFERENCE]
     measured = Measured()
     spent = {name: _spent(policies[name]) for name in contest.methods}
     for procedure in contest.procedures:
-        bound = limit_of(procedure, reference.rewards[SELECTING])
+        tied = tied_limit_of(procedure, reference)
         own_limits = {
             name: method_limit(reference, name, procedure, contest, spent[name]["kl"])
             for name in contest.methods
@@ -105,7 +107,7 @@ def measure(policies: Mapping[str, PolicyResponses], contest: Contest) -> Measur
             }
             for name in contest.methods:
                 row = {"policy": name, **key, **spent[name]}
-                row |= scored(wins[name], policies[name].kl.mean(1), bound, contest)
+                row |= scored(wins[name], policies[name].kl.mean(1), procedure, contest, tied)
                 told = row["efficiency"] is not None
                 measured.rows.append(row | _method(row["win_rate"], own_limits[name], told))
             for first, second in itertools.combinations(contest.methods, 2):
@@ -134,29 +136,41 @@ def prompt_wins(
     return np.clip(wins, 0.0, 1.0)
 
 
-def scored(wins: Array, kls: Array, bound: Bound, contest: Contest) -> dict[str, Any]:
+def tied_limit_of(procedure: Procedure, reference: PolicyResponses) -> TiedLimit | None:
+    """What can be won with the ties of a reward of few levels; None: it has many."""
+    rewards = reference.rewards[SELECTING]
+    return solve_tied_limit(_canonical(procedure), rewards) if has_few_levels(rewards) else None
+
+
+def scored(
+    wins: Array, kls: Array, procedure: Procedure, contest: Contest, tied: TiedLimit | None = None
+) -> dict[str, Any]:
     """Win rate with its interval, the limit at the policy's KL, and the efficiency.
 
-    There is no efficiency where the limit is as near to 1/2 as the win rate is uncertain.
+    There is no efficiency where what can be won is as near to 1/2 as the win rate is uncertain, and
+    none by an estimate that is too low: where many prompts show one level alone, or a policy has
+    won more.
 
     Args:
         wins, kls: win rate and KL, nats, of every prompt [prompts].
-        bound: the limit at a KL.
+        tied: of a reward of few levels.
     """
     settings: dict[str, Any] = {"replicates": contest.replicates, "seed": contest.seed}
     low, high = bootstrap_interval(wins, **settings)
-    best = min(1.0, float(bound(max(0.0, float(kls.mean())))))
+    spent, win_rate = max(0.0, float(kls.mean())), float(wins.mean())
+    bound: Bound = partial(limit, _canonical(procedure))
+    row = {"win_rate": win_rate, "low": low, "high": high, "limit": min(1.0, float(bound(spent)))}
+    best = row["limit"]
+    if tied is not None:
+        bound, best = tied, float(tied(spent))
+        row["tied_limit"] = best
     # Where no policy could win more than chance moves a win rate, a share of that is chance.
     told = best - 0.5 > (high - low) / 2
+    if tied is not None and (tied.alike > MANY_ALIKE or win_rate > best):
+        told = False
     share = efficiency(wins, kls, bound, **settings) if told else (math.nan,) * 3
     names = ("efficiency", "efficiency_low", "efficiency_high")
-    return {
-        "win_rate": float(wins.mean()),
-        "low": low,
-        "high": high,
-        "limit": best,
-        **{name: _finite(value) for name, value in zip(names, share, strict=True)},
-    }
+    return row | {name: _finite(value) for name, value in zip(names, share, strict=True)}
 
 
 def _canonical(procedure: Procedure) -> Procedure:
@@ -186,7 +200,7 @@ def method_limit(
 ) -> tuple[float | None, float | None]:
     """Win rate of a variant's exact optimum at a KL in nats, and its uncertainty.
 
-    Calibrated rewards: continuous theory, exact, or with their ties where most samples tie. Raw
+    Calibrated rewards: continuous theory, exact, or estimated with their ties where most tie. Raw
     rewards: from the reference's own rewards on these prompts. (None, None) where the method
     cannot spend that much KL.
     """
@@ -244,8 +258,7 @@ def theory_curves(
     grid = top * np.linspace(0.0, 1.0, CURVE_POINTS) ** 2
     rows: list[dict[str, str | float]] = []
     for procedure in dict.fromkeys((contest.own, parse_procedure("standard"))):
-        bound = limit_of(procedure, policies[REFERENCE].rewards[SELECTING])
-        curves = {"limit": list(np.minimum(1.0, bound(grid)))}
+        curves = {"limit": list(np.minimum(1.0, limit(_canonical(procedure), grid)))}
         for name in contest.methods:
             points = (
                 method_limit(policies[REFERENCE], name, procedure, contest, float(kl))[0]
@@ -298,11 +311,12 @@ def _health(measured: Measured, reference: PolicyResponses, contest: Contest) ->
 def above_limit(row: Mapping[str, Any]) -> bool:
     """Whether a policy is above its limit by more than win rate and KL leave open: a bug.
 
-    Only the reward that the procedure selects by has a limit that nothing may exceed.
+    Only the reward that the procedure selects by has a limit that nothing may exceed. The estimate
+    with ties is none.
     """
     if row["judge"] != SELECTING:
         return False
-    low = row["efficiency_low"]
+    low = None if "tied_limit" in row else row["efficiency_low"]
     return bool(row["low"] > row["limit"] if low is None else low > 1.0)
 
 

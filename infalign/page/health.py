@@ -132,7 +132,7 @@ def _calibrate(data: ObjectiveData) -> Line:
         f"{decimal(found['scale_change'], 3)}"
     )
     if tied > FEW_LEVELS:  # of a rule, say: no calibrated reward can be uniform
-        text += "; a reward of few levels, whose ties the limits take into account"
+        text += "; a reward of few levels, whose limit is not reached: see the estimate with ties"
         return Line(f"calibrate@{data.name}", found["scale_change"] == 0, text)
     healthy = tied <= TIED_AT_MOST and distance <= KS_AT_MOST and found["scale_change"] == 0
     return Line(f"calibrate@{data.name}", healthy, text)

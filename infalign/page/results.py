@@ -19,6 +19,7 @@ SUMMARY_COLUMNS = (
     "low",
     "high",
     "limit",
+    "tied_limit",
     "method_limit",
     "efficiency",
     "kl",
@@ -71,9 +72,12 @@ def policy_of(data: ObjectiveData, name: str) -> Policy:
 
 
 def summary_rows(objectives: Sequence[ObjectiveData]) -> list[dict[str, Any]]:
-    """One row per objective, policy, judge and procedure, numbers unrounded."""
+    """One row per objective, policy, judge and procedure, numbers unrounded.
+
+    `tied_limit` is there for rewards of few levels alone.
+    """
     return [
-        {"objective": data.name, **{column: row[column] for column in SUMMARY_COLUMNS}}
+        {"objective": data.name, **{name: row[name] for name in SUMMARY_COLUMNS if name in row}}
         for data in objectives
         for row in data.rows
     ]
@@ -87,11 +91,11 @@ def headline(data: ObjectiveData, budget: float | None) -> list[Row]:
 def _row(data: ObjectiveData, row: Mapping[str, Any], budget: float | None) -> Row:
     flags = ["above the limit"] if above_limit(row) else []
     flags += ["off the KL budget"] if off_budget(row["kl"], budget) else []
-    error = row["method_limit_error"]
+    error, tied = row["method_limit_error"], row.get("tied_limit")
     return Row(
         policy_of(data, row["policy"]),
         Value(percent(row["win_rate"]), percent_range(row["low"], row["high"])),
-        percent(row["limit"]),
+        percent(row["limit"]) + (f" (≈ {percent(tied)} with ties)" if tied is not None else ""),
         percent(row["method_limit"]) + (f" ± {percent(error)}" if error else ""),
         Value(
             percent(row["efficiency"]),
@@ -135,8 +139,10 @@ def verdict(data: ObjectiveData) -> str:
     text = (
         f"Under {procedure_words(data.procedure)}, {best} wins {percent(row['win_rate'])} % "
         f"{percent_range(row['low'], row['high'])} of comparisons with the reference at "
-        f"{decimal(row['kl'])} nats; the limit there is {percent(row['limit'])} %."
+        f"{decimal(row['kl'])} nats; the limit there is {percent(row['limit'])} %"
     )
+    tied = row.get("tied_limit")
+    text += "." if tied is None else f", and with the reward’s ties about {percent(tied)} %."
     compared = [
         f"{points(gap['difference'])} points [{points(gap['low'])}, {points(gap['high'])}] "
         f"against {gap['second']} (at {decimal(_kl(data, gap['second']))} nats)"

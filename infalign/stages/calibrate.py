@@ -207,14 +207,17 @@ def uniformity(rewards: np.ndarray) -> dict[str, float]:
 
     Returns:
         `uniformity_ks`, the Kolmogorov-Smirnov distance from that; `scale_change`, the largest
-        change of a calibrated reward when the rewards go through an increasing map (0).
+        change of a calibrated reward when the rewards go through an increasing map (0): to the
+        squares of their ranks, which no reward overflows.
     """
     k = rewards.shape[1] // 2
     candidates, references = rewards[:, :k], rewards[:, k : 2 * k]
     values = calibrate(candidates, references)
     grid = np.arange(k + 1) / k
     observed = (values.reshape(-1, 1) <= grid + 1e-12).mean(0)
-    stretched = calibrate(np.sinh(candidates), np.sinh(references))
+    levels = np.unique(rewards)
+    ranks = np.searchsorted(levels, rewards).astype(np.float64) ** 2
+    stretched = calibrate(ranks[:, :k], ranks[:, k : 2 * k])
     return {
         "uniformity_ks": float(np.abs(observed - np.arange(1, k + 2) / (k + 1)).max()),
         "scale_change": float(np.abs(stretched - values).max()),

@@ -100,8 +100,8 @@ def run(workspace: Workspace, objective: str) -> None:
         ("evaluation.parquet", measured.rows, EVALUATION),
         ("differences.parquet", measured.differences, DIFFERENCES),
     ):
-        columns = {name: [row[name] for row in rows] for name in kind.schema.names}
-        write_table(out / path, columns, kind)
+        there = kind.of(rows[0] if rows else ()).schema.names
+        write_table(out / path, {name: [row[name] for row in rows] for name in there}, kind)
     for word, parts, kind in (
         ("samples", samples, EVALUATION_SAMPLES),
         ("rewards", rewards, EVALUATION_REWARDS),

@@ -86,24 +86,30 @@ def tied_limit(
     *,
     ties: str = "broken",
 ) -> MethodLimit:
-    """Limit of calibrated rewards where equal rewards share one calibrated value.
+    """What exact maximisation of Phi reaches where equal rewards share one calibrated value.
 
     Each prompt's distinct rewards are atoms with the share of samples that have them;
     the atom's calibrated reward is its share below plus half its own.
 
     Args:
-        transform: Phi; `optimal` and `auto` are those of continuous rewards at this KL.
+        transform: Phi. The word `optimal` is refused: Phi of continuous rewards is not the best
+            on atoms, which `levels.solve_tied_limit` finds; as a `Transform` it may be given.
         rewards: (prompts, m); every tie is taken as real, so rewards with few levels.
         ties: "broken" spreads each atom over its rank cell, W = integral of
             (1 - G(F)) G', as if ties were broken at random once and for all; "half"
             counts a tie between the two kept responses one half, as `win_rates` does.
 
     Raises:
-        ValueError: as `raw_limit`, and for another word for `ties`.
+        ValueError: as `raw_limit`, for `optimal`, and for another word for `ties`.
     """
     chosen = parse_procedure(procedure)
+    if transform == "optimal":
+        raise ValueError(
+            "transform is 'optimal', which is that of continuous rewards and not of atoms: take "
+            "levels.solve_tied_limit, or pass parse_transform('optimal', procedure, kl_nats)."
+        )
     phi = parse_transform(transform, chosen, kl_nats)
-    _, shares = _atoms(finite_rewards("rewards", rewards, ndim=2))
+    _, shares = atoms(finite_rewards("rewards", rewards, ndim=2))
     calibrated = np.cumsum(shares, axis=1) - shares / 2
     weights, beta = weights_at_kl(phi(np.clip(calibrated, 0.0, 1.0)), shares, kl_nats)
     rates = atom_win_rates(chosen, weights, shares, ties=ties)
@@ -119,12 +125,12 @@ def _halves(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _empirical(procedure: Procedure, samples: FloatArray, kl_nats: float) -> tuple[float, float]:
     """Win rate and beta on the samples as they are, every one an atom."""
-    levels, shares = _atoms(samples)
+    levels, shares = atoms(samples)
     weights, beta = weights_at_kl(levels, shares, kl_nats)
     return float(np.mean(atom_win_rates(procedure, weights, shares, ties="half"))), beta
 
 
-def _atoms(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
+def atoms(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Distinct rewards per prompt, ascending, with their shares; empty atoms pad with 0.
 
     Returns:
@@ -203,7 +209,7 @@ def atom_win_rates(
 
 def _half_ties(procedure: Procedure, weights: FloatArray, shares: FloatArray) -> FloatArray:
     """Per prompt, P(kept policy atom above kept reference atom) + half P(equal)."""
-    policy, reference = _running(weights), _running(shares)
+    policy, reference = running(weights), running(shares)
     total = np.zeros(len(weights))
     for share, part in procedure.parts:
         kept, beaten = np.diff(part.cdf(policy), axis=1), part.cdf(reference)
@@ -214,7 +220,7 @@ def _half_ties(procedure: Procedure, weights: FloatArray, shares: FloatArray) ->
 def _broken_ties(procedure: Procedure, weights: FloatArray, shares: FloatArray) -> FloatArray:
     """Per prompt, the integral of (1 - G(F)) G' with F linear across each atom's cell."""
     points, gauss = np.polynomial.legendre.leggauss(min(procedure.n, 24))
-    policy, reference = _running(weights), _running(shares)
+    policy, reference = running(weights), running(shares)
     total = np.zeros(len(weights))
     for point, weight in zip((points + 1) / 2, gauss / 2, strict=True):
         at_policy = policy[:, :-1] + point * weights
@@ -225,6 +231,7 @@ def _broken_ties(procedure: Procedure, weights: FloatArray, shares: FloatArray) 
     return total
 
 
-def _running(shares: FloatArray) -> FloatArray:
+def running(shares: FloatArray) -> FloatArray:
+    """Sums of the shares before each atom and after the last one: (prompts, atoms + 1)."""
     start = np.zeros((len(shares), 1))
     return np.minimum(np.concatenate([start, np.cumsum(shares, axis=1)], axis=1), 1.0)

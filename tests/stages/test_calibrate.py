@@ -20,6 +20,12 @@ def test_uniform_for_exchangeable_rewards_of_any_scale():
     assert found["scale_change"] == 0
 
 
+@pytest.mark.parametrize("scale", [1e4, 1e300, 1e-300])
+def test_uniformity_of_rewards_of_any_size(scale):
+    rewards = np.random.default_rng(0).normal(size=(40, 16))
+    assert uniformity(scale * rewards) == uniformity(rewards)
+
+
 def test_uniformity_notices_a_shift_between_the_halves():
     rewards = np.random.default_rng(0).normal(size=(100, 64))
     rewards[:, :32] += 0.5

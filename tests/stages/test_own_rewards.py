@@ -23,6 +23,7 @@ from infalign.deployment.gate import judge_candidate
 from infalign.deployment.package import package
 from infalign.processes.one_stage import main
 from infalign.settings.params import check_params
+from infalign.theory.frontier import limit
 from tests.conftest import MakeOnce
 from tests.stages.conftest import instances
 
@@ -184,17 +185,19 @@ def test_without_a_judge_nothing_is_said_in_its_name_and_the_page_says_so(own: P
     assert "a sum: 1 × a reward model trained from the pairs + -0.5 × the function" in page
 
 
-def test_of_two_levels_the_limits_are_lower_and_nothing_is_above_them(own: Path) -> None:
+def test_of_two_levels_the_limit_stands_beside_the_estimate_with_ties(own: Path) -> None:
+    free = pq.read_table(own / "results/evaluate/helpful/evaluation.parquet")
+    assert "tied_limit" not in free.column_names
     rows = pq.read_table(own / "results/evaluate/even/evaluation.parquet").to_pylist()
-    tied = {row["policy"]: row["limit"] for row in rows if row["procedure"] == "best_of:2"}
-    curves = read(own / "results/evaluate/even/curves.json")
-    free = read(own / "results/evaluate/helpful/curves.json")
-    top = [
-        max(row["win_rate"] for row in found if row["curve"] == "limit") for found in (curves, free)
-    ]
-    assert top[0] < top[1]
-    assert all(limit <= top[0] + 1e-9 for limit in tied.values())
+    for row in rows:
+        assert row["limit"] == pytest.approx(float(limit(row["procedure"], row["kl"])))
+        assert row["tied_limit"] < row["limit"]
     assert read(own / "results/evaluate/even/metrics.json")["health"]["above_limit"] == 0
+    summary = read(own / "results/report/summary.json")
+    assert {row["objective"] for row in summary if "tied_limit" in row} == {"even"}
+    page = (own / "results/report/index.html").read_text()
+    assert "with ties)" in page
+    assert "and with the reward’s ties about" in page
 
 
 def test_a_sum_is_of_standardised_parts(own: Path) -> None:

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from infalign.theory import frontier_point, parse_procedure, raw_beta, raw_limit, tied_limit
+from infalign.theory import (
+    frontier_point,
+    parse_procedure,
+    parse_transform,
+    raw_beta,
+    raw_limit,
+    tied_limit,
+)
 from infalign.theory.limits import atom_win_rates, weights_at_kl
 
 
@@ -99,7 +106,8 @@ def test_ten_levels_hold_best_of_four_to_four_fifths():
 @pytest.mark.parametrize("transform", ["identity", "exp:10", "log", "optimal", "auto"])
 def test_without_ties_it_is_the_continuous_theory(name, transform):
     rewards = np.random.default_rng(0).normal(size=(2, 4000))
-    found = tied_limit(name, transform, rewards, 0.5)
+    phi = parse_transform(transform, parse_procedure(name), 0.5)
+    found = tied_limit(name, phi, rewards, 0.5)
     exact = frontier_point(name, transform, 0.5)
     assert found.win_rate == pytest.approx(exact.win_rate, abs=1e-3)
     assert found.beta == pytest.approx(exact.beta, rel=0.01)
@@ -139,6 +147,11 @@ def test_bad_input_is_one_sentence(rewards, kl, why):
 def test_n_beyond_the_samples_is_refused():
     with pytest.raises(ValueError, match="6 samples a prompt but best_of:8 needs at least 8"):
         raw_limit("best_of:8", np.random.default_rng(0).normal(size=(3, 6)), 0.1)
+
+
+def test_the_optimal_transformation_of_continuous_rewards_is_not_called_that_of_atoms():
+    with pytest.raises(ValueError, match="solve_tied_limit"):
+        tied_limit("best_of:2", "optimal", [[0.0, 1.0, 0.0, 1.0]], 0.1)
 
 
 def test_ties_are_broken_or_half():

@@ -36,6 +36,8 @@ from flows.children.processes import (
 )
 from flows.project import versions
 from flows.project.configuration import check_data, complete_params
+from flows.project.dependencies import write_own
+from flows.project.leftovers import clear
 from flows.project.versions import Busy, Plan, StageFailed, StageKilled
 from flows.runs.ending import ending
 from flows.tracking import records
@@ -114,12 +116,16 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     params = complete_params(root / "params.yaml", tell)
     versions.check_project(root)
     check_data(params, root)
+    if write_own(root, params):
+        tell("dvc.yaml: its dependencies are those that params.yaml names.")
     if end_leftovers(root):
         tell("A run that was killed before left stages at work: they were ended.")
     tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
     status = "KILLED"
     try:
         plan = await versions.read_plan(root, tell, target=target)
+        for path in await clear(root, plan):
+            tell(f"{path}: no stage makes it any more, so it is removed; DVC's cache holds it.")
         slots = asyncio.Semaphore(params.run.concurrency)
         gpus = await asyncio.to_thread(visible_gpus) if params.run.device != "cpu" else []
         extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}

@@ -111,6 +111,8 @@ def open_registry(root: Path) -> Registry:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         client, experiment = connect(root, uri)
+    except InputError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise Unreachable(

@@ -16,9 +16,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from flows.children.processes import QUIET, Tell, redact
+from flows.services.mlflow_store import Unusable, check, make, making
 from flows.services.services import addresses
 from flows.tracking.followers import Followers, Row
 from flows.tracking.journal import Journal
@@ -47,7 +46,11 @@ def default_uri(root: Path) -> str:
 
 
 def connect(root: Path, uri: str) -> tuple[MlflowClient, str]:
-    """A client and the id of the experiment; the database is created once, under a lock."""
+    """A client and the id of the experiment; what is not there is made once, under a lock.
+
+    Raises:
+        Unusable: for a database of the project's that only its owner can mend.
+    """
     os.environ.update(QUIET)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -56,15 +59,29 @@ def connect(root: Path, uri: str) -> tuple[MlflowClient, str]:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    locks = root / ".infalign" / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / "mlflow.lock"):
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name(name)
+    place = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    with making(uri):
+        make(uri)
+        try:
+            client = MlflowClient(tracking_uri=uri)
+            experiment = client.get_experiment_by_name(name)
+        except Exception as error:
+            check(uri, error)
+            raise
         if experiment is not None:
             return client, str(experiment.experiment_id)
-        place = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-        return client, str(client.create_experiment(name, artifact_location=place))
+        return client, _experiment(client, name, place)
+
+
+def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
+    """The id of a new experiment, or of the one that another machine made meanwhile."""
+    try:
+        return str(client.create_experiment(name, artifact_location=place))
+    except Exception as error:
+        made = client.get_experiment_by_name(name)
+        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS" or made is None:
+            raise
+        return str(made.experiment_id)
 
 
 class Tracker:
@@ -247,6 +264,9 @@ class Tracker:
     def _outage(self, error: Exception) -> None:
         if not self._told:
             self._told = True
+            if isinstance(error, Unusable):
+                self._tell(f"{error} The run goes on; what it has to log is kept until then.")
+                return
             reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             self._tell(
                 redact(

@@ -148,7 +148,9 @@ class Tracker:
         self._add("artifact", key, path=str(path), folder=folder)
 
     def end(self, key: str, status: str) -> None:
-        """End a run: FINISHED, FAILED or KILLED."""
+        """End a run: FINISHED, FAILED or KILLED. One that never began has no end."""
+        if key not in self._begun:
+            return
         self._followers.leave(key)
         self._add("end", key, status=status, time=int(time.time() * 1000))
 

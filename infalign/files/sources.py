@@ -42,7 +42,7 @@ def items(word: str, params: Params, objective: str) -> dict[str, str]:
     """The results that a stage reads of every item of a list: path to the setting with the list.
 
     Args:
-        objective: whose results, of a stage that has an instance for each; else it is not looked at.
+        objective: whose results, for a stage with an instance for each; others do not look at it.
     """
     run, compare = params.run, params.compare
     if word == "evaluate":

@@ -26,6 +26,7 @@ from flows.children.processes import redact
 from flows.project import versions
 from flows.registry.champions import Champions, patiently
 from flows.registry.packaging import save
+from flows.services.mlflow_store import said
 from flows.tracking.tracker import connect, default_uri
 from infalign.deployment.evidence import Evidence, read_evidence
 from infalign.deployment.gate import Verdict, judge_candidate
@@ -100,7 +101,7 @@ class Registry:
             except Exception as error:
                 raise InputError(
                     f"the evidence of version {version.version} of {version.name} cannot be read "
-                    f"({redact(str(error)[:200])}): its artifacts must be where they were stored."
+                    f"({said(error, 200)}): its artifacts must be where they were stored."
                 ) from None
             yield Path(path)
 

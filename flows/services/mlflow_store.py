@@ -1,4 +1,4 @@
-"""MLflow's database: made once, whole, whoever comes first.
+"""MLflow's database: made once, whole, whoever comes first; and what its errors say.
 
 MLflow makes an SQLite database in place, by dozens of migrations: two at once are in each other's
 way, and killed in between it stays half made for ever. So it is made beside its place and renamed.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from flows.children.processes import redact
 from infalign.errors import InputError
 
 _SQLITE = "sqlite:///"
@@ -137,3 +138,10 @@ def _count(database: sqlite3.Connection, table: str) -> int:
         "select count(*) from sqlite_master where type = 'table' and name = ?", [table]
     ).fetchone()[0]
     return int(database.execute(f"select count(*) from {table}").fetchone()[0]) if found else 0
+
+
+def said(error: Exception, most: int = 300) -> str:
+    """What an error of MLflow's says, redacted, on one line, without the traces that it quotes."""
+    words, _, _ = str(error).partition("\nTraceback")
+    line = redact(" ".join(words.split())) or type(error).__name__
+    return line if len(line) <= most else f"{line[:most]}…"

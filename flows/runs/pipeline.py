@@ -144,9 +144,12 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     finally:
         _RUNS.pop(str(flow_run.id), None)
         tracker.end(PARENT, status)
-        await asyncio.shield(asyncio.to_thread(tracker.close))
+        closing = asyncio.shield(asyncio.to_thread(tracker.close))
+        # Where both servers are gone, both are waited for at the same time.
+        answering = _prefect_answers(tell) if status == "FINISHED" else _no()
+        _, answers = await asyncio.gather(closing, answering)
         _PAGES[str(flow_run.id)] = tracker.page()
-        if status == "FINISHED" and await _prefect_answers(tell):
+        if answers:
             await records.publish_artifacts(root, tracker, params, target)
     return done | {"parent": tracker.run_id(PARENT)}
 
@@ -174,6 +177,10 @@ async def _prefect_answers(tell: Tell) -> bool:
             tell(f"Prefect's server does not answer: waiting {SERVER_SECONDS:.0f} s at most.")
             told = True
         await asyncio.sleep(1)
+
+
+async def _no() -> bool:
+    return False
 
 
 _PAGES: dict[str, str] = {}

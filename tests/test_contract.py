@@ -34,7 +34,7 @@ WORDS = list(STAGES)
 RUN = [word for word in WORDS if not STAGES[word].compares]
 COMPARING = [word for word in WORDS if STAGES[word].compares]
 PLACES = ("deps", "params", "outs", "metrics")
-AFTER_STAGES = ("promotion", "schedule", "drift", "serving")  # what is done with results
+AFTER_STAGES = ("intake", "promotion", "schedule", "drift", "serving")  # what is done with results
 
 # What dvc.yaml should say.
 

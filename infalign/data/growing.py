@@ -114,7 +114,8 @@ def _target(
         return target
     if there == [None]:
         raise Unsuitable(
-            f"{source} has the subset {name!r}, but {base} has none: give one of its folders."
+            f"{base} has no subset {target!r}, nor any other: give one of the source's folders, "
+            "without --subset."
         )
     if name is None and len(there) == 1:
         return there[0]

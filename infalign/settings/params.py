@@ -25,7 +25,7 @@ from infalign.settings.methods import (
     Share,
     check_transform,
 )
-from infalign.settings.operating import Drift, Promotion, Schedule, Serving
+from infalign.settings.operating import Drift, Intake, Promotion, Schedule, Serving
 from infalign.settings.reading import read_text, read_tree, sentence
 from infalign.settings.rewards import RewardSettings, TrainedReward
 from infalign.theory.procedures import parse_procedure
@@ -411,6 +411,7 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
     compare: Compare = Compare()
+    intake: Intake = Intake()
     promotion: Promotion = Promotion()
     schedule: Schedule = Schedule()
     drift: Drift = Drift()

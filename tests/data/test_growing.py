@@ -144,12 +144,12 @@ def test_added_rows_move_no_prompt(
     assert all(then[prompt] == first[prompt] for prompt in first.keys() & then.keys())
     if most is None:
         assert first.keys() <= then.keys()
-    # As `sample` chooses: by ids. What was not chosen before is not chosen when there is more.
-    for split in SPLITS:
-        then_chosen = sorted(p.id for p in then if then[p] == split)[:3]
-        first_chosen = sorted(p.id for p in first if first[p] == split)[:3]
-        known = {p.id for p in first if first[p] == split}
-        assert known & set(then_chosen) <= set(first_chosen)
+        # As `sample` chooses: by ids. What was not chosen before is not chosen when there is more.
+        for split in SPLITS:
+            then_chosen = sorted(p.id for p in then if then[p] == split)[:3]
+            first_chosen = sorted(p.id for p in first if first[p] == split)[:3]
+            known = {p.id for p in first if first[p] == split}
+            assert known & set(then_chosen) <= set(first_chosen)
     for prompt in then:
         assert half_of(prompt) == half_of(Dialogue.parse(prompt.text))
 

@@ -11,6 +11,7 @@ import typer
 
 from flows.commands import data, promote
 from flows.commands.frontier import frontier
+from flows.commands.measure import measure
 from flows.commands.restore import restore
 from infalign.errors import InputError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 
 app.command()(frontier)
+app.command()(measure)
 app.command()(restore)
 for _command in promote.COMMANDS:
     app.command()(_command)

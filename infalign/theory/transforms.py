@@ -24,7 +24,7 @@ from infalign.theory.checks import (
     spelled,
 )
 from infalign.theory.optimum import grid_for, optimum
-from infalign.theory.procedures import Procedure
+from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.quadrature import Grid
 from infalign.theory.tilting import Tilt, tilt, win_rate
 
@@ -269,7 +269,9 @@ def best_of_family(procedure: Procedure, kl_nats: float) -> Transform:
 
 
 def parse_transform(
-    transform: str | Transform, procedure: Procedure | None = None, kl_nats: float | None = None
+    transform: str | Transform,
+    procedure: str | Procedure | None = None,
+    kl_nats: float | None = None,
 ) -> Transform:
     """Read a transformation's spelling; `optimal` and `auto` need a procedure and a KL.
 
@@ -288,7 +290,7 @@ def parse_transform(
                 f"both, or a member of the family such as exp:10."
             )
         choose = optimal if spelling == "optimal" else best_of_family
-        return choose(procedure, float(kl_nats))
+        return choose(parse_procedure(procedure), float(kl_nats))
     kind, separator, rest = spelling.partition(":")
     try:
         if spelling == "identity":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from infalign.errors import InputError
@@ -109,20 +110,23 @@ def _sides(
     reference: Source, policies: Policies, reward: str, judges: Sequence[str]
 ) -> list[Samples]:
     """The reference and the policies, read."""
-    given = _named(policies)
+    given, optional = _named(policies), False
     if is_evaluation(reference):
         known = read_evaluation(Path(reference))
         sides = [_with_judges(side, judges) for side in known.values()]
+        optional = not judges  # all that the folder has and the other files have too
         judges = tuple(judge for judge in sides[0].rewards if judge != SELECTING)
     else:
         sides = [read_side(reference, REFERENCE, reward, judges)]
     for name, source in given.items():
         if name in {side.name for side in sides}:
             raise InputError(f"two policies are called {name}: name them apart, NAME=PATH.")
-        sides.append(read_side(source, name, reward, judges))
+        sides.append(read_side(source, name, reward, judges, optional=optional))
     if len(sides) < 2:
         raise InputError("no policy is given: name the file of its samples with --policy.")
-    return _same_keys(sides, reference, given, reward, judges)
+    common = [j for j in sides[0].rewards if all(j in side.rewards for side in sides)]
+    sides = [replace(s, rewards={judge: s.rewards[judge] for judge in common}) for s in sides]
+    return _same_keys(sides, reference, given, reward, common[1:])
 
 
 def _named(policies: Policies) -> dict[str, Source]:
@@ -149,8 +153,7 @@ def _with_judges(side: Samples, judges: Sequence[str]) -> Samples:
             f"{side.place} has no judge {missing[0]!r} but {', '.join(list(side.rewards)[1:])}."
         )
     kept = (SELECTING, *(judges or list(side.rewards)[1:]))
-    side.rewards.update({judge: side.rewards.pop(judge) for judge in kept})
-    return side
+    return replace(side, rewards={judge: side.rewards[judge] for judge in kept})
 
 
 def _same_keys(

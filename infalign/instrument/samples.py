@@ -82,7 +82,12 @@ class Samples:
 
 
 def read_side(
-    source: Source, name: str, reward: str, judges: Sequence[str], key: str | None = None
+    source: Source,
+    name: str,
+    reward: str,
+    judges: Sequence[str],
+    key: str | None = None,
+    optional: bool = False,
 ) -> Samples:
     """The samples of one side.
 
@@ -92,12 +97,15 @@ def read_side(
         reward: the column of the selecting reward.
         judges: the columns of further judges.
         key: `prompt_id` or `prompt`; None: the first of them that there is.
+        optional: whether judges may be missing.
 
     Raises:
         InputError: naming file, row, column and remedy.
     """
     wanted = (reward, *judges, *KL_COLUMNS, *OTHERS)
     columns = read_columns(source, (*KEYS, *RESPONSES), tuple(dict.fromkeys(wanted)), name)
+    if optional:
+        judges = [judge for judge in judges if judge in columns.numbers]
     for column in (reward, *judges):
         if column not in columns.numbers:
             option = "--reward" if column == reward else "--judge"

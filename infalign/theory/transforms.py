@@ -34,6 +34,7 @@ GRAMMAR = (
 )
 MAX_EXPONENT = 100.0
 TAYLOR_TERMS = 400  # of exp(MAX_EXPONENT): the rest is below a float's rounding
+FLOOR_NATS = 8.0  # rewards further below the top, in units of beta, are all alike
 TABLE_RISE = (1e-100, 1e100)  # beta, in the units of Phi, then stays a float
 EXPONENTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 FAMILY = ("identity", "log", *(f"exp:{sign}{t}" for sign in ("", "-") for t in EXPONENTS))

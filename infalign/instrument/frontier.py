@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from infalign.errors import InputError
 from infalign.instrument.charts import Axis, Line, Point, chart, ticks
+from infalign.instrument.html import table
 from infalign.instrument.text import aligned
 from infalign.theory.frontier import FrontierPoint, frontier_point, limit
 from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import Transform
-
-if TYPE_CHECKING:
-    from infalign.instrument.rewarding import CalibratedReward
 
 SHOWN = ("identity", "log", "exp:5", "exp:10", "exp:-5", "exp:-10", "auto", "optimal")
 HEAD = ("transform", "KL (nats)", "win rate", "beta")
@@ -59,8 +57,6 @@ class Frontier:
         return "\n".join([self.procedure, *aligned([HEAD, *self._cells()])])
 
     def _repr_html_(self) -> str:
-        from infalign.instrument.html import table
-
         caption = f"What exact training reaches under {self.procedure}"
         figure = f"<figure>{self._figure()}</figure>"
         return f'<div class="infalign">{table(HEAD, self._cells(), caption)}{figure}</div>'
@@ -112,17 +108,3 @@ def frontier(
         raise InputError(str(error)) from None
     ordered = sorted(points.values(), key=lambda p: (budgets.index(p.kl), -p.win_rate))
     return Frontier(str(chosen), ordered)
-
-
-def transform_html(reward: CalibratedReward) -> str:
-    """A calibrated reward's shape: what a response gets for its rank among the reference's."""
-    ranks = np.linspace(0.0, 1.0, 101)
-    line = [Point(float(c), float(r)) for c, r in zip(ranks, reward.shape(ranks), strict=True)]
-    across = Axis("calibrated reward C", ticks(0.0, 1.0, 1))
-    drawn = chart(
-        f"{reward.transform}, scaled; β = {reward.beta:.4g} for {reward.kl_nats:g} nats",
-        [Line(str(reward.transform), line, None)],
-        across,
-        Axis("reward", ticks(0.0, 1.0, 1)),
-    )
-    return f'<div class="infalign"><figure>{drawn}</figure></div>'

@@ -9,13 +9,13 @@ from typing import Any
 
 from infalign.files.names import SELECTING
 from infalign.instrument.charts import Axis, Line, Point, chart, colour, ticks
-from infalign.instrument.measurement import Measurement
+from infalign.instrument.numbers import Numbers
 from infalign.instrument.text import interval, needed_words, number, points
 
 JUDGED = {SELECTING: "selecting reward"}
 
 
-def as_html(found: Measurement) -> str:
+def as_html(found: Numbers) -> str:
     """The answer as a notebook shows it: the table and the figures."""
     notes = "".join(f"<p>{escape(note)}</p>" for note in found.notes)
     figures = "".join(figures_of(found))
@@ -49,7 +49,7 @@ def table(
     )
 
 
-def key(found: Measurement, policy: str) -> str:
+def key(found: Numbers, policy: str) -> str:
     """A policy's name behind its colour."""
     ink = colour(found.policies.index(policy)) if policy in found.policies else "gray"
     return f'<span class="key" style="background: {ink}"></span>{escape(policy)}'
@@ -67,7 +67,7 @@ def percent(row: Mapping[str, Any]) -> str:
     )
 
 
-def win_rates(found: Measurement, procedure: str) -> str:
+def win_rates(found: Numbers, procedure: str) -> str:
     """The first table: every policy under a procedure, judge by judge."""
     rows = []
     for row in found.of(found.rows, procedure=procedure):
@@ -81,7 +81,7 @@ def win_rates(found: Measurement, procedure: str) -> str:
     return table(head, rows, caption, 2)
 
 
-def differences(found: Measurement) -> str:
+def differences(found: Numbers) -> str:
     """Every pair of policies under the procedure; empty for a single policy."""
     rows = [
         [
@@ -100,7 +100,7 @@ def differences(found: Measurement) -> str:
     )
 
 
-def figures_of(found: Measurement) -> list[str]:
+def figures_of(found: Numbers) -> list[str]:
     """Win rate against KL, where one is known, and against N for every judge."""
     drawn = [_against_n(found, judge) for judge in found.judges]
     return [_against_kl(found), *drawn] if found.limits else drawn
@@ -117,7 +117,7 @@ def _rate_axis(lines: Sequence[Line]) -> Axis:
     return Axis("win rate over the reference", ticks(min([0.5, *ends]), max([0.6, *ends])))
 
 
-def _against_kl(found: Measurement) -> str:
+def _against_kl(found: Numbers) -> str:
     limits = [Point(row["kl"], row["win_rate"]) for row in found.limits]
     lines = [Line("limit of any policy", limits, None)]
     for row in found.of(found.rows, procedure=found.procedure, judge=SELECTING):
@@ -132,7 +132,7 @@ def _against_kl(found: Measurement) -> str:
     return _figure(chart(title, lines, across, _rate_axis(lines)))
 
 
-def _against_n(found: Measurement, judge: str) -> str:
+def _against_n(found: Numbers, judge: str) -> str:
     lines = []
     for position, policy in enumerate(found.policies):
         of_it = found.of(found.by_n, judge=judge, policy=policy)
@@ -158,7 +158,7 @@ def _figure(svg: str) -> str:
     return f"<figure>{svg}</figure>"
 
 
-def sizes(found: Measurement, judge: str) -> str:
+def sizes(found: Numbers, judge: str) -> str:
     """Win rate against N as a table."""
     rows = found.of(found.by_n, judge=judge)
     every = sorted({row["n"] for row in rows})
@@ -171,7 +171,7 @@ def sizes(found: Measurement, judge: str) -> str:
     return table(["policy", *(f"N = {n}" for n in every)], lines, caption)
 
 
-def peaks(found: Measurement) -> str:
+def peaks(found: Numbers) -> str:
     """Where each judge's win rate is highest."""
     rows = [
         [
@@ -194,7 +194,7 @@ def peaks(found: Measurement) -> str:
     return table(head, rows, "Where win rates peak", 2)
 
 
-def quality(found: Measurement) -> str:
+def quality(found: Numbers) -> str:
     """References, calibration error and ties in sentences, and what a narrower interval takes."""
     said = found.calibration
     text = (

@@ -111,6 +111,8 @@ def _sides(
 ) -> list[Samples]:
     """The reference and the policies, read."""
     given, optional = _named(policies), False
+    if not given and not is_evaluation(reference):
+        raise InputError("no policy is given: name the file of its samples with --policy.")
     if is_evaluation(reference):
         known = read_evaluation(Path(reference))
         sides = [_with_judges(side, judges) for side in known.values()]
@@ -123,7 +125,7 @@ def _sides(
             raise InputError(f"two policies are called {name}: name them apart, NAME=PATH.")
         sides.append(read_side(source, name, reward, judges, optional=optional))
     if len(sides) < 2:
-        raise InputError("no policy is given: name the file of its samples with --policy.")
+        raise InputError(f"{reference} holds no policy beside the reference: name one's samples.")
     common = [j for j in sides[0].rewards if all(j in side.rewards for side in sides)]
     sides = [replace(s, rewards={judge: s.rewards[judge] for judge in common}) for s in sides]
     return _same_keys(sides, reference, given, reward, common[1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 from infalign.errors import InputError
 from infalign.files.names import SELECTING
 from infalign.instrument import html
-from infalign.instrument.measurement import Measurement
+from infalign.instrument.numbers import Numbers
 from infalign.instrument.text import points, range_of
 from infalign.page.style import STYLE
 
@@ -26,7 +26,7 @@ READING = (
 )
 
 
-def write_page(found: Measurement, path: Path) -> None:
+def write_page(found: Numbers, path: Path) -> None:
     """Write the report.
 
     Raises:
@@ -40,7 +40,7 @@ def write_page(found: Measurement, path: Path) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror}.") from None
 
 
-def page(found: Measurement) -> str:
+def page(found: Numbers) -> str:
     """The report as text."""
     sections = (
         ("results", "Results", _results(found)),
@@ -65,7 +65,7 @@ def page(found: Measurement) -> str:
     )
 
 
-def _results(found: Measurement) -> str:
+def _results(found: Numbers) -> str:
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in found.notes)
     tables = "".join(html.win_rates(found, procedure) for procedure in found.procedures)
     figure = html.figures_of(found)[0] if found.limits else ""
@@ -73,7 +73,7 @@ def _results(found: Measurement) -> str:
     return f"{verdict}{tables}{html.differences(found)}{figure}{notes}"
 
 
-def _verdict(found: Measurement) -> str:
+def _verdict(found: Numbers) -> str:
     """Which policy wins most, and whether that is clear of the next one."""
     rows = found.of(found.rows, procedure=found.procedure, judge=SELECTING)
     best = max(rows, key=lambda row: float(row["win_rate"]))
@@ -93,7 +93,7 @@ def _verdict(found: Measurement) -> str:
     return text
 
 
-def _sizes(found: Measurement) -> str:
+def _sizes(found: Numbers) -> str:
     figures = html.figures_of(found)[1 if found.limits else 0 :]
     parts = [
         figure + html.sizes(found, judge)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from infalign.errors import InputError
+from infalign.instrument.charts import Axis, Line, Point, chart, ticks
 from infalign.instrument.reading import Source
 from infalign.instrument.references import References, read_references
 from infalign.instrument.trainers import refuse_distortion
@@ -204,9 +205,15 @@ class CalibratedReward:
         )
 
     def _repr_html_(self) -> str:
-        from infalign.instrument.frontier import transform_html
-
-        return transform_html(self)
+        ranks = np.linspace(0.0, 1.0, 101)
+        curve = [Point(float(c), float(r)) for c, r in zip(ranks, self.shape(ranks), strict=True)]
+        drawn = chart(
+            f"{self.transform}, scaled; β = {self.beta:.4g} for {self.kl_nats:g} nats",
+            [Line(str(self.transform), curve, None)],
+            Axis("calibrated reward C", ticks(0.0, 1.0, 1)),
+            Axis("reward", ticks(0.0, 1.0, 1)),
+        )
+        return f'<div class="infalign"><figure>{drawn}</figure></div>'
 
 
 def _response(query: str, prompt: str, end: str) -> str:

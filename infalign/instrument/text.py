@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infalign.files.names import SELECTING
-from infalign.instrument.measurement import Measurement
+from infalign.instrument.numbers import Numbers
 
-DASH = "-"
+DASH, WIDTH = "-", 100
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -39,12 +40,17 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     ]
 
 
+def wrapped(line: str) -> str:
+    """A sentence in lines of the terminal's width; a table's line as it is."""
+    return line if line.startswith("  ") else textwrap.fill(line, WIDTH)
+
+
 def range_of(fewest: int, median: int, most: int) -> str:
     """Samples a prompt: one number, or the range with its median."""
     return str(most) if fewest == most else f"{fewest} to {most} (median {median})"
 
 
-def as_text(found: Measurement) -> str:
+def as_text(found: Numbers) -> str:
     """Everything in a terminal's width."""
     blocks = [
         _heading(found),
@@ -56,10 +62,10 @@ def as_text(found: Measurement) -> str:
         _needed(found),
         [f"Note: {note}" for note in found.notes],
     ]
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+    return "\n\n".join("\n".join(wrapped(line) for line in block) for block in blocks if block)
 
 
-def _heading(found: Measurement) -> list[str]:
+def _heading(found: Numbers) -> list[str]:
     sides = {name: range_of(*spread) for name, spread in found.samples.items()}
     if len(set(sides.values())) == 1:
         words = f"{next(iter(sides.values()))} samples each"
@@ -68,7 +74,7 @@ def _heading(found: Measurement) -> list[str]:
     return [f"{found.prompts} prompts, {words}; win rates over the reference"]
 
 
-def _win_rates(found: Measurement, procedure: str) -> list[str]:
+def _win_rates(found: Numbers, procedure: str) -> list[str]:
     several = len(found.judges) > 1
     method = any(row["method_limit"] is not None for row in found.rows)
     head = ["policy", *(["judge"] if several else []), "win rate", "95 % interval", "limit"]
@@ -84,7 +90,7 @@ def _win_rates(found: Measurement, procedure: str) -> list[str]:
     return [procedure, *aligned(rows, 1 + several)]
 
 
-def _differences(found: Measurement) -> list[str]:
+def _differences(found: Numbers) -> list[str]:
     several = len(found.judges) > 1
     rows = [
         [
@@ -99,7 +105,7 @@ def _differences(found: Measurement) -> list[str]:
     return [title, *aligned(rows, 1 + several)] if rows else []
 
 
-def _sizes(found: Measurement, judge: str) -> list[str]:
+def _sizes(found: Numbers, judge: str) -> list[str]:
     rows = found.of(found.by_n, judge=judge)
     sizes = sorted({row["n"] for row in rows})
     kind = rows[0]["procedure"].partition(":")[0]
@@ -113,7 +119,7 @@ def _sizes(found: Measurement, judge: str) -> list[str]:
     return [f"Win rate under {kind}:N{by}", *aligned(lines)]
 
 
-def _peaks(found: Measurement) -> list[str]:
+def _peaks(found: Numbers) -> list[str]:
     lines = []
     for row in found.peaks:
         if row["judge"] == SELECTING:
@@ -130,7 +136,7 @@ def _peaks(found: Measurement) -> list[str]:
     return ["Where the judges' win rates peak", *lines] if lines else []
 
 
-def _quality(found: Measurement) -> list[str]:
+def _quality(found: Numbers) -> list[str]:
     said = found.calibration
     text = (
         f"Calibrated rewards from {said['references']} references a prompt are off by "
@@ -157,5 +163,5 @@ def needed_words(row: Mapping[str, Any]) -> str:
     )
 
 
-def _needed(found: Measurement) -> list[str]:
+def _needed(found: Numbers) -> list[str]:
     return [f"{row['policy']}: {needed_words(row)}." for row in found.needed]

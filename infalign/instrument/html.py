@@ -73,6 +73,7 @@ def win_rates(found: Numbers, procedure: str) -> str:
     for row in found.of(found.rows, procedure=procedure):
         kl = "–" if row["kl"] is None else f"{row['kl']:.3f} ± {row['kl_se']:.3f}"
         limit = "–" if row["limit"] is None else f"{100 * row['limit']:.1f}"
+        limit += "" if row["tied_limit"] is None else f" ({100 * row['tied_limit']:.1f} with ties)"
         share = "–" if row["efficiency"] is None else f"{100 * row['efficiency']:.0f}"
         cells = [key(found, row["policy"]), judge_words(row["judge"]), percent(row)]
         rows.append([*cells, limit, share, kl])

@@ -20,7 +20,8 @@ class Numbers:
         prompts: how many prompts every number is over.
         samples: side to its fewest, median and most samples a prompt.
         rows: a row a procedure, judge and policy: `win_rate` with `low` and `high` (95 %), `limit`,
-            `efficiency` and `kl` (nats a response, with `kl_se`), None where no KL is known.
+            `efficiency` and `kl` (nats a response, with `kl_se`), None where no KL is known; of a
+            reward of few levels `tied_limit` estimates what can be won with its ties.
         differences: pairs of policies, paired on the prompts.
         by_n: win rates for N = 1, 2, 4, … of the procedure's own kind.
         peaks: for every policy and judge the N of the highest win rate, and the `fall` from there

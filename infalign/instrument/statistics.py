@@ -20,10 +20,18 @@ from infalign.instrument.divergence import Divergence, divergence
 from infalign.instrument.measurement import Measurement
 from infalign.instrument.samples import Samples, alike, largest_rectangle
 from infalign.instrument.wanted import needed
-from infalign.measuring.contest import Contest, PolicyResponses, kl_disagrees, method_limit, scored
+from infalign.measuring.contest import (
+    Contest,
+    PolicyResponses,
+    kl_disagrees,
+    method_limit,
+    scored,
+    tied_limit_of,
+)
 from infalign.theory.calibration import calibrate, calibration_error, expected_calibration_error
 from infalign.theory.checks import FloatArray
-from infalign.theory.levels import FEW_LEVELS, limit_of, tied_share
+from infalign.theory.frontier import limit
+from infalign.theory.levels import FEW_LEVELS, TiedLimit, tied_share
 from infalign.theory.planning import expected_disagreement
 from infalign.theory.procedures import MAX_N, Procedure, parse_procedure
 from infalign.theory.winrates import bootstrap_intervals, judged_win_rates_under, win_rates_under
@@ -115,7 +123,7 @@ class Measuring:
         kls = {name: _spent(found) for name, found in spent.items()}
         for procedure in self.contest.procedures:
             known = any(found.best is not None for found in spent.values())
-            bound = limit_of(procedure, table) if known else None
+            tied = tied_limit_of(procedure, reference) if known else None
             limits = {
                 policy.name: self._method(reference, policy.name, procedure, kls[policy.name]["kl"])
                 for policy in self.policies
@@ -123,7 +131,9 @@ class Measuring:
             for judge, policy in itertools.product(self.reference.rewards, self.policies):
                 name, mine = policy.name, wins[policy.name, judge][procedure]
                 key = {"policy": name, "judge": judge, "procedure": str(procedure)}
-                row = key | _scored(mine, spent[name].best, bound, self.contest) | kls[name]
+                row = (
+                    key | _scored(mine, spent[name].best, procedure, self.contest, tied) | kls[name]
+                )
                 row |= limits[name]
                 lengths = policy.numbers.get("n_tokens")
                 row["response_tokens"] = None if lengths is None else float(lengths.mean())
@@ -255,7 +265,7 @@ class Measuring:
         if not spent:
             return []
         grid = 1.3 * max(0.02, *spent) * np.linspace(0.0, 1.0, 25) ** 2
-        best = np.minimum(1.0, limit_of(self.contest.own, largest_rectangle(self.reference))(grid))
+        best = np.minimum(1.0, np.asarray(limit(self.contest.own, grid)))
         return [{"kl": float(kl), "win_rate": float(w)} for kl, w in zip(grid, best, strict=True)]
 
     def _notes(self, spent: Mapping[str, Divergence], family: Mapping[int, Procedure]) -> list[str]:
@@ -275,7 +285,7 @@ class Measuring:
         if share > FEW_LEVELS:
             notes.append(
                 f"{100 * share:.0f} % of the reference's samples tie with another of their prompt: "
-                "the limits are those of a reward with these ties."
+                "less can be won than the limit, and efficiencies go by an estimate with ties."
             )
         return notes
 
@@ -303,11 +313,17 @@ def _spent(found: Divergence) -> dict[str, Any]:
 
 
 def _scored(
-    wins: FloatArray, kls: FloatArray | None, bound: Any, contest: Contest
+    wins: FloatArray,
+    kls: FloatArray | None,
+    procedure: Procedure,
+    contest: Contest,
+    tied: TiedLimit | None,
 ) -> dict[str, Any]:
     """Win rate with its interval; limit and efficiency where the KL is known."""
+    nothing = dict.fromkeys(
+        ("limit", "tied_limit", "efficiency", "efficiency_low", "efficiency_high")
+    )
     if kls is not None:
-        return scored(wins, kls, bound, contest)
+        return nothing | scored(wins, kls, procedure, contest, tied)
     ((low, high),) = bootstrap_intervals(wins[None], contest.replicates, contest.seed)
-    nothing = dict.fromkeys(("limit", "efficiency", "efficiency_low", "efficiency_high"))
     return {"win_rate": float(wins.mean()), "low": float(low), "high": float(high), **nothing}

@@ -78,12 +78,15 @@ def _win_rates(found: Numbers, procedure: str) -> list[str]:
     several = len(found.judges) > 1
     method = any(row["method_limit"] is not None for row in found.rows)
     head = ["policy", *(["judge"] if several else []), "win rate", "95 % interval", "limit"]
-    head += [*(["method's limit"] if method else []), "efficiency", "KL (nats)"]
+    tied = any(row["tied_limit"] is not None for row in found.rows)
+    head += [*(["with ties"] if tied else []), *(["method's limit"] if method else [])]
+    head += ["efficiency", "KL (nats)"]
     rows = [head]
     for row in found.of(found.rows, procedure=procedure):
         kl = number(row["kl"])
         cells = [row["policy"], *([row["judge"]] if several else []), number(row["win_rate"])]
         cells += [interval(row), number(row["limit"])]
+        cells += [number(row["tied_limit"])] if tied else []
         cells += [number(row["method_limit"])] if method else []
         error = "" if row["kl"] is None else f" ± {row['kl_se']:.3f}"
         rows.append([*cells, number(row["efficiency"], 2), kl + error])

@@ -247,7 +247,10 @@ def test_ties_and_few_levels_are_said() -> None:
     )
     found = measure(reference, {"mine": mine}, "best_of:2", replicates=20)
     assert found.ties["reference"] > 0.9
-    assert any("the limits are those of a reward with these ties" in note for note in found.notes)
+    assert any("efficiencies go by an estimate with ties" in note for note in found.notes)
+    row = found.row("mine")
+    assert row["tied_limit"] < row["limit"]
+    assert "with ties" in str(found)
 
 
 def test_what_a_width_takes_holds_where_it_is_done() -> None:

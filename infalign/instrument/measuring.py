@@ -71,9 +71,11 @@ def measure(
         asked = tuple(dict.fromkeys(map(parse_procedure, names)))
         if not asked:
             raise InputError("no procedure is given: name one, such as best_of:4.")
-        sides = _sides(reference, policies, reward, judges)
+        sides, notes = _sides(reference, policies, reward, judges)
         draws = max(one.n for one in asked)
         base, others, left_out = on_common_prompts(sides[0], sides[1:], draws, common)
+        if left_out:
+            notes.append(f"{left_out} prompts were left out that not every file has in full.")
         contest = Contest(
             asked[0],
             asked,
@@ -82,7 +84,7 @@ def measure(
             replicates,
             seed,
         )
-        return Measuring(base, others, contest, width, left_out).all()
+        return Measuring(base, others, contest, width, notes).all()
     except InputError:
         raise
     except ValueError as error:
@@ -108,8 +110,8 @@ def _methods(
 
 def _sides(
     reference: Source, policies: Policies, reward: str, judges: Sequence[str]
-) -> list[Samples]:
-    """The reference and the policies, read."""
+) -> tuple[list[Samples], list[str]]:
+    """The reference and the policies, read, and what is to be said of it."""
     given, optional = _named(policies), False
     if not given and not is_evaluation(reference):
         raise InputError("no policy is given: name the file of its samples with --policy.")
@@ -127,8 +129,10 @@ def _sides(
     if len(sides) < 2:
         raise InputError(f"{reference} holds no policy beside the reference: name one's samples.")
     common = [j for j in sides[0].rewards if all(j in side.rewards for side in sides)]
+    lost = [judge for judge in sides[0].rewards if judge not in common]
+    notes = [f"{' and '.join(lost)} of {reference} do not judge: other files lack them."]
     sides = [replace(s, rewards={judge: s.rewards[judge] for judge in common}) for s in sides]
-    return _same_keys(sides, reference, given, reward, common[1:])
+    return _same_keys(sides, reference, given, reward, common[1:]), notes if lost else []
 
 
 def _named(policies: Policies) -> dict[str, Source]:

@@ -47,7 +47,7 @@ class Measuring:
     policies: Sequence[Samples]
     contest: Contest
     width: float
-    left_out: int
+    said: Sequence[str]
 
     def all(self) -> Measurement:
         """The whole measurement."""
@@ -270,7 +270,7 @@ class Measuring:
 
     def _notes(self, spent: Mapping[str, Divergence], family: Mapping[int, Procedure]) -> list[str]:
         """What a reader has to know, a sentence each."""
-        notes = [found.unknown for found in spent.values() if found.unknown]
+        notes = [*self.said, *(found.unknown for found in spent.values() if found.unknown)]
         for name, found in spent.items():
             both = _spent(found)
             if found.exact is not None and found.log_ratio is not None and kl_disagrees(both):
@@ -279,8 +279,6 @@ class Measuring:
                     f"{both['log_ratio']:.3f} nats, differ by more than four standard errors: one "
                     "of kl and log_ratio is wrong."
                 )
-        if self.left_out:
-            notes.append(f"{self.left_out} prompts were left out that not every file has in full.")
         share = self._ties()[REFERENCE]
         if share > FEW_LEVELS:
             notes.append(

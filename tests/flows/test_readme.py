@@ -34,6 +34,7 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "production.md"]
 RUN = (
     r"infalign run( --dry-run| --push)?",
     r"infalign (frontier|data add) .*",
+    r"infalign measure --reference results/.*",
     r"infalign restore --commit .*",
     r"python -m infalign align .*",
     r"dvc (repro|add|remote add|checkout|pull|params diff|metrics (diff|show)|plots show)\b.*",

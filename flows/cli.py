@@ -11,23 +11,41 @@ import typer
 
 from flows.commands import data, promote
 from flows.commands.frontier import frontier
+from flows.commands.measure import measure
 from flows.commands.restore import restore
+from infalign import __version__
 from infalign.errors import InputError
 
 app = typer.Typer(
     name="infalign",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Inference-aware alignment: prepare, train, align and evaluate, versioned and tracked.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
 
 app.command()(frontier)
+app.command()(measure)
 app.command()(restore)
 for _command in promote.COMMANDS:
     app.command()(_command)
 
 INTERRUPTED = 130
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"infalign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say which.")
+    ] = False,
+) -> None:
+    """Inference-aware alignment: prepare, train, align and evaluate, versioned and tracked."""
 
 
 @app.command()

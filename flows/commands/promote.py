@@ -96,13 +96,15 @@ async def _check_results(root: Path, objective: str, tell: Any) -> None:
 def _objectives(root: Path, objective: str | None, needed: bool) -> tuple[Any, list[str]]:
     """Params, and the objectives that a command is about."""
     from infalign.settings.params import load_params
+    from infalign.settings.reading import meant
 
     params = load_params(root / "params.yaml")
     names = list(params.run.objectives)
     if objective is None and needed and len(names) > 1:
         raise InputError(f"say which model: --objective {' or --objective '.join(names)}.")
     if objective is not None and objective not in names:
-        raise InputError(f"--objective {objective!r} is not one of run.objectives {names}.")
+        near = meant(objective, names)
+        raise InputError(f"--objective {objective!r} is not one of run.objectives {names}{near}.")
     return params, [objective] if objective is not None else names
 
 

@@ -24,7 +24,7 @@ from infalign.files.workspace import write_text
 from infalign.settings.completion import completed
 from infalign.settings.kinds import DEFAULTS, defaults, fits
 from infalign.settings.params import Params, check_params
-from infalign.settings.reading import quoted, read_text, read_tree, shown
+from infalign.settings.reading import meant, quoted, read_text, read_tree, shown
 
 
 def set_params(
@@ -244,7 +244,8 @@ def _put(tree: Any, key: str, value: Any, given: str = "the recipe", makes: bool
         if makes and isinstance(place, dict):
             place.setdefault(part, CommentedMap())
         if not isinstance(place, dict) or part not in place:
-            raise InputError(f"{given}: params.yaml has no section {shown(part)}.")
+            near = meant(part, place) if isinstance(place, dict) else ""
+            raise InputError(f"{given}: params.yaml has no section {shown(part)}{near}.")
         place = place[part]
     if not isinstance(place, dict):
         raise InputError(f"{given}: {'.'.join(parents)!r} is not a section.")

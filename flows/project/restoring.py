@@ -22,6 +22,7 @@ import yaml
 from flows.children.processes import Tell, child_environment, run_child
 from flows.project import versions
 from infalign.errors import InputError
+from infalign.files.sources import MARK
 from infalign.files.weights import BUILT, NONE
 from infalign.settings.params import Params, check_params
 from infalign.settings.reading import read_text, read_tree
@@ -116,8 +117,8 @@ async def restore(root: Path, commit: str, into: Path | None, tell: Tell) -> Pat
         folder = staged / clone(root, commit, staged)
         check_paths(folder)
         await fetch(root, folder)
-        models = bring_models(root, folder)
-        await _check_equal(folder, models, tell)
+        own = bring_own(root, folder)
+        await _check_equal(folder, own, tell)
         if target.exists():
             target.rmdir()
         os.replace(staged, target)
@@ -221,43 +222,60 @@ def _write_config(folder: Path, settings: dict[str, str]) -> None:
         config.write(stream)
 
 
-def bring_models(root: Path, folder: Path) -> dict[str, str]:
-    """The local models that the commit reads, by their keys in params.yaml.
+def bring_own(root: Path, folder: Path) -> dict[str, str]:
+    """The user's own files and folders that the commit reads, by what names them.
 
-    One in the project that neither git nor DVC has gets a link in the restored folder.
+    What lies in the project, and neither git nor DVC has, gets a link in the restored folder.
     """
+    named = _models(folder) | _listed(folder)
+    for key, name in named.items():
+        place, here = folder / name, root / name
+        parts = Path(name).parts
+        inside = not Path(name).is_absolute() and ".." not in parts and parts[:1] != ("results",)
+        if inside and here.exists() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(here.resolve(), target_is_directory=here.is_dir())
+        if not place.exists():
+            raise InputError(
+                f"{key} of this commit is {name!r}, and nothing is there, seen from the restored "
+                "folder: bring it back, or choose a folder beside the project (--into)."
+            )
+    return named
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """What params.yaml names of the user's own, as the commit's dvc.yaml lists it."""
+    file = folder / "dvc.yaml"
+    lines = read_text(file).splitlines() if file.is_file() else []
+    marked = (line.strip() for line in lines if line.endswith(MARK))
+    found = [json.loads(line.removeprefix("- ").removesuffix(MARK)) for line in marked]
+    return {f"dvc.yaml: dependency {name}": name.replace("\\${", "${") for name in found}
+
+
+def _models(folder: Path) -> dict[str, str]:
+    """The local models of a commit's params.yaml, by their keys there."""
     file = folder / "params.yaml"
     text = read_text(file) if file.is_file() else ""  # without it, DVC says what is wrong
     tree = read_tree(text, "params.yaml of this commit")
     sections = {name: tree.get(name) for name in BUILT} if isinstance(tree, dict) else {}
-    named = {f"{s}.folder": d.get("folder") for s, d in sections.items() if isinstance(d, dict)}
-    models = {k: name for k, name in named.items() if isinstance(name, str) and name != NONE}
-    for key, name in models.items():
-        place, here = folder / name, root / name
-        parts = Path(name).parts
-        inside = not Path(name).is_absolute() and ".." not in parts and parts[:1] != ("results",)
-        if inside and here.is_dir() and not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(here.resolve(), target_is_directory=True)
-        if not place.is_dir():
-            raise InputError(
-                f"params.yaml of this commit: {key} = {name!r}, and no such model is there, seen "
-                "from the restored folder: bring it back, or choose a folder beside the project "
-                "(--into)."
-            )
-    return models
+    named = {
+        f"params.yaml: {section}.folder": tree.get("folder")
+        for section, tree in sections.items()
+        if isinstance(tree, dict)
+    }
+    return {key: name for key, name in named.items() if isinstance(name, str) and name != NONE}
 
 
-async def _check_equal(folder: Path, models: dict[str, str], tell: Tell) -> None:
+async def _check_equal(folder: Path, own: dict[str, str], tell: Tell) -> None:
     """Raise where the commit's code, params, models or data are not those of its dvc.lock."""
     plan = await versions.read_plan(folder, tell, target=versions.RUN)
     words = [word for why in plan.stale.values() for word in why.split(", ")]
-    for key, name in models.items():
+    for key, name in own.items():
         shown = (os.path.normpath(name), os.path.abspath(folder / name))  # in or out of the project
         if any(f"{path} modified" in words for path in shown):
             raise InputError(
-                f"the files of {key} = {name!r} are no longer those that this commit's results "
-                "were made from (dvc.lock): bring those back (`dvc add` keeps a model's versions)."
+                f"{key}: the files of {name!r} are no longer those that this commit's results were "
+                "made from (dvc.lock): bring those back (`dvc add` keeps the versions of such)."
             )
     if plan.stale:
         name, why = next(iter(plan.stale.items()))

@@ -26,6 +26,7 @@ from flows.serving.server import SAID, Job
 from flows.tracking.tracker import default_uri
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
+from infalign.settings.reading import meant
 
 STARTUP_SECONDS = 300.0
 TICK_SECONDS = 0.2
@@ -251,7 +252,8 @@ def pick_objective(params: Params, objective: str | None) -> str:
         raise InputError(f"--objective is missing: give one of {', '.join(names)}.")
     if objective not in params.objectives:
         known = ", ".join(sorted(params.objectives))
-        raise InputError(f"--objective {objective!r} is not one of params.yaml's: {known}.")
+        near = meant(objective, names)
+        raise InputError(f"--objective {objective!r} is not one of params.yaml's: {known}{near}.")
     return objective
 
 

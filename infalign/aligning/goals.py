@@ -20,9 +20,8 @@ from infalign.settings.params import Params
 from infalign.theory.calibration import calibrate_below
 from infalign.theory.frontier import solve_beta
 from infalign.theory.limits import raw_beta
-from infalign.theory.transforms import Transform, parse_transform
+from infalign.theory.transforms import FLOOR_NATS, Transform, parse_transform
 
-FLOOR_NATS = 8.0  # rewards further below the top, in units of beta, are all alike
 FLOOR_FOLLOWS = 4.0  # times that beta may fall below the theory's before the floor stops following
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from infalign.data.dialogue import ASSISTANT, HUMAN, ROLES, Dialogue, Turn, read_marked
+from infalign.data.framing import asked
 from infalign.data.hh import split_text
 from infalign.settings.params import COLUMNS
 
@@ -208,10 +209,17 @@ def _prompt(row: Row, role: str = "prompt") -> Dialogue:
     """A prompt given as a text, with markers or without, or as messages."""
     if not isinstance(row.get(role), str):
         return _dialogue(_turns(row, role))
-    text = _text(row, role)
-    if _marked(text).endswith(ASSISTANT):
-        return _read_marked(_marked(text))
-    return _dialogue([Turn("user", text)])
+    return _as_sent(_text(row, role))
+
+
+def _as_sent(text: str) -> Dialogue:
+    """A prompt's text as serving reads it, so that a policy meets what it was trained on."""
+    if not text.strip():
+        raise Drop("empty_prompt")
+    try:
+        return asked(text)
+    except ValueError:
+        raise Drop("ambiguous_prompt") from None
 
 
 def _marked(text: str) -> str:
@@ -264,7 +272,7 @@ def _implicit(row: Row) -> Parts:
     if not prompt:
         raise Drop("prompt_differs")
     _not_tied(row)
-    return Parts(_dialogue([Turn("user", prompt)]), chosen[cut:].strip(), rejected[cut:].strip())
+    return Parts(_as_sent(prompt), chosen[cut:].strip(), rejected[cut:].strip())
 
 
 def _alike(first: Sequence[object], second: Sequence[object]) -> int:

@@ -11,22 +11,24 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from infalign.data.dialogue import ASSISTANT, HUMAN, Dialogue
+from infalign.data.dialogue import ASSISTANT, HUMAN, Dialogue, read_marked
 
+_LINES = re.compile("\r\n|\r|\n")
 _WORDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
 
 
 def asked(prompt: object) -> Dialogue:
     """The dialogue that somebody sends: a question, a text with markers, or messages.
 
-    Whitespace around markers, the kind of line ends and a missing last marker make no difference.
+    Whitespace around markers, the kind of line ends and a missing last marker make no difference,
+    but where data with markers has the very text: then it is what was read there.
 
     Raises:
         ValueError: for what is ambiguous or no prompt, as the rest of a sentence about it.
     """
     if isinstance(prompt, str):
         _check_text(prompt)
-        return _written(prompt) or _framed(prompt)
+        return _written(prompt) or _as_in_data(prompt, _framed(prompt))
     if isinstance(prompt, Sequence) and prompt:
         return Dialogue.of(map(_turn, prompt))
     kind = _WORDS.get(type(prompt), "an empty list" if prompt == [] else "a mapping")
@@ -74,8 +76,17 @@ def _check_text(text: str) -> None:
         raise ValueError(fault)
 
 
+def _as_in_data(text: str, framed: Dialogue) -> Dialogue:
+    """The dialogue with the line ends within its turns that data with markers gives it."""
+    read = read_marked(f"\n\n{text.lstrip()}")
+    if read is None:
+        return framed
+    plain = [(role, "\n".join(_LINES.split(content))) for role, content in read.turns]
+    return read if plain == list(framed.turns) else framed
+
+
 def _framed(text: str) -> Dialogue:
-    lines = re.split("\r\n|\r|\n", text.strip())
+    lines = _LINES.split(text.strip())
     marks = [(at, mark) for at, line in enumerate(lines) if (mark := _mark(line))]
     if not marks:
         lines, marks = [HUMAN.strip(), *lines], [(0, HUMAN)]

@@ -27,6 +27,7 @@ DROP_REASONS = {
     "system_not_first": "a system turn follows another turn",
     "no_question": "the prompt ends with neither a user's nor a tool's turn",
     "empty_prompt": "the prompt's last turn has no words",
+    "ambiguous_prompt": "a text that serving would refuse: markers within it, or a NUL",
     "prompt_too_long": "even the prompt's last exchange is longer than model.prompt_tokens",
     "repeated_pair": "the same pair is there before",
     "repeated_prompt": "the same prompt is there before",

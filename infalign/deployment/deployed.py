@@ -24,6 +24,7 @@ from infalign.data.dialogue import Dialogue, read_marked
 from infalign.data.framing import asked
 from infalign.errors import InputError
 from infalign.files.tables import Table, read_table
+from infalign.files.weights import PICKLES
 from infalign.lm.formats import Format
 from infalign.lm.models import load_format, load_policy, pick_device
 from infalign.lm.sampling.randomness import derive_seed
@@ -38,7 +39,6 @@ Prompt: TypeAlias = "str | Sequence[Mapping[str, str]]"  # a text, or messages
 MOST_PROMPTS = 64  # in a request
 MOST_CHARACTERS = 20_000  # in a prompt, looked at before it is tokenised
 MOST_RESPONSES = 4096  # in a request: prompts times N
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 TEMPERATURES = (0.01, 10.0)
 _NEEDED = ("objective", "procedure", "prompt_tokens", "response_tokens")
 _DEFAULTS = {"threads": 1, "device": "auto", "precision": "float32"}  # of older packages

@@ -48,7 +48,7 @@ def check(root: Path, params: Params, objective: str, model: Path, seed: int) ->
             "responses: give drift.samples at least as many."
         )
     prompts = fresh_prompts(root, params, objective, evidence, seed)
-    ours, theirs = _rewards(root, params, model / "deployed", prompts, seed)
+    ours, theirs = _rewards(root, params, objective, model / "deployed", prompts, seed)
     wins = np.clip(win_rates(procedure, ours, theirs), 0.0, 1.0)
     return {"prompts": len(prompts), "procedure": str(procedure)} | compare(
         params, evidence, wins, theirs, seed
@@ -97,20 +97,27 @@ def fresh_prompts(
 
 
 def _rewards(
-    root: Path, params: Params, deployed: Path, prompts: dict[str, Dialogue], seed: int
+    root: Path,
+    params: Params,
+    objective: str,
+    deployed: Path,
+    prompts: dict[str, Dialogue],
+    seed: int,
 ) -> tuple[Array, Array]:
     """Training rewards of champion and reference, [prompts, samples] each."""
     from infalign.lm.models import load_format, load_policy, pick_device
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
     from infalign.rewards.classifier import Passes
+    from infalign.rewards.opening import columns_of
     from infalign.rewards.packaged import open_packaged
 
     device, samples = pick_device(params.run.device), params.drift.samples
     settings = json.loads((deployed / "settings.json").read_text(encoding="utf-8"))
     precision = settings.get("precision", "float32")  # older packages do not say
     passes = Passes(params.evaluate.batch_size)
-    source = open_packaged(deployed, params.run.device, precision, passes)
+    columns = columns_of(root / "results" / "prepare" / "prompts.parquet", objective)
+    source = open_packaged(deployed, params.run.device, precision, passes, columns)
     indices = np.tile(np.arange(samples), (len(prompts), 1))
     found = []
     for side, folder in (

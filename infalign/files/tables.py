@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infalign.errors import InputError
+from infalign.files.names import GOLD, INDEPENDENT, SELECTING
+from infalign.files.names import REFERENCE as REFERENCE
 from infalign.files.workspace import replacing
 
 
@@ -42,11 +44,6 @@ class Table:
         names = [name for name in self.schema.names if name not in left]
         return replace(self, schema=pa.schema([self.schema.field(name) for name in names]))
 
-
-REFERENCE = "reference"  # the reference policy's name among the policies
-SELECTING = "selecting"  # the judge whose reward training and the procedure go by, as deployed
-INDEPENDENT = "independent"  # the judge that only compares, if there is one
-GOLD = "gold"  # the utility that the built-in corpus's labels were drawn from
 
 _INF = float("inf")
 _SPLIT = {"split": frozenset({"train", "test"})}

@@ -19,6 +19,7 @@ from infalign.settings.kinds import DEFAULTS, fits
 NONE = "models/none"  # in `folder` where no local folder is read: DVC wants it to be there
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _TOKENIZER = "tokenizer_config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")  # may run code when read
 BUILT = {"model": "tiny", "reward": "sft"}  # by section: what is made here, from no other files
 
 

@@ -68,6 +68,11 @@ class Format:
         """The padding token."""
         return int(self.tokenizer.pad_token_id)
 
+    @property
+    def rows(self) -> int:
+        """Rows of an embedding that its tokens need: ids may have holes, and EOS stand behind."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
     @cached_property
     def end(self) -> int:
         """The token behind a response."""
@@ -129,7 +134,7 @@ class Format:
         texts = [self.whole_text(*pair) for pair in zip(dialogues, responses, strict=True)]
         found = self._ids(texts)
         for dialogue, whole in zip(dialogues, found, strict=True):
-            asked[dialogue] = _common(asked[dialogue], whole)
+            asked[dialogue] = _common(asked[dialogue], whole[:-1])  # a response has a token
         begun = [asked[dialogue] for dialogue in dialogues]
         return begun, [whole[len(p) :] for p, whole in zip(begun, found, strict=True)]
 
@@ -295,9 +300,9 @@ def _literal(value: Any) -> str:
 
 
 def _common(first: list[int], second: list[int]) -> list[int]:
-    """The longest common beginning, shorter than the second."""
+    """The longest common beginning."""
     n = 0
-    for mine, other in zip(first, second[:-1], strict=False):
+    for mine, other in zip(first, second, strict=False):
         if mine != other:
             break
         n += 1

@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from infalign.errors import InputError
 from infalign.lm.formats import Format, check_template, end_of, with_arguments
-from infalign.lm.loading import Loaded, load, load_config, load_weights
+from infalign.lm.loading import Loaded, base_of, load, load_config, load_weights
 from infalign.settings.params import Model, Tiny
 
 logging.disable_progress_bar()
@@ -111,7 +111,7 @@ def _choose_template(tokenizer: PreTrainedTokenizerBase, name_or_path: str | Pat
 
 
 def _stops(name_or_path: str | Path, revision: str | None) -> tuple[int, ...]:
-    """What ends a response by a model's generation_config, if it has one."""
+    """What ends a response by a model's generation_config, an adapter's by its base's."""
     try:
         config = GenerationConfig.from_pretrained(str(name_or_path), revision=revision)
         found = config.eos_token_id
@@ -119,7 +119,8 @@ def _stops(name_or_path: str | Path, revision: str | None) -> tuple[int, ...]:
         return tuple(int(stop) for stop in stops if stop is not None)
     except (OSError, AttributeError, TypeError, ValueError):
         if not (Path(name_or_path) / "generation_config.json").is_file():
-            return ()
+            base = base_of(name_or_path, revision)
+            return () if base is None else _stops(base, None)
         raise InputError(
             f"{name_or_path}: generation_config.json cannot be read: correct or remove it."
         ) from None

@@ -75,7 +75,8 @@ def check_texts(
     revision = params.reward.revision
     cut = form.cut_responses(responses, lengths.response)
     field = f"reward.name_or_path = {start!r}"
-    check_reads(field, load_config(start, revision), load_format(start, revision), asked, cut)
+    config, own = load_config(start, revision), load_format(start, revision)
+    check_reads(field, config, own, asked, cut, lengths.response)
 
 
 def _trains_rewards(params: Params) -> bool:
@@ -89,23 +90,26 @@ def check_reads(
     form: Format,
     prompts: Sequence[Dialogue],
     responses: Sequence[str],
+    longest: int,
 ) -> None:
-    """Raise where a reward model cannot read a prompt with its response.
+    """Raise where a reward model cannot read a prompt with a response.
 
     Args:
         field: where params.yaml names it, and what it names.
         form: the reward model's.
+        responses: of the data, cut as a policy's would be.
+        longest: of a policy's responses, tokens; those of the data may be shorter.
     """
     if form.chat:
         check_template(form, field, "save its tokenizer with a date of yours in chat_template")
     _check_rows(field, config, form, prompts, responses)
-    each = zip(*form.encode_whole(prompts, responses), strict=True)
-    longest = max(len(prompt) + len(response) for prompt, response in each)
+    asked, said = form.encode_whole(prompts, responses)
+    whole = max(map(len, asked)) + max(longest, *map(len, said))
     positions = min(_positions(config), form.tokenizer.model_max_length)
-    if longest > positions:
+    if whole > positions:
         raise InputError(
-            f"{field} reads at most {positions} tokens, and a prompt with its response has "
-            f"{longest}: lower model.prompt_tokens or model.response_tokens, or take another model."
+            f"{field} reads at most {positions} tokens, and a prompt with a response may have "
+            f"{whole}: lower model.prompt_tokens or model.response_tokens, or take another model."
         )
 
 
@@ -148,14 +152,13 @@ def _check_rows(
     """Every token that occurs has a row in the embedding; others may be beyond its end."""
     rows = int(config.get_text_config().vocab_size)
     tokenizer = form.tokenizer
-    if len(tokenizer) <= rows:
+    if form.rows <= rows:
         return
     texts = form.encode_prompts(prompts) + form.encode_responses(responses)
-    largest = max(tokenizer.pad_token_id, max(max(ids, default=0) for ids in texts))
+    largest = max(form.pad, *(max(ids, default=0) for ids in texts))
     if largest >= rows:
         raise InputError(
             f"{field}: the tokenizer gives {tokenizer.convert_ids_to_tokens(largest)!r} the id "
             f"{largest}, and the model's embedding has {rows} rows: save the model after "
-            "resize_token_embeddings(len(tokenizer)), or give the tokenizer that it was trained "
-            "with."
+            f"resize_token_embeddings({form.rows}), or give the tokenizer that it was trained with."
         )

@@ -204,7 +204,7 @@ def _rewards(
     else:
         judged = _source_rewards(workspace, objective, asked, samples["response"])
     gold = workspace.params.objectives[objective].gold
-    if gold and _is_builtin(workspace):
+    if gold and _is_builtin(workspace, objective):
         from infalign.data.builtin import gold_utilities
 
         judged[GOLD] = gold_utilities(gold, [d.marked for d in asked], samples["response"])
@@ -238,7 +238,7 @@ def _source_rewards(
     }
 
 
-def _is_builtin(workspace: Workspace) -> bool:
-    """Whether the prompts come from the built-in corpus, whose gold utility is known."""
+def _is_builtin(workspace: Workspace, objective: str) -> bool:
+    """Whether an objective's prompts are of the built-in corpus, whose gold utility is known."""
     found = json.loads(workspace.results("prepare", "metrics.json").read_text(encoding="utf-8"))
-    return bool(found.get("gold") == "builtin")
+    return bool(found["objectives"][objective]["gold"] == "builtin")

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from infalign.files.squares import Array
-from infalign.files.tables import REFERENCE, SELECTING
+from infalign.files.names import REFERENCE, SELECTING
+from infalign.theory.checks import FloatArray as Array
 from infalign.theory.frontier import frontier_point, limit
 from infalign.theory.levels import MANY_ALIKE, TiedLimit, has_few_levels, solve_tied_limit
 from infalign.theory.limits import raw_limit, tied_limit

@@ -68,12 +68,19 @@ def _prepare(objective: str, metrics: Mapping[str, Any]) -> Line:
     dropped = {reason: n for reason, n in counts["dropped"].items() if n}
     why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in dropped.items())
     pairs, prompts = counts["pairs"], counts["prompts"]
+    rows = sum(pairs.values())
+    kept = f"{prompts['train']} training and {prompts['test']} held-out prompts, no pairs"
+    if rows:
+        kept = (
+            f"{pairs['train']} training and {pairs['test']} held-out pairs on {prompts['train']} "
+            f"and {prompts['test']} prompts"
+        )
     text = (
-        f"{pairs['train']} training and {pairs['test']} held-out pairs on {prompts['train']} and "
-        f"{prompts['test']} prompts; dropped: {why or 'none'}; dialogues shortened: "
-        f"{counts['dialogues_cut']}; responses longer than the model’s: {counts['responses_cut']}"
+        f"{kept}; dropped: {why or 'none'}; dialogues shortened: {counts['dialogues_cut']}; "
+        f"responses longer than the model’s: {counts['responses_cut']}"
     )
-    share = sum(dropped.values()) / max(1, sum(dropped.values()) + sum(pairs.values()))
+    lost = sum(dropped.values())
+    share = lost / max(1, lost + (rows or sum(prompts.values())))
     return Line(f"prepare {objective}", share <= DROPPED_AT_MOST, text)
 
 
@@ -106,6 +113,8 @@ def _reward(data: ObjectiveData, half: str, metrics: Mapping[str, Mapping[str, A
     if about.get("parts"):
         shares = (f"{part['name']} {percent(part['contribution'])} %" for part in about["parts"])
         words.append(f"what the sum tells apart comes from {', '.join(shares)}")
+    if columns := about.get("columns"):
+        words.append(f"it is given the columns {', '.join(columns)}, and served without them")
     if alike := about.get("alike_share"):
         words.append(f"all samples of a prompt are alike for {percent(alike)} % of the prompts")
         healthy = healthy and alike <= MANY_ALIKE

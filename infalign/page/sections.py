@@ -80,8 +80,8 @@ TEXTS = {
     ),
     "judges": (
         "Who judges",
-        "The selecting reward chooses; three judges compare what was kept. What it sees and the "
-        "others do not is reward hacking.",
+        "The selecting reward chooses, and whoever judges compares what was kept. What it sees and "
+        "other judges do not is reward hacking.",
     ),
     "training": (
         "Training",
@@ -92,7 +92,7 @@ TEXTS = {
         "Calibration",
         "How far a calibrated reward estimated from K reference samples is from the truth, and the "
         "rewards themselves: the calibrated reward of fresh reference samples must be uniform, the "
-        "dashed line, whatever the raw rewards look like.",
+        "dashed line, whatever the raw rewards look like, as long as few of them tie.",
     ),
     "lengths": (
         "Length and KL",

@@ -58,11 +58,11 @@ def procedure_words(spelling: str) -> str:
 
 
 READING = (
-    "Every policy is compared with the reference, the supervised model that all of them started "
-    "from, on prompts that neither was trained on. Both sides use the same procedure, for "
-    "instance draw four responses and keep the one that the reward model likes best; the win "
-    "rate is how often the policy’s kept response beats the reference’s, ties counting half. 50 "
-    "% means no change.",
+    "Every policy is compared with the reference, the model that all of them started from, on "
+    "prompts that neither was trained on here. Both sides use the same procedure, for instance "
+    "draw four responses and keep the one that the selecting reward likes best; the win rate is "
+    "how often the policy’s kept response beats the reference’s, ties counting half. 50 % means "
+    "no change.",
     "A policy can always win more by moving further from the reference, so a win rate says "
     "little without its KL. Two numbers make policies comparable: the limit, which no policy "
     "with the same KL can exceed, and the efficiency, the share of the way from 50 % to the "
@@ -73,14 +73,18 @@ READING = (
     "between two policies is computed prompt by prompt, so its interval is narrower than the "
     "two policies’ own intervals suggest: read it from the table of differences.",
     "The procedure always selects by the selecting reward, as it would when deployed. The win "
-    "rate judged by the same reward is what training optimised; the independent judge and, "
-    "where there is one, the gold utility tell how much of it is real. A win rate that is high "
+    "rate judged by the same reward is what training optimised; an independent judge and the "
+    "gold utility, where there are such, tell how much of it is real. A win rate that is high "
     "for the selecting reward and low for the others is reward hacking. The limits hold for the "
     "selecting reward; under another judge they are a yardstick only.",
 )
 
 GLOSSARY = (
-    ("Reference", "The supervised (SFT) policy that alignment starts from and is compared with."),
+    (
+        "Reference",
+        "The policy that alignment starts from and is compared with: the supervised model, or a "
+        "given model as it is.",
+    ),
     ("Policy", "A model that answers prompts; here one for each variant of alignment."),
     (
         "Procedure",
@@ -91,8 +95,8 @@ GLOSSARY = (
     ("Win rate", "How often the policy’s kept response beats the reference’s; ties count half."),
     (
         "Calibrated reward, C",
-        "The share of the reference’s responses to the same prompt that a response beats. It is "
-        "uniform between 0 and 1 for the reference itself, whatever the reward’s scale.",
+        "The share of the reference’s responses to the same prompt that a response beats. If few "
+        "tie, it is uniform between 0 and 1 for the reference itself, whatever the reward’s scale.",
     ),
     (
         "Transformation, Φ",
@@ -109,11 +113,20 @@ GLOSSARY = (
         "The highest win rate that any policy can have at a given KL under a given procedure.",
     ),
     ("Method’s limit", "The win rate of a variant’s exact optimum at the same KL."),
-    ("Efficiency", "(win rate − 50 %) / (limit − 50 %), at the policy’s own measured KL."),
-    ("Selecting reward", "The reward model that training maximised and the procedure selects by."),
+    (
+        "Efficiency",
+        "(win rate − 50 %) / (limit − 50 %), at the policy’s own measured KL; of a reward of few "
+        "levels, by the estimate with ties.",
+    ),
+    (
+        "Selecting reward",
+        "What training maximised and the procedure selects by: a reward model, a function, a "
+        "server, or a sum of such.",
+    ),
     (
         "Independent judge",
-        "A reward model trained on the other half of the preference pairs with another seed.",
+        "Another source of rewards, which only compares; one that is trained here learns from the "
+        "other half of the preference pairs, with another seed.",
     ),
     (
         "Gold utility",

@@ -65,9 +65,16 @@ class Function:
         return as_rewards(values, responses, source)
 
     @property
-    def needs_columns(self) -> bool:
-        """Whether it cannot be called without some."""
-        return any(_taken(self.call)[0].values())
+    def needed(self) -> list[str]:
+        """The columns without which it cannot be called."""
+        return [name for name, without in _taken(self.call)[0].items() if without]
+
+    @property
+    def used(self) -> list[str]:
+        """The columns that it is given, of those that any prompt has."""
+        taken, all_of_them = _taken(self.call)
+        there = dict.fromkeys(name for row in self.columns.values() for name in row)
+        return [name for name in there if all_of_them or name in taken]
 
     def _columns(self, dialogues: Sequence[Dialogue]) -> dict[str, list[Any]]:
         """The columns that the function takes, of those that the prompts have."""

@@ -23,10 +23,10 @@ from infalign.rewards.description import (
     read_description,
     settings_of,
 )
-from infalign.rewards.function import Columns, load_function
+from infalign.rewards.function import Columns, Function, load_function
 from infalign.rewards.server import Server
-from infalign.rewards.source import RewardSource, once
-from infalign.rewards.total import Part, Scale, Sum
+from infalign.rewards.source import Once, RewardSource, once
+from infalign.rewards.total import Scale, Sum, summed
 from infalign.settings.rewards import (
     AnyReward,
     FunctionReward,
@@ -69,17 +69,11 @@ def open_source(
         if scaled
         else [Scale()] * len(settings.parts)
     )
-    return Sum(
-        [
-            Part(
-                f"{number} {part.kind}",
-                opening.leaf(part, about["parts"][number], f"{place}.parts.{number}"),
-                part.weight,
-                scales[number],
-            )
-            for number, part in enumerate(settings.parts)
-        ]
-    )
+    parts = [
+        opening.leaf(part, about["parts"][number], f"{place}.parts.{number}")
+        for number, part in enumerate(settings.parts)
+    ]
+    return summed(settings, parts, scales)
 
 
 class _Opening:
@@ -94,13 +88,10 @@ class _Opening:
         workspace, run = self._workspace, self._workspace.params.run
         passes = self._passes
         if isinstance(settings, FunctionReward):
+            table = workspace.results("prepare", "prompts.parquet")
+            columns = columns_of(table, self._objective)
             path = workspace.root / settings.file
-            return once(
-                load_function(
-                    path, settings.name, about["sha256"], _columns_of(workspace, self._objective)
-                ),
-                passes.ranks,
-            )
+            return once(load_function(path, settings.name, about["sha256"], columns), passes.ranks)
         if isinstance(settings, ServerReward):
             return once(Server(settings, place), passes.ranks)
         if isinstance(settings, ModelReward):
@@ -114,14 +105,22 @@ class _Opening:
         return trained_classifier(folder, run.device, run.precision, passes)
 
 
-def _columns_of(workspace: Workspace, objective: str) -> Columns:
-    """The other columns of the prompts' rows, where there are any."""
-    path = workspace.results("prepare", "prompts.parquet")
+def columns_of(path: Path, objective: str) -> Columns:
+    """The other columns of the prompts' rows, where there are any, of prepare's table."""
     return {
         Dialogue.parse(row["dialogue"]): json.loads(row["columns"])
         for row in read_table(path, PROMPTS).to_pylist()
         if row["objective"] == objective and row["columns"] != "{}"
     }
+
+
+def columns_used(source: RewardSource) -> list[str]:
+    """The columns of the prompts' rows that a source is given."""
+    if isinstance(source, Once):
+        return columns_used(source.source)
+    if isinstance(source, Sum):
+        return sorted({name for part in source.parts for name in columns_used(part.source)})
+    return source.used if isinstance(source, Function) else []
 
 
 def scales_of(workspace: Workspace, objective: str, judge: str, settings: SumReward) -> list[Scale]:

@@ -1,7 +1,8 @@
 """The reward of a packaged policy: what it is made of, inside the package, and opened from there.
 
 A classifier is a folder, a function its file with the hash, a server its address, a sum all of its
-parts; `reward.json` says which. Packages that are older than it hold a classifier, `reward/`.
+parts; `reward.json` says which, and which columns of the data it was given, as no prompt that is
+served has them. Packages that are older than it hold a classifier, `reward/`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from infalign.errors import InputError
 from infalign.files.tables import SELECTING
-from infalign.files.weights import snapshot
+from infalign.files.weights import PICKLES, snapshot
 from infalign.files.workspace import Workspace, write_json
+from infalign.lm.loading import check_weights
 from infalign.rewards.classifier import Passes, ready_classifier, trained_classifier
 from infalign.rewards.description import check_folder, read_description, settings_of
-from infalign.rewards.function import load_function
-from infalign.rewards.opening import scales_of
+from infalign.rewards.function import Columns, load_function
+from infalign.rewards.opening import columns_of, scales_of
 from infalign.rewards.server import Server
 from infalign.rewards.source import RewardSource
-from infalign.rewards.total import Part, Scale, Sum
+from infalign.rewards.total import Scale, summed
 from infalign.settings.rewards import (
     AnyReward,
     FunctionReward,
@@ -31,10 +33,12 @@ from infalign.settings.rewards import (
     RewardSettings,
     ServerReward,
     SumReward,
+    leaves,
 )
 
 FILE, FOLDER = "reward.json", "reward"
-MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub model
+# Of a hub model; what is none of these may be a second copy of the weights.
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.bpe"]
 _SETTINGS: TypeAdapter[AnyReward] = TypeAdapter(RewardSettings)
 
 
@@ -45,6 +49,8 @@ def pack_source(workspace: Workspace, objective: str, deployed: Path) -> None:
     path = workspace.results("sources", f"{objective}.json")
     about = read_description(path, settings, "reward")
     about = {"settings": settings.model_dump(mode="json"), "source": about}
+    if used := _columns_left_behind(workspace, objective, settings):
+        about["columns"] = used
     folder = deployed / FOLDER
     if isinstance(settings, SumReward):
         scales = scales_of(workspace, objective, SELECTING, settings)
@@ -55,6 +61,24 @@ def pack_source(workspace: Workspace, objective: str, deployed: Path) -> None:
     else:
         _pack(workspace, objective, settings, about["source"], folder)
     write_json(deployed / FILE, about)
+
+
+def _columns_left_behind(workspace: Workspace, objective: str, settings: AnyReward) -> list[str]:
+    """The columns that the reward was given, and is not where the policy is served."""
+    columns = columns_of(workspace.results("prepare", "prompts.parquet"), objective)
+    used: list[str] = []
+    for place, leaf in leaves(settings).items():
+        if not isinstance(leaf, FunctionReward):
+            continue
+        function = load_function(workspace.root / leaf.file, leaf.name, columns=columns)
+        if function.needed:
+            raise InputError(
+                f"objectives.{objective}.reward{place}.path = {leaf.path!r} needs the column "
+                f"{function.needed[0]!r}, which a prompt that is served does not have: give it a "
+                f"default in {leaf.name}, or leave {objective!r} unregistered."
+            )
+        used += function.used
+    return sorted(set(used))
 
 
 def _pack(
@@ -74,13 +98,25 @@ def _pack(
             check_folder(place, source["files"])
         else:
             place = snapshot(settings.path, MODEL_FILES, source["commit"])
-        shutil.copytree(place, folder, ignore=shutil.ignore_patterns(".*", "*.bin", "*.pt"))
+        check_weights(place)
+        left_out = shutil.ignore_patterns(".*", *(f"*{suffix}" for suffix in PICKLES))
+        shutil.copytree(place, folder, ignore=left_out)
     elif not isinstance(settings, ServerReward):
         shutil.copytree(workspace.results("reward", objective, SELECTING), folder)
 
 
-def open_packaged(deployed: Path, device: str, precision: str, passes: Passes) -> RewardSource:
-    """The reward of a packaged policy."""
+def open_packaged(
+    deployed: Path,
+    device: str,
+    precision: str,
+    passes: Passes,
+    columns: Columns | None = None,
+) -> RewardSource:
+    """The reward of a packaged policy.
+
+    Args:
+        columns: of the prompts that will be asked about; prompts that are served have none.
+    """
     folder = deployed / FOLDER
     if not (deployed / FILE).exists():
         return trained_classifier(folder, device, precision, passes)
@@ -92,32 +128,24 @@ def open_packaged(deployed: Path, device: str, precision: str, passes: Passes) -
             f"{deployed / FILE} does not say what the reward is "
             f"({type(error).__name__}): register the policy again."
         ) from None
+
+    def opened(settings: AnyReward, source: dict[str, Any], folder: Path) -> RewardSource:
+        if isinstance(settings, FunctionReward):
+            path, sha256 = folder / Path(settings.file).name, source["sha256"]
+            return load_function(path, settings.name, sha256, columns, "register it again")
+        if isinstance(settings, ServerReward):
+            return Server(settings, "reward")
+        if isinstance(settings, ModelReward):
+            return ready_classifier(folder, None, settings.label, (device, precision), passes)
+        return trained_classifier(folder, device, precision, passes)
+
     if not isinstance(settings, SumReward):
-        return _open(settings, source, folder, (device, precision), passes)
-    parts = []
-    for number, part in enumerate(settings.parts):
-        inside = folder / str(number)
-        opened = _open(part, source["parts"][number], inside, (device, precision), passes)
-        scale = Scale(*about["scales"][number])
-        parts.append(Part(f"{number} {part.kind}", opened, part.weight, scale))
-    return Sum(parts)
-
-
-def _open(
-    settings: AnyReward,
-    source: dict[str, Any],
-    folder: Path,
-    run: tuple[str, str],
-    passes: Passes,
-) -> RewardSource:
-    if isinstance(settings, FunctionReward):
-        path = folder / Path(settings.file).name
-        return load_function(path, settings.name, source["sha256"], remedy="register it again")
-    if isinstance(settings, ServerReward):
-        return Server(settings, "reward")
-    if isinstance(settings, ModelReward):
-        return ready_classifier(folder, None, settings.label, run, passes)
-    return trained_classifier(folder, *run, passes)
+        return opened(settings, source, folder)
+    parts = [
+        opened(part, source["parts"][number], folder / str(number))
+        for number, part in enumerate(settings.parts)
+    ]
+    return summed(settings, parts, [Scale(*scale) for scale in about["scales"]])
 
 
 def classifiers(deployed: Path) -> list[Path]:

@@ -21,20 +21,26 @@ Texts = tuple[Sequence[Dialogue], Sequence[str]]
 
 
 def check_sources(
-    params: Params, root: Path, texts: Mapping[str, Texts], columns: Mapping[str, Columns]
+    params: Params,
+    root: Path,
+    texts: Mapping[str, Texts],
+    columns: Mapping[str, Columns],
+    longest: int,
 ) -> None:
     """Raise for the first source of rewards that could not be asked later.
 
     Args:
-        texts: by objective: prompts, and a response to each; of prompts alone there are none.
+        texts: by objective: prompts, and a response to each, cut as a policy's would be; of prompts
+            alone there are none.
         columns: by objective: prompts alone with the other columns of their rows.
+        longest: of a policy's responses, tokens.
     """
     for name in params.run.objectives:
         _check_pairs(params, name, bool(texts[name][1]))
     try_sources(params, root, columns)
     for name, field, settings in named_leaves(params.running):
         if isinstance(settings, ModelReward):
-            check_model(f"{field}.path", settings, root, texts[name])
+            check_model(f"{field}.path", settings, root, texts[name], longest)
 
 
 def _check_pairs(params: Params, name: str, has_pairs: bool) -> None:
@@ -48,7 +54,7 @@ def _check_pairs(params: Params, name: str, has_pairs: bool) -> None:
             )
 
 
-def check_model(field: str, settings: ModelReward, root: Path, texts: Texts) -> None:
+def check_model(field: str, settings: ModelReward, root: Path, texts: Texts, longest: int) -> None:
     """Raise where a classifier is none, has several outputs, or cannot read what there is."""
     local = root / settings.path
     name = local if local.is_dir() else settings.path
@@ -63,4 +69,4 @@ def check_model(field: str, settings: ModelReward, root: Path, texts: Texts) -> 
     prompts, responses = texts
     prompts, said = prompts[: len(responses)] or prompts, responses or [SAID[0]] * len(prompts)
     if prompts:
-        check_reads(f"{field} = {settings.path!r}", config, form, prompts, said)
+        check_reads(f"{field} = {settings.path!r}", config, form, prompts, said, longest)

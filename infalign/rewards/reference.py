@@ -14,6 +14,7 @@ import numpy as np
 from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
 from infalign.files.squares import Array
+from infalign.rewards.opening import columns_used
 from infalign.rewards.source import RewardSource
 from infalign.rewards.total import Sum, contributions, measured_scale
 from infalign.settings.rewards import AnyReward, SumReward
@@ -71,11 +72,13 @@ def reward_samples(
     if isinstance(source, Sum) and isinstance(settings, SumReward):
         each = source.each(samples.dialogues, samples.responses)
         source = _scaled(source, settings, each, samples, place)
-        rewards = source.total(each)
+        rewards = source.total(each, samples.responses)
         parts = dict(zip((part.name for part in source.parts), each, strict=True))
         about["parts"] = _about(source, each, samples)
     else:
         rewards = source.rewards(samples.dialogues, samples.responses)
+    if used := columns_used(source):
+        about["columns"] = used
     about["alike_share"] = alike_share(samples.by_prompt(rewards))
     if about["alike_share"] == 1.0:
         raise InputError(

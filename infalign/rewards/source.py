@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def as_rewards(values: Iterable[object], responses: Sequence[str], source: str) 
                 f"{source} gave {shown(value)} for response {place}, {shown(responses[place])}: a "
                 "reward is a number."
             )
-    rewards = np.array(given, dtype=np.float64)
+    rewards = np.array([_as_float(value) for value in given], dtype=np.float64)
     finite = np.isfinite(rewards)
     if not finite.all():
         place = int(np.argmin(finite))
@@ -59,8 +60,16 @@ def as_rewards(values: Iterable[object], responses: Sequence[str], source: str) 
     return rewards
 
 
+def _as_float(value: Any) -> float:
+    """A number as a float; a whole number beyond every float is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value > 0 or -1)
+
+
 @dataclass(frozen=True)
-class _Once:
+class Once:
     """A source that the first of several processes asks for all of them."""
 
     source: RewardSource
@@ -73,4 +82,4 @@ class _Once:
 
 def once(source: RewardSource, ranks: Ranks) -> RewardSource:
     """The source, asked once for all processes that work on the same responses."""
-    return source if ranks.size == 1 else _Once(source, ranks)
+    return source if ranks.size == 1 else Once(source, ranks)

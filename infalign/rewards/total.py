@@ -13,7 +13,8 @@ import numpy as np
 from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
 from infalign.files.squares import Array
-from infalign.rewards.source import RewardSource
+from infalign.rewards.source import RewardSource, as_rewards
+from infalign.settings.rewards import SumReward
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,25 @@ class Sum:
 
     def rewards(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> Array:
         """As every source of rewards."""
-        return self.total(self.each(dialogues, responses))
+        return self.total(self.each(dialogues, responses), responses)
 
     def each(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> list[Array]:
         """Every part's own rewards, neither scaled nor weighted."""
         return [part.source.rewards(dialogues, responses) for part in self.parts]
 
-    def total(self, each: Sequence[Array]) -> Array:
+    def total(self, each: Sequence[Array], responses: Sequence[str]) -> Array:
         """The sum, of every part's own rewards."""
-        return np.sum([p.scaled(r) for p, r in zip(self.parts, each, strict=True)], axis=0)
+        for part, own in zip(self.parts, each, strict=True):
+            as_rewards(own, responses, f"part {part.name!r} of a sum")
+        with np.errstate(over="ignore", invalid="ignore"):
+            added = np.sum([p.scaled(r) for p, r in zip(self.parts, each, strict=True)], axis=0)
+        return as_rewards(added, responses, "a sum of rewards")
+
+
+def summed(settings: SumReward, sources: Sequence[RewardSource], scales: Sequence[Scale]) -> Sum:
+    """The sum that params.yaml asks for, of its opened parts."""
+    each = enumerate(zip(settings.parts, sources, scales, strict=True))
+    return Sum([Part(f"{n} {p.kind}", source, p.weight, s) for n, (p, source, s) in each])
 
 
 def measured_scale(rewards: Array, name: str) -> Scale:

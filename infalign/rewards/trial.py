@@ -30,7 +30,7 @@ def try_sources(params: Params, root: Path, known: Mapping[str, Columns] | None 
             columns = (known or {}).get(name, {})
             function = load_function(root / settings.file, settings.name, columns=columns)
             asked = list(columns)[: len(SAID)] or list(ASKED)
-            if columns or not function.needs_columns:
+            if columns or not function.needed:
                 function.rewards(asked, list(SAID)[: len(asked)])
         elif isinstance(settings, ServerReward):
             once = settings.model_copy(update={"retries": 0})

@@ -26,7 +26,7 @@ from infalign.settings.methods import (
     check_transform,
 )
 from infalign.settings.operating import Drift, Intake, Promotion, Schedule, Serving
-from infalign.settings.reading import read_text, read_tree, sentence
+from infalign.settings.reading import dotted, meant, read_text, read_tree, sentence
 from infalign.settings.rewards import RewardSettings, TrainedReward
 from infalign.theory.procedures import parse_procedure
 
@@ -435,7 +435,10 @@ class Params(Section):
         ):
             for name in names:
                 if name not in known:
-                    raise ValueError(f"{field} names {name!r}, which is not one of {sorted(known)}")
+                    near = meant(name, known)
+                    raise ValueError(
+                        f"{field} names {name!r}, which is not one of {sorted(known)}{near}"
+                    )
         if "reference" in self.run.variants:
             raise ValueError("run.variants: `reference` is the reference policy's own name")
         return self
@@ -483,4 +486,5 @@ def check_params(tree: Any, source: str) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise InputError("; ".join(sentence(source, e) for e in error.errors())) from None
+        known = dotted(Params().model_dump())
+        raise InputError("; ".join(sentence(source, e, known) for e in error.errors())) from None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,31 @@ def _spelled(places: list[Any]) -> list[Any]:
     return places
 
 
-def sentence(source: str, error: Any) -> str:
-    """One of pydantic's errors as words: file, field, value, remedy."""
+def dotted(tree: Any, above: str = "") -> Iterator[str]:
+    """Every key of a tree with the sections above it."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield f"{above}{key}"
+        yield from dotted(value, f"{above}{key}.")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """A question to put behind a name that is not known, where a known one is near to it."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def sentence(source: str, error: Any, known: Iterable[str] = ()) -> str:
+    """One of pydantic's errors as words: file, field, value, remedy.
+
+    Args:
+        known: the keys that there are, dotted.
+    """
     places = _spelled(list(error["loc"]))
     field = ".".join(str(part) for part in places)
     value = "(not shown)" if places[-1:] in _SECRET else error["input"]
     if error["type"] == "extra_forbidden":
-        return f"{source}: unknown key {shown(field)}: remove it or correct its spelling"
+        near = meant(field, known)
+        return f"{source}: unknown key {shown(field)}{near}: remove it or correct its spelling"
     if error["type"] == "missing":
         return f"{source}: {field!r} is missing: add it"
     if error["type"] == "value_error" and not field:

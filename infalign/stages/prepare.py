@@ -93,7 +93,11 @@ def run(workspace: Workspace) -> None:
     answered = [pair for each in texts.values() for pair in zip(*each, strict=False)]
     check_texts(params, form, lengths, everyone, answered)
     columns = {name: _columns(part) for name, part in kept.items()}
-    check_sources(params, workspace.root, texts, columns)
+    cut_texts = {
+        name: (prompts, form.cut_responses(said, lengths.response))
+        for name, (prompts, said) in texts.items()
+    }
+    check_sources(params, workspace.root, cut_texts, columns, lengths.response)
     for prompt, response in answered[:WHOLE]:
         form.check_whole(prompt, response)
     if any(prompt.turns[0].role == "system" for prompt in everyone) and not form.takes_system:
@@ -267,13 +271,13 @@ def _metrics(
     params = workspace.params
     about = {name: _about(workspace.root / params.data_path(name)) for name in kept}
     metrics: dict[str, Any] = {
-        "gold": next((a["gold"] for a in about.values() if a), None),
         "tokenizer": {"name": params.model.name_or_path, "vocab_size": len(form.tokenizer)},
         "objectives": {name: _counts(part, form, lengths) for name, part in kept.items()},
     }
     for name, part in kept.items():
         ceiling = about[name].get("subsets", {}).get(part.subset.name, {}).get("test", {})
         metrics["objectives"][name]["accuracy_ceiling"] = ceiling.get("accuracy_ceiling")
+        metrics["objectives"][name]["gold"] = about[name].get("gold")
     return metrics
 
 

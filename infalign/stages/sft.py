@@ -75,8 +75,8 @@ def run(workspace: Workspace) -> None:
     if given is not None:
         metrics["given_perplexity"] = given
     _tell(workspace, metrics)
-    if len(form.ends) > 1:  # so that whoever generates with it stops where it ends a turn
-        policy.generation_config.eos_token_id = list(form.ends)
+    ends = list(form.ends)  # so that whoever generates with it stops where it ends a turn
+    policy.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     out = workspace.out / "sft"
     save_model(policy, form.tokenizer, out / "policy")
     write_text(out / "history.jsonl", _history(workspace))
@@ -177,8 +177,8 @@ def _build(workspace: Workspace, form: Format, device: torch.device) -> PreTrain
     if params.model.name_or_path != "tiny":
         name, revision = params.model.name_or_path, params.model.revision
         model = load_policy(name, device, precision, revision)
-        if len(form.tokenizer) < len(model.get_input_embeddings().weight):
-            model.resize_token_embeddings(len(form.tokenizer))
+        if form.rows < len(model.get_input_embeddings().weight):
+            model.resize_token_embeddings(form.rows)
         return model
     positions = sum(workspace.lengths)
     return build_tiny(

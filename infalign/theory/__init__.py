@@ -36,10 +36,13 @@ from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import Transform, parse_transform
 from infalign.theory.winrates import (
     bootstrap_interval,
+    bootstrap_intervals,
     efficiency,
     judged_win_rates,
+    judged_win_rates_under,
     kl_estimate,
     win_rates,
+    win_rates_under,
 )
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "Procedure",
     "Transform",
     "bootstrap_interval",
+    "bootstrap_intervals",
     "calibrate",
     "calibrate_below",
     "calibration_error",
@@ -57,6 +61,7 @@ __all__ = [
     "frontier_point",
     "interval_width",
     "judged_win_rates",
+    "judged_win_rates_under",
     "kl_estimate",
     "limit",
     "parse_procedure",
@@ -71,4 +76,5 @@ __all__ = [
     "win_rate_noise",
     "win_rate_with_references",
     "win_rates",
+    "win_rates_under",
 ]

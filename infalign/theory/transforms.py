@@ -24,7 +24,7 @@ from infalign.theory.checks import (
     spelled,
 )
 from infalign.theory.optimum import grid_for, optimum
-from infalign.theory.procedures import Procedure
+from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.quadrature import Grid
 from infalign.theory.tilting import Tilt, tilt, win_rate
 
@@ -34,6 +34,7 @@ GRAMMAR = (
 )
 MAX_EXPONENT = 100.0
 TAYLOR_TERMS = 400  # of exp(MAX_EXPONENT): the rest is below a float's rounding
+FLOOR_NATS = 8.0  # rewards further below the top, in units of beta, are all alike
 TABLE_RISE = (1e-100, 1e100)  # beta, in the units of Phi, then stays a float
 EXPONENTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 FAMILY = ("identity", "log", *(f"exp:{sign}{t}" for sign in ("", "-") for t in EXPONENTS))
@@ -269,7 +270,9 @@ def best_of_family(procedure: Procedure, kl_nats: float) -> Transform:
 
 
 def parse_transform(
-    transform: str | Transform, procedure: Procedure | None = None, kl_nats: float | None = None
+    transform: str | Transform,
+    procedure: str | Procedure | None = None,
+    kl_nats: float | None = None,
 ) -> Transform:
     """Read a transformation's spelling; `optimal` and `auto` need a procedure and a KL.
 
@@ -288,7 +291,7 @@ def parse_transform(
                 f"both, or a member of the family such as exp:10."
             )
         choose = optimal if spelling == "optimal" else best_of_family
-        return choose(procedure, float(kl_nats))
+        return choose(parse_procedure(procedure), float(kl_nats))
     kind, separator, rest = spelling.partition(":")
     try:
         if spelling == "identity":

@@ -8,7 +8,7 @@ the unit that is independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,17 +37,28 @@ def win_rates(
     Raises:
         ValueError: for NaN or infinite rewards, rows that do not match, N above m or m'.
     """
-    chosen = parse_procedure(procedure)
+    return win_rates_under([procedure], policy_rewards, reference_rewards)[0]
+
+
+def win_rates_under(
+    procedures: Sequence[str | Procedure], policy_rewards: ArrayLike, reference_rewards: ArrayLike
+) -> FloatArray:
+    """`win_rates` under several procedures, the samples being ordered once.
+
+    Returns:
+        (procedures, prompts) win rates.
+    """
     policy = np.sort(finite_rewards("policy_rewards", policy_rewards, ndim=2), axis=1)
     reference = np.sort(finite_rewards("reference_rewards", reference_rewards, ndim=2), axis=1)
     same_prompts("policy_rewards and reference_rewards", policy, reference)
     less, upto = count_below(reference, policy)
-    total = np.zeros(len(policy))
-    for share, part in chosen.parts:
-        kept = part.rank_weights(policy.shape[1])
-        beaten = np.concatenate([[0.0], np.cumsum(part.rank_weights(reference.shape[1]))])
-        total += share * ((beaten[less] + beaten[upto]) @ kept) / 2
-    return total
+    found = np.zeros((len(procedures), len(policy)))
+    for total, chosen in zip(found, map(parse_procedure, procedures), strict=True):
+        for share, part in chosen.parts:
+            kept = part.rank_weights(policy.shape[1])
+            beaten = np.concatenate([[0.0], np.cumsum(part.rank_weights(reference.shape[1]))])
+            total += share * ((beaten[less] + beaten[upto]) @ kept) / 2
+    return found
 
 
 def judged_win_rates(
@@ -71,21 +82,38 @@ def judged_win_rates(
     Raises:
         ValueError: as `win_rates`, and if selection and judge differ in shape.
     """
-    chosen = parse_procedure(procedure)
+    return judged_win_rates_under(
+        [procedure], policy_selection, reference_selection, policy_judge, reference_judge
+    )[0]
+
+
+def judged_win_rates_under(
+    procedures: Sequence[str | Procedure],
+    policy_selection: ArrayLike,
+    reference_selection: ArrayLike,
+    policy_judge: ArrayLike,
+    reference_judge: ArrayLike,
+) -> FloatArray:
+    """`judged_win_rates` under several procedures, the judge's samples being ordered once.
+
+    Returns:
+        (procedures, prompts) win rates.
+    """
     policy = _pair("policy", policy_selection, policy_judge)
     reference = _pair("reference", reference_selection, reference_judge)
     same_prompts("policy and reference rewards", policy[0], reference[0])
     order = np.argsort(reference[1], axis=1)
     judged = np.take_along_axis(reference[1], order, axis=1)
     less, upto = count_below(judged, policy[1])
-    total = np.zeros(len(judged))
-    for share, part in chosen.parts:
-        kept = part.selection_weights(policy[0])
-        ordered = np.take_along_axis(part.selection_weights(reference[0]), order, axis=1)
-        mass = np.concatenate([np.zeros((len(ordered), 1)), np.cumsum(ordered, axis=1)], axis=1)
-        beaten = np.take_along_axis(mass, less, axis=1) + np.take_along_axis(mass, upto, axis=1)
-        total += share * np.sum(kept * beaten, axis=1) / 2
-    return total
+    found = np.zeros((len(procedures), len(judged)))
+    for total, chosen in zip(found, map(parse_procedure, procedures), strict=True):
+        for share, part in chosen.parts:
+            kept = part.selection_weights(policy[0])
+            ordered = np.take_along_axis(part.selection_weights(reference[0]), order, axis=1)
+            mass = np.concatenate([np.zeros((len(ordered), 1)), np.cumsum(ordered, axis=1)], axis=1)
+            beaten = np.take_along_axis(mass, less, axis=1) + np.take_along_axis(mass, upto, axis=1)
+            total += share * np.sum(kept * beaten, axis=1) / 2
+    return found
 
 
 def _pair(side: str, selection: ArrayLike, judge: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -135,6 +163,34 @@ def bootstrap_interval(
         picks = (rng.integers(0, len(data), len(data)) for _ in range(_replicates(replicates)))
         draws = np.array([statistic(data[pick]) for pick in picks])
     return _interval(draws, level)
+
+
+def bootstrap_intervals(
+    columns: ArrayLike, replicates: int = 1000, seed: int = 0, level: float = 0.95
+) -> FloatArray:
+    """The percentile interval of the mean of many columns, every prompt's drawn together.
+
+    The resamples are those of `bootstrap_interval`, counted instead of gathered: the same
+    intervals but for rounding, at the price of one.
+
+    Args:
+        columns: (k, prompts).
+
+    Returns:
+        (k, 2): low and high.
+    """
+    data = finite_rewards("columns", columns, ndim=2)
+    rng, (_, prompts) = np.random.default_rng(seed), data.shape
+    total, block = _replicates(replicates), max(1, RESAMPLED_AT_ONCE // prompts)
+    means = []
+    for start in range(0, total, block):
+        size = min(block, total - start)
+        picks = rng.integers(0, prompts, (size, prompts), dtype=np.int32)
+        flat = (picks + prompts * np.arange(size)[:, None]).reshape(-1)
+        counts = np.bincount(flat, minlength=size * prompts).reshape(size, prompts)
+        means.append(data @ counts.T.astype(np.float64) / prompts)
+    low, high = _interval(np.concatenate(means, axis=1).T, level)
+    return np.stack([low, high], axis=1)
 
 
 def efficiency(

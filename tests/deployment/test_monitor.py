@@ -60,7 +60,7 @@ def measured(root: Path, models: Path) -> Evidence:
 
     write_settings(models)
     used = {dialogue.id: dialogue for dialogue in ASKED[:USED]}
-    ours, theirs = monitor._rewards(root, settings(), models, used, seed=99)
+    ours, theirs = monitor._rewards(root, settings(), "helpful", models, used, seed=99)
     facts = replace(FACTS, reference=digest(root / "results" / "sft" / "policy"))
     ones = np.ones(USED)
     return Evidence(
@@ -127,7 +127,7 @@ def test_champion_and_reference_answer_in_the_precision_of_the_package(
         if precision:
             told = json.loads((folder / "settings.json").read_text())
             (folder / "settings.json").write_text(json.dumps(told | {"precision": precision}))
-        found[precision] = monitor._rewards(project, settings(), folder, prompts, seed=1)
+        found[precision] = monitor._rewards(project, settings(), "helpful", folder, prompts, seed=1)
     for old, full, half in zip(*found.values(), strict=True):
         assert (old == full).all()
         assert (half != full).mean() > 0.9

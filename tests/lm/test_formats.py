@@ -5,19 +5,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
 )
 
 from infalign.data.dialogue import Dialogue, Turn
 from infalign.data.framing import asked
 from infalign.data.kept import last_exchanges
 from infalign.errors import InputError
-from infalign.lm.formats import with_arguments
+from infalign.lm.formats import Format, with_arguments
 from infalign.lm.models import (
     load_format,
     load_policy,
@@ -293,6 +298,15 @@ def test_what_stands_before_the_end_of_a_turn_belongs_to_the_response(chat):
         assert form.decode([ids]) == [response]
 
 
+def test_an_empty_response_of_words_and_pieces_is_its_end_alone():
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "human", "assistant", ":", "why"]
+    backend = Tokenizer(WordPiece({word: i for i, word in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = BertPreTokenizer()
+    named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "sep_token": "[SEP]"}
+    form = Format(PreTrainedTokenizerFast(tokenizer_object=backend, **named))
+    assert form.encode_responses(["", "why"]) == [[3], [7, 3]]
+
+
 def test_pieces_of_words_join_as_one_text_with_plain_markers(chat):
     """A tokenizer that begins every text with a space would give a response two."""
     form = chat("mistral", format="plain", template_arguments={})
@@ -353,6 +367,18 @@ def test_every_eos_of_the_generation_config_ends_a_response(chat, tmp_path):
     assert not any(name in text for text in found.text for name in names)
     form.save(tmp_path / "tokenizer")
     assert load_format(tmp_path / "tokenizer").ends == form.ends
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks what is about to be renamed
+def test_an_adapter_stops_where_its_base_does(chat, tmp_path):
+    form = chat("llama 3")
+    stop = form.tokenizer.convert_tokens_to_ids("<|eom_id|>")
+    policy = policy_of(form, [stop], tmp_path / "model")
+    adapted = get_peft_model(policy, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "model")
+    adapted.save_pretrained(tmp_path / "adapter")
+    form.tokenizer.save_pretrained(tmp_path / "adapter")
+    assert stop in load_format(tmp_path / "adapter").ends
 
 
 def test_the_end_of_a_turn_and_eos_end_a_response_both(chat):

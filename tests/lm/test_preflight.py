@@ -16,6 +16,7 @@ from infalign.files.workspace import Lengths
 from infalign.lm.models import load_format, save_model
 from infalign.lm.preflight import check_models, check_texts
 from infalign.settings.params import check_params
+from tests.lm.holes import with_far_end
 
 PROMPTS = [asked("one"), asked("two three nine")]
 RESPONSES = ["four five six seven", "ten"]
@@ -103,7 +104,7 @@ def test_a_family_without_classifiers_needs_another_reward_model(check, model_of
 def test_a_reward_model_has_one_output_and_positions_enough(check, encoder):
     with pytest.raises(InputError, match="classifier with 2 labels"):
         check("tiny", encoder(num_labels=2))
-    with pytest.raises(InputError, match=r"reads at most 6 tokens, and .* response has \d+"):
+    with pytest.raises(InputError, match=r"reads at most 6 tokens, and .* response may have \d+"):
         check("tiny", encoder(max_position_embeddings=6))
 
 
@@ -127,6 +128,24 @@ def test_every_token_that_occurs_has_a_row(check, model_of, tokenizer):
         check(folder)
     with pytest.raises(InputError, match=r"reward.name_or_path = .* gives 'seven' the id"):
         check("tiny", folder)
+
+
+def test_an_end_behind_holes_has_a_row_too(check, model_of, tokenizer):
+    folder = model_of("llama", vocab_size=len(tokenizer) + 10)
+    with_far_end(folder, len(tokenizer) + 9)
+    check(folder)
+    folder = model_of("llama", vocab_size=len(tokenizer) + 9)
+    with_far_end(folder, len(tokenizer) + 9)
+    with pytest.raises(InputError, match=rf"gives '<far end>' the id {len(tokenizer) + 9}, .*"):
+        check(folder)
+
+
+def test_a_reward_model_reads_the_longest_response_that_a_policy_may_write(check, encoder, form):
+    """Those of the data may be shorter than model.response_tokens."""
+    longest = max(map(len, form.encode_prompts(PROMPTS)))
+    check("tiny", encoder(max_position_embeddings=longest + 30), response_tokens=30)
+    with pytest.raises(InputError, match=rf"a response may have {longest + 31}: lower"):
+        check("tiny", encoder(max_position_embeddings=longest + 30), response_tokens=31)
 
 
 def test_padding_has_a_row_too(check, model_of, tokenizer):

@@ -158,12 +158,19 @@ def test_a_language_model_is_no_source_of_rewards(tokenizer: Any, tmp_path: Path
 def test_preflight_finds_what_cannot_be_read(write: Any) -> None:
     folder = write(template=CHATML, max_position_embeddings=32)
     settings = ModelReward(kind="model", path=str(folder))
-    check_model("objectives.a.reward.path", settings, Path(), ([], []))
+    check_model("objectives.a.reward.path", settings, Path(), ([], []), 8)
     with pytest.raises(InputError, match=r"objectives\.a\.reward\.path = .* at most 32 tokens"):
-        check_model("objectives.a.reward.path", settings, Path(), (DIALOGUES, SAID))
+        check_model("objectives.a.reward.path", settings, Path(), (DIALOGUES, SAID), 8)
     (folder / "model.safetensors").write_bytes(b"cut short")
     with pytest.raises(InputError, match="its weights are damaged or incomplete"):
-        check_model("objectives.a.reward.path", settings, Path(), ([], []))
+        check_model("objectives.a.reward.path", settings, Path(), ([], []), 8)
+
+
+def test_with_prompts_alone_the_longest_response_must_fit_too(write: Any) -> None:
+    settings = ModelReward(kind="model", path=str(write(template=CHATML)))
+    check_model("objectives.a.reward.path", settings, Path(), (DIALOGUES, []), 8)
+    with pytest.raises(InputError, match=r"at most 128 tokens, and a prompt with a response may"):
+        check_model("objectives.a.reward.path", settings, Path(), (DIALOGUES, []), 120)
 
 
 def test_a_number_that_is_a_name_as_well_is_a_number() -> None:

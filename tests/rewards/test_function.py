@@ -115,3 +115,9 @@ def test_the_line_is_the_last_one_of_the_file_itself(write: Callable[[str], Path
     )
     with pytest.raises(InputError, match=r"own\.py, line 3: score failed \(JSONDecodeError"):
         load_function(path, "score").rewards(ASKED, SAID)
+
+
+def test_a_number_beyond_every_float_is_one_sentence(write: Callable[[str], Path]) -> None:
+    path = write("def score(dialogues, responses):\n    return [1, -(10**400)]\n")
+    with pytest.raises(InputError, match=r"gave -inf for response 1, 'Yes\.'"):
+        load_function(path, "score").rewards(ASKED, SAID)

@@ -156,3 +156,9 @@ def test_the_key_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatc
 
 def test_no_responses_ask_nothing() -> None:
     assert source("http://127.0.0.1:9/").rewards([], []).shape == (0,)
+
+
+def test_a_number_beyond_every_float_is_one_sentence() -> None:
+    answer = json.dumps({"rewards": [1.0] * 9 + [10**400]}).encode()
+    with serving(lambda *_: (200, answer)) as asked:
+        assert "gave inf for response 9" in fault(asked)

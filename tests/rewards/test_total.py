@@ -35,6 +35,22 @@ def test_the_sum_by_hand() -> None:
     assert total.rewards(asked, ["a", "b", "c"]).tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("values", "weight", "words"),
+    [
+        ([1e308, 1.0, 1.0], 100.0, "a sum of rewards gave inf for response 0, 'a'"),
+        ([1.0], 1.0, "part '0' of a sum gave 1 rewards for 3 responses"),
+        ([1.0, float("nan"), 1.0], 1.0, "part '0' of a sum gave nan for response 1, 'b'"),
+    ],
+)
+def test_a_sum_is_finite_and_has_one_number_a_response(
+    values: list[float], weight: float, words: str
+) -> None:
+    total = Sum([Part("0", Known(values), weight), Part("1", Known([1, 2, 3]), 1.0)])
+    with pytest.raises(InputError, match=words):
+        total.rewards([Dialogue.of([("user", "Hi?")])] * 3, ["a", "b", "c"])
+
+
 def test_the_scale_is_what_differs_within_a_prompt() -> None:
     rng = np.random.default_rng(0)
     within = 3.0 * rng.normal(size=(400, 16))

@@ -262,3 +262,27 @@ def test_the_baselines_know_nothing_of_the_procedure():
 def test_a_judge_is_trained_unasked_beside_a_trained_reward_alone(given, judge):
     found = Objective.model_validate(given).judge
     assert (found.kind if found else None) == judge
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "near"),
+    [
+        ("align.kl_nat", 0.5, "align.kl_nats"),
+        ("algin", {}, "align"),
+        ("objectives.helpful.procedur", "x", "objectives.helpful.procedure"),
+        ("run.variants", ["ctrll"], "ctrl"),
+        ("run.objectives", ["helpfull"], "helpful"),
+        ("nothing_like_it", 1, None),
+    ],
+)
+def test_a_misspelled_name_is_answered_with_the_one_that_was_meant(params_tree, key, value, near):
+    tree = merged(params_tree, {})
+    *parents, last = key.split(".")
+    place = tree
+    for part in parents:
+        place = place[part]
+    place[last] = value
+    with pytest.raises(InputError) as error:
+        check_params(tree, "params.yaml")
+    assert ("did you mean" in str(error.value)) == (near is not None)
+    assert near is None or f"(did you mean {near}?)" in str(error.value)

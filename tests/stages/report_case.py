@@ -52,13 +52,13 @@ def case_params(prompts: int = 6, samples: int = 8, **changes: Any) -> Params:
 def write_inputs(root: Path, params: Params, gold: bool = True) -> None:
     """Everything that evaluate and report read, except what evaluate itself writes."""
     results = root / "results"
-    metrics: dict[str, Any] = {"gold": "builtin" if gold else None, "objectives": {}}
+    metrics: dict[str, Any] = {"objectives": {}}
     tables: dict[str, list[dict[str, Any]]] = {"prompts": [], "samples": []}
     for objective in params.run.objectives:
         case = _Case(params, objective)
         if not gold:
             del case.rewards["gold"]
-        metrics["objectives"][objective] = case.counts()
+        metrics["objectives"][objective] = case.counts() | {"gold": "builtin" if gold else None}
         tables["prompts"] += case.prompt_rows()
         tables["samples"] += case.sample_rows()
         folder = results / "calibrate" / objective

@@ -17,7 +17,9 @@ from infalign.files.tables import (
     EVALUATION_SAMPLES,
     read_table,
 )
+from infalign.files.workspace import Workspace
 from infalign.measuring import answers
+from infalign.measuring.answers import evaluation_prompts, finish, part_path
 from infalign.measuring.contest import (
     Contest,
     PolicyResponses,
@@ -329,6 +331,20 @@ def test_models_sample_score_and_measure(tmp_path, policy, tokenizer):
     }
     assert found["selecting"] != found["independent"]
     assert len(found["gold"]) == 12
+
+
+def test_gold_judges_the_objective_whose_data_it_made_alone(tmp_path):
+    params = case_params(prompts=3, samples=4)
+    write_inputs(tmp_path, params)
+    path = tmp_path / "results/prepare/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["objectives"]["harmless"]["gold"] = None  # data of its own
+    path.write_text(json.dumps(metrics))
+    for objective, judges in (("helpful", 3), ("harmless", 2)):
+        workspace = Workspace(params, tmp_path, f"evaluate@{objective}")
+        finish(workspace, objective, "reference", evaluation_prompts(workspace, objective))
+        rewards = read_table(part_path(workspace, "reference", "rewards"), EVALUATION_REWARDS)
+        assert len(set(rewards["judge"].to_pylist())) == judges
 
 
 def trained(root, beta):

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from infalign.errors import InputError
 from infalign.processes.one_stage import main
 from infalign.settings.params import check_params
+from tests.lm.holes import with_far_end
 from tests.smoke import merged
 
 CHAT = (
@@ -71,6 +72,19 @@ def test_no_epochs_take_it_as_it_is_without_the_rows_that_no_token_has(run: Run,
     assert metrics["responses"] == 0
     assert metrics["held_out_perplexity"] > 1
     assert 0 <= metrics["empty_share"] <= 1
+
+
+def test_an_end_behind_holes_keeps_its_row_and_the_policy_says_where_it_stops(
+    run: Run, given: Path
+):
+    rows = len(load_file(given / "model.safetensors")["model.embed_tokens.weight"])
+    with_far_end(given, rows - 3)
+    policy = run() / "sft/policy"
+    assert len(load_file(policy / "model.safetensors")["model.embed_tokens.weight"]) == rows - 2
+    assert json.loads((policy / "generation_config.json").read_text())["eos_token_id"] == [
+        rows - 3,
+        2,  # of its generation_config
+    ]
 
 
 def test_prompts_are_what_the_template_asks(run: Run, given: Path):

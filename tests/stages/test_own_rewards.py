@@ -21,7 +21,11 @@ from infalign.deployment.deployed import Request, load_deployed
 from infalign.deployment.evidence import read_evidence
 from infalign.deployment.gate import judge_candidate
 from infalign.deployment.package import package
+from infalign.errors import InputError
 from infalign.processes.one_stage import main
+from infalign.rewards.classifier import Passes
+from infalign.rewards.opening import columns_of
+from infalign.rewards.packaged import open_packaged
 from infalign.settings.params import check_params
 from infalign.theory.frontier import limit
 from tests.conftest import MakeOnce
@@ -79,6 +83,7 @@ def write_questions(path: Path) -> None:
             question = f"What comes after {number}?"
             row = {"prompt": question, "parity": number % 2}
             stream.write(json.dumps(row) + "\n")
+        stream.write(json.dumps(row) + "\n")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +187,19 @@ def test_without_a_judge_nothing_is_said_in_its_name_and_the_page_says_so(own: P
     page = (own / "results/report/index.html").read_text()
     assert "There is no independent judge: what is gained may be reward hacking." in page
     assert "the function rewards/even.py:score" in page
+    line = page[page.index("<code>prepare even</code>") :]
+    assert "held-out prompts, no pairs; dropped: 1 " in line[: line.index("</tr>")]
+    assert "fine" in line[: line.index("</tr>")]
     assert "a sum: 1 × a reward model trained from the pairs + -0.5 × the function" in page
+
+
+def test_the_page_says_nothing_that_is_not_so(own: Path) -> None:
+    page = " ".join((own / "results/report/index.html").read_text().split())
+    for words in ("three judges", "The reward model that training maximised", "reward model likes"):
+        assert words not in page
+    assert (
+        "What training maximised and the procedure selects by: a reward model, a function" in page
+    )
 
 
 def test_of_two_levels_the_limit_stands_beside_the_estimate_with_ties(own: Path) -> None:
@@ -240,6 +257,34 @@ def test_a_package_carries_its_reward(
         assert judged.words == "not measured: the objective has no independent judge"
     else:
         assert judged.number is not None
+
+
+def test_columns_are_given_to_a_packaged_function_where_there_are_any(
+    own: Path, smoke_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    package(own, check_params(own_tree(smoke_tree), "test"), "even", "ctrl", tmp_path / "p")
+    deployed = tmp_path / "p/deployed"
+    assert read(deployed / "reward.json")["columns"] == ["parity"]
+    page = (own / "results/report/index.html").read_text()
+    assert "it is given the columns parity, and served without them" in page
+    columns = columns_of(own / "results/prepare/prompts.parquet", "even")
+    odd = next(prompt for prompt, row in columns.items() if row["parity"] == 1)
+    watched = open_packaged(deployed, "cpu", "float32", Passes(), columns)
+    served = open_packaged(deployed, "cpu", "float32", Passes())
+    assert watched.rewards([odd] * 2, ["even", "odd"]).tolist() == [0.0, 1.0]
+    assert served.rewards([odd] * 2, ["even", "odd"]).tolist() == [1.0, 0.0]
+
+
+def test_a_function_that_cannot_do_without_a_column_is_not_packaged(
+    project: Path, smoke_tree: dict[str, Any]
+) -> None:
+    (project / "rewards/even.py").write_text(EVEN.replace("**columns", "parity"))
+    params = check_params(own_tree(smoke_tree), "test")
+    words = r"objectives\.even\.reward\.path = 'rewards/even\.py:score' needs the column 'parity'"
+    assert main(["sources"]) == 0
+    with pytest.raises(InputError, match=words):
+        package(project, params, "even", "ctrl", project / "p")
+    assert not (project / "p").exists()
 
 
 def test_a_packaged_function_is_the_one_that_was_packaged(

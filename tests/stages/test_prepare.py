@@ -2,6 +2,7 @@
 
 import copy
 import gzip
+import itertools
 import json
 import re
 from collections import Counter
@@ -121,8 +122,7 @@ def test_tables_by_hand(smoke_tree: dict[str, Any], tmp_path: Path) -> None:
     assert counts["dropped"]["repeated_pair"] == 1
     assert counts["lines"] == 17
     assert counts["pairs"] == {"train": 13, "test": 3}
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["gold"] is None
+    assert counts["gold"] is None
     assert counts["accuracy_ceiling"] is None
 
 
@@ -191,8 +191,31 @@ def test_the_same_bytes_again_and_a_tokenizer_that_loads(
     tokenizer = AutoTokenizer.from_pretrained(first / "tokenizer")
     assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
     metrics = json.loads((first / "metrics.json").read_text())
-    assert metrics["gold"] == "builtin"
+    assert metrics["objectives"]["helpful"]["gold"] == "builtin"
     assert metrics["objectives"]["helpful"]["accuracy_ceiling"] == 0.8
+
+
+def test_where_nothing_is_left_the_lengths_follow_nothing(
+    smoke_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for subset, split in itertools.product(SUBSETS.values(), ("train", "test")):
+        put(data, subset, split, many("the same"))
+    words = r"no usable pair for its train split \(24 rows read, dropped: \{'prompt_in_test': 12\}"
+    with pytest.raises(InputError, match=words):
+        run(smoke_tree, data, tmp_path / "run", prompt_tokens=None)
+
+
+def test_an_objective_with_data_of_its_own_has_no_gold_beside_built_in_ones(
+    smoke_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    builtin, own = filled(tmp_path / "data"), filled(tmp_path / "own")
+    (builtin / "corpus.json").write_text(json.dumps({"gold": "builtin", "subsets": {}}))
+    tree = copy.deepcopy(smoke_tree)
+    tree["objectives"]["harmless"]["data"] = str(own)
+    folder = run(tree, builtin, tmp_path / "run")
+    assert objective_counts(folder, "helpful")["gold"] == "builtin"
+    assert objective_counts(folder, "harmless")["gold"] is None
 
 
 def test_another_models_tokenizer(smoke_tree: dict[str, Any], tmp_path: Path) -> None:
@@ -234,7 +257,7 @@ def test_a_corpus_json_of_nonsense_is_nobodys_word(
     for text in ("[" * 100_000, '{"gold": ' + "9" * 5000 + "}", "\0", "[1]"):
         (data / "corpus.json").write_text(text)
         folder = run(smoke_tree, data, tmp_path / "run")
-        assert json.loads((folder / "metrics.json").read_text())["gold"] is None
+        assert objective_counts(folder, "helpful")["gold"] is None
 
 
 def test_pairs_lost_for_long_prompts_are_told_and_most_are_an_error(

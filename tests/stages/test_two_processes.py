@@ -17,9 +17,12 @@ from smoke import ROOT, merged
 from transformers import AutoModelForCausalLM
 
 from infalign.files.history import read_history
-from infalign.files.workspace import Workspace
+from infalign.files.tables import CALIBRATED, read_table
+from infalign.files.workspace import Workspace, write_json
+from infalign.rewards.description import described
 from infalign.settings.params import load_params
 from infalign.stages import align
+from tests.rewards.servers import lengths, serving
 
 INSTANCES = (
     "sft",
@@ -206,6 +209,42 @@ def test_a_few_steps_give_the_same_history(brief: Path, sharding: str) -> None:
     assert len(mine) == BRIEF["align"]["steps"]
     assert mine == close(brief / f"{sharding}-1" / work, **RLOO)
     assert mine[0]["kl"] == 0 < mine[-1]["kl"]
+
+
+LENGTH = "def score(dialogues, responses):\n    return [float(len(text)) for text in responses]\n"
+OWN = "calibrate@helpful"
+
+
+def test_a_function_and_a_server_are_asked_once_for_all_processes(
+    finished: Path, smoke_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same bytes as in one process, and the same number of questions."""
+    told: list[list[int]] = []
+    for number, run in ((1, in_one), (2, in_two)):
+        with serving(lengths) as asked:
+            reward = {"kind": "function", "path": "length.py:score"}
+            judge = {"kind": "http", "url": asked.url, "batch": 8, "concurrency": 1}
+            changes = {"objectives": {"helpful": {"reward": reward, "judge": judge}}}
+            tree, place = merged(smoke_tree, changes), tmp_path / str(number)
+            folder = project(finished, place, tree, processes=number)
+            (folder / "results").unlink()
+            (folder / "results").mkdir()
+            for name in ("prepare", "sample", "reward"):
+                (folder / "results" / name).symlink_to(finished / "results" / name)
+            (folder / "length.py").write_text(LENGTH)
+            params = load_params(folder / "params.yaml")
+            about = described(params.objectives["helpful"], folder)
+            write_json(folder / "results/sources/helpful.json", about)
+            done = run(folder, OWN)
+            assert done.returncode == 0, done.stderr[-3000:]
+            told.append([len(body["responses"]) for body in asked.bodies])
+    made = [tmp_path / n / f".infalign/work/{OWN}/out/calibrate/helpful" for n in "12"]
+    for name in ("calibrated.parquet", "calibration.parquet", "errors.json", "rewards.json"):
+        one, two = (folder / name for folder in made)
+        assert one.read_bytes() == two.read_bytes(), name
+    assert told[0] == told[1]
+    rows = read_table(made[0] / "calibrated.parquet", CALIBRATED).num_rows
+    assert sum(told[0]) >= rows
 
 
 def test_the_command_starts_them_and_says_what_is_wrong(finished, smoke_tree, tmp_path):

@@ -84,15 +84,20 @@ stages:
 
 def toy(root: Path, environment: dict[str, str], **folders: str) -> str:
     """A committed project whose only stage reads local models; the commit."""
-    git(root, "init", "--quiet")
-    dvc(root, environment, "init", "--quiet")
-    (root / "dvc.yaml").write_text(TOY)
     tree = {
         section: {"name_or_path": folder, "revision": None, "folder": folder}
         for section, folder in folders.items()
     }
     (root / "params.yaml").write_text(yaml.safe_dump(tree))
     (root / ".gitignore").write_text("/weights/\n/out\n")
+    return committed(root, environment, TOY)
+
+
+def committed(root: Path, environment: dict[str, str], stages: str) -> str:
+    """Run the project's only stage and commit all there is; the commit."""
+    git(root, "init", "--quiet")
+    dvc(root, environment, "init", "--quiet")
+    (root / "dvc.yaml").write_text(stages)
     dvc(root, environment, "repro", "--quiet")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "toy")
@@ -110,12 +115,46 @@ def test_a_restored_commit_finds_its_models_or_says_that_one_changed(
     assert asyncio.run(first_difference(folder, no_line)) is None
     # A link to the one in the project; what follows is the same wherever a model lies.
     change(model)
-    with pytest.raises(InputError, match=r"reward\.folder = .* are no longer those that"):
+    with pytest.raises(InputError, match=r"reward\.folder: the files of .* are no longer those"):
         asyncio.run(restore(root, commit, tmp_path / "changed", no_line))
     shutil.rmtree(model)
-    with pytest.raises(InputError, match=r"reward\.folder = .* no such model is there"):
+    with pytest.raises(InputError, match=r"reward\.folder of this commit .* nothing is there"):
         asyncio.run(restore(root, commit, tmp_path / "gone", no_line))
     assert not {"changed", "gone"} & {path.name.strip(".") for path in tmp_path.iterdir()}
+
+
+OWN = """\
+stages:
+  report:
+    cmd: cat rewards/own.py models/ready/weights > out
+    deps:
+      - "models/ready"  # by params.yaml
+      - "rewards/own.py"  # by params.yaml
+    outs: [out]
+"""
+
+
+def test_what_rewards_are_made_of_is_brought_or_said_to_be_missing(
+    tmp_path: Path, quiet: dict[str, str]
+) -> None:
+    """A function's file and a ready model's folder, which git does not have."""
+    root = tmp_path / "project"
+    for name in ("rewards/own.py", "models/ready/weights"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text(name)
+    (root / ".gitignore").write_text("/rewards/\n/models/\n/out\n")
+    (root / "params.yaml").write_text("run: {}\n")
+    commit = committed(root, quiet, OWN)
+    folder = asyncio.run(restore(root, commit, tmp_path / "again", no_line))
+    assert (folder / "rewards/own.py").read_text() == "rewards/own.py"
+    assert asyncio.run(first_difference(folder, no_line)) is None
+    (root / "rewards/own.py").write_text("another")
+    words = r"dependency rewards/own\.py: the files of .* are no longer those"
+    with pytest.raises(InputError, match=words):
+        asyncio.run(restore(root, commit, tmp_path / "changed", no_line))
+    (root / "rewards/own.py").unlink()
+    with pytest.raises(InputError, match=r"'rewards/own\.py', and nothing is there"):
+        asyncio.run(restore(root, commit, tmp_path / "gone", no_line))
 
 
 def test_what_a_name_means_is_written_beside_it(tmp_path: Path, model: Path) -> None:

@@ -53,6 +53,7 @@ class Running:
     """`infalign serve` at work, and its lines."""
 
     def __init__(self, project: Project, *arguments: str) -> None:
+        self.project = project
         self.child = project.start("serve", "--objective", "helpful", "--port", "0", *arguments)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -1,0 +1,1 @@
+"""Samples made elsewhere: win rates and limits, and the calibrated reward as a callable."""

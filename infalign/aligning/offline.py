@@ -90,7 +90,8 @@ class OfflineSteps:
         if number == 0:
             check_stored(ratio, scored.tokens, device.type)
         found = ratio.detach().double().cpu().numpy()
-        kl = self._policy.ranks.mean(divergence_of(found), share)
+        counted = np.concatenate([np.full(len(part.rows), part.share > 0) for part in parts])
+        kl = divergence_of(self._policy.ranks.total(weight_sums(found[counted])))
         self._control.update(number, kl)
         beta = self._control.beta
         target = torch.as_tensor(
@@ -136,15 +137,27 @@ class OfflineSteps:
         return np.array([[len(tokens) for tokens in row] for row in self._prompts.tokens])
 
 
-def divergence_of(ratio: np.ndarray) -> float:
-    """The KL of a policy, nats a response, from responses of its reference.
-
-    The mean of w ln w - w + 1 with w = pi / ref: unbiased, and no term is below 0.
+def weight_sums(ratio: np.ndarray) -> np.ndarray:
+    """What `divergence_of` needs of some responses of the reference; sums of sums are sums.
 
     Args:
-        ratio: log pi - log ref of responses drawn from the reference.
+        ratio: log pi - log ref, of any shape.
+
+    Returns:
+        Their number, the sum of w = pi / ref, and that of w ln w.
     """
-    return float((np.exp(ratio) * (ratio - 1) + 1).mean())
+    weights = np.exp(ratio)
+    return np.array([ratio.size, weights.sum(), (weights * ratio).sum()])
+
+
+def divergence_of(sums: np.ndarray) -> float:
+    """The KL of a policy, nats a response, from responses of its reference, by `weight_sums`.
+
+    Weights are divided by their own mean: the mean of w ln w alone is unbiased, but a few large
+    weights, as a policy has while it learns, would carry it away.
+    """
+    count, total, mixed = sums
+    return float(mixed / total - np.log(total / count))
 
 
 def _own_calibrated(rewards: np.ndarray) -> np.ndarray:

@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 from infalign.errors import CheckFailed
 
 START_KL, START_LOG_RATIO = 0.01, 0.05  # nats a token that rounding may make of nothing, on a GPU
+STORED_LOG_RATIO = (
+    1e-4  # nats a token between what sampled a response and what trains on it, on CPU
+)
 
 
 def check_start(kl: float, log_ratio: torch.Tensor, tokens: int, device: str) -> None:
@@ -37,6 +40,28 @@ def check_start(kl: float, log_ratio: torch.Tensor, tokens: int, device: str) ->
             f"the log-ratio {found[1]:.2g} nats a token, but at most {allowed[0]:g} and "
             f"{allowed[1]:g} on {device}: the model does not compute the same twice (dropout, or "
             "kernels of its own); set run.precision to float32, or take another model."
+        )
+
+
+def check_stored(log_ratio: torch.Tensor, tokens: int, device: str) -> None:
+    """Raise where stored log-probabilities of the reference are not what the policy computes.
+
+    Before the first step the policy is the reference. The sampler that stored them adds in another
+    order than a training step: on CPU they may part by STORED_LOG_RATIO nats a token.
+
+    Args:
+        log_ratio: log policy - stored log reference, nats [responses].
+        tokens: of these responses together.
+        device: a torch device's type.
+    """
+    found = float(log_ratio.detach().abs().sum()) / max(1, tokens)
+    most = STORED_LOG_RATIO if device == "cpu" else START_LOG_RATIO
+    if not found <= most:
+        raise CheckFailed(
+            f"before its first step the policy's log-probabilities of results/sample's responses "
+            f"differ by {found:.2g} nats a token from those that were stored with them, but at "
+            f"most by {most:g} on {device}: run `sample` again with this model, run.precision and "
+            "run.device."
         )
 
 

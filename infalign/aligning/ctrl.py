@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from infalign.aligning.goals import (
     turned,
 )
 from infalign.aligning.losses import rloo_loss
+from infalign.aligning.offline import OfflineSteps
 from infalign.aligning.preferences import Method, PreferenceSteps, Stored
 from infalign.data.dialogue import Dialogue
 from infalign.files.tables import SELECTING
@@ -49,6 +50,7 @@ from infalign.lm.training.parts import batches_of, score_parts
 from infalign.processes.ranks import ALONE, Ranks
 from infalign.rewards.classifier import Passes
 from infalign.rewards.opening import open_source
+from infalign.rewards.source import RewardSource
 from infalign.theory.calibration import calibrate_below
 from infalign.theory.levels import has_few_levels, spendable
 from infalign.theory.transforms import identity
@@ -142,13 +144,9 @@ class Trainer:
         self.policy: PreTrainedModel = self.training.model
         self.ranks = self.training.ranks
         self.form = load_format(self._folder)
-        self.reference: Any = (  # with an adapter, what gives the model without it for a while
-            partial(without_adapter, self.policy)
-            if workspace.params.align.lora_rank
-            else load_policy(self._folder, device, run.precision)
+        self._open_source = partial(
+            open_source, workspace, objective, SELECTING, Passes(budget=self.training.budget)
         )
-        passes = Passes(budget=self.training.budget)
-        self._source = open_source(workspace, objective, SELECTING, passes)
         self._encoded = self.form.encode_prompts(prompts.dialogues)
         settings = workspace.params.align
         self._longest = workspace.lengths.response
@@ -163,12 +161,36 @@ class Trainer:
             goals.append(calibrated_goal(identity(), settings.kl_nats))  # to begin with
         self._goals = [(each, each.of_references(prompts.rewards)) for each in goals]
 
+    @cached_property
+    def reference(self) -> Any:
+        """The reference; with an adapter, what gives the model without it for a while."""
+        if self._params.align.lora_rank:
+            return partial(without_adapter, self.policy)
+        return load_policy(self._folder, self._device, self._params.run.precision)
+
+    @cached_property
+    def _source(self) -> RewardSource:
+        """The selecting reward; where nothing is sampled, no one asks for it."""
+        return self._open_source()
+
     def steps(self, variant: str) -> Callable[[int], Step]:
-        """What a step computes: the trainer's own, or that of the baseline which the variant is."""
+        """What a step computes: the trainer's own, or that of the method which the variant is."""
         settings = self._params.align
         chosen = settings.variants[variant]
         if chosen.method == "ctrl":
             return self.take
+        if chosen.method == "offline":
+            offline = OfflineSteps(
+                self.training,
+                self._prompts,
+                self._encoded,
+                self._goals[0][0],
+                self._control,
+                responses=settings.samples_per_prompt + settings.reference_samples,
+                seed=self._seed,
+                pad=self.form.pad,
+            )
+            return lambda number: offline.take(number, self._batches.at(number))
         stored = Stored(self._encoded, self._prompts.tokens, self._prompts.rewards, self.form.pad)
         method = Method(
             chosen.method,

@@ -33,6 +33,7 @@ class TrainingPrompts:
         ids, dialogues: one a prompt.
         rewards: of the reference's samples, in their order [prompts, refs].
         tokens: of those samples, in the same order.
+        logp: their log-probability under the reference as it was stored, nats [prompts, refs].
         unseen: id to dialogue of the training split's other prompts, in the order of their ids.
     """
 
@@ -40,6 +41,7 @@ class TrainingPrompts:
     dialogues: list[Dialogue]
     rewards: np.ndarray
     tokens: list[list[list[int]]]
+    logp: np.ndarray
     unseen: dict[str, Dialogue]
 
     def references(self, chosen: np.ndarray) -> np.ndarray:
@@ -64,6 +66,7 @@ def training_prompts(workspace: Workspace, objective: str) -> TrainingPrompts:
         [known[i] for i in ids],
         rewards[SELECTING],
         tokens,
+        samples["logp"],
         {i: known[i] for i in sorted(known.keys() - set(ids))},
     )
 

@@ -49,6 +49,20 @@ def dpo_loss(chosen_ratio: torch.Tensor, rejected_ratio: torch.Tensor, beta: flo
     return -F.logsigmoid(beta * (chosen_ratio - rejected_ratio)).mean()
 
 
+def regression_loss(ratio: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """CTRL without generating: half the mean of (log pi - log ref - target)^2.
+
+    With target = Phi(C)/beta - log Z the minimum, 0, is the optimum of E[Phi(C)] - beta KL,
+    whatever policy drew the responses (InfAlign, arXiv 2412.19792; with the identity it is QRPO's,
+    arXiv 2507.08068).
+
+    Args:
+        ratio: log pi - log ref, sums over tokens, nats, of any shape.
+        target: what it should be, of the same shape.
+    """
+    return 0.5 * (ratio - target).square().mean()
+
+
 def bonbon_loss(
     best_logp: torch.Tensor,
     best_ratio: torch.Tensor,

@@ -71,6 +71,28 @@ class Ctrl(Section):
         return text
 
 
+class Offline(Section):
+    """CTRL without generating: a regression on the stored responses of the reference."""
+
+    method: Literal["offline"]
+    reward: str = Field(
+        default="objective",
+        description="`objective` (objectives.O.transform), or a transformation; `identity` is QRPO",
+    )
+
+    @field_validator("reward")
+    @classmethod
+    def _reward(cls, text: str) -> str:
+        if text == "raw":
+            raise ValueError(
+                "raw rewards have no partition function that is known before training: give "
+                "`objective` or a transformation, such as identity"
+            )
+        if text != "objective":
+            check_transform(text)
+        return text
+
+
 class Baseline(Section):
     """One way to align that others use, on the stored responses of the reference."""
 
@@ -105,12 +127,13 @@ def _method(value: Any) -> str:
 
 Variant = Annotated[
     Annotated[Ctrl, Tag("ctrl")]
+    | Annotated[Offline, Tag("offline")]
     | Annotated[Baseline, Tag("baseline")]
     | Annotated[Bonbon, Tag("bonbon")],
     Discriminator(
         _method,
         custom_error_type="method",
-        custom_error_message="method must be ctrl, bon_distillation, bonbon, ipo or dpo",
+        custom_error_message="method must be ctrl, offline, bon_distillation, bonbon, ipo or dpo",
     ),
 ]
 BLIND = ("raw", "identity", "log")  # rewards that know nothing of the inference-time procedure
@@ -155,6 +178,8 @@ class Align(Section):
             "ctrl": Ctrl(reward="objective"),
             "identity": Ctrl(reward="identity"),
             "rlhf": Ctrl(reward="raw"),
+            "offline": Offline(method="offline"),
+            "qrpo": Offline(method="offline", reward="identity"),
             "bon_distillation": Baseline(method="bon_distillation"),
             "bonbon": Bonbon(method="bonbon", alpha=0.005),
             "ipo": Baseline(method="ipo"),
@@ -212,7 +237,17 @@ class Compare(Section):
         description="names in `objectives`; empty: nothing is compared, and DVC has no such stages",
     )
     variants: list[Name] = Field(
-        default=["ctrl", "identity", "rlhf", "bon_distillation", "bonbon", "ipo", "dpo"],
+        default=[
+            "ctrl",
+            "identity",
+            "rlhf",
+            "offline",
+            "qrpo",
+            "bon_distillation",
+            "bonbon",
+            "ipo",
+            "dpo",
+        ],
         min_length=2,
         description="names in `align.variants`",
     )

@@ -2,8 +2,9 @@
 
 Reads results/{prepare,sft,sample,calibrate,reward}. Writes results/align/O/V/{policy/,
 history.jsonl, metrics.json}. What a step does: `infalign.aligning.ctrl`. A variant with a `method`
-of its own (Best-of-N distillation, BoNBoN, IPO, DPO) learns from the stored samples alone, under
-the same control of the KL: `infalign.aligning.preferences`.
+of its own learns from the stored samples alone, under the same control of the KL: CTRL without
+generating by `infalign.aligning.offline`, Best-of-N distillation, BoNBoN, IPO and DPO by
+`infalign.aligning.preferences`.
 """
 
 from __future__ import annotations

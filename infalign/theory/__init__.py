@@ -21,7 +21,13 @@ from infalign.theory.calibration import (
     calibration_error,
     expected_calibration_error,
 )
-from infalign.theory.frontier import FrontierPoint, frontier_point, limit, solve_beta
+from infalign.theory.frontier import (
+    FrontierPoint,
+    frontier_point,
+    limit,
+    log_partition,
+    solve_beta,
+)
 from infalign.theory.limits import MethodLimit, raw_beta, raw_limit, tied_limit
 from infalign.theory.planning import (
     expected_disagreement,
@@ -64,6 +70,7 @@ __all__ = [
     "judged_win_rates_under",
     "kl_estimate",
     "limit",
+    "log_partition",
     "parse_procedure",
     "parse_transform",
     "prompts_needed",

@@ -7,6 +7,7 @@ section 3).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +18,7 @@ from infalign.theory.checks import FloatArray
 from infalign.theory.optimum import grid_for, optimum
 from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.quadrature import grid
-from infalign.theory.tilting import win_rate
+from infalign.theory.tilting import LOG_LARGEST_COST, win_rate
 from infalign.theory.transforms import Transform, density_at, parse_transform
 
 CURVE_TOLERANCE = 2e-6
@@ -78,6 +79,25 @@ def solve_beta(transform: str | Transform, kl_nats: float) -> float:
     """
     phi = parse_transform(transform)
     return density_at(phi, grid(), float(kl_nats)).beta
+
+
+def log_partition(transform: str | Transform, beta: float) -> float:
+    """ln of the integral of exp(Phi(u) / beta) over u in (0, 1): log Z of every prompt's optimum.
+
+    The calibrated reward of the reference's responses is uniform, whatever the prompt.
+
+    Args:
+        beta: the KL weight, in the unit of Phi a nat, above 0.
+
+    Raises:
+        ValueError: for a beta that is not finite and above 0.
+    """
+    if not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta must be finite and above 0, found {beta:g}; raise it.")
+    phi = parse_transform(transform)
+    nodes = grid()
+    cost = np.exp(np.minimum(phi.log_regret(nodes.u, nodes.v) - math.log(beta), LOG_LARGEST_COST))
+    return float(phi(1.0)) / beta + math.log(nodes.integrate(np.exp(-cost)))
 
 
 def limit(procedure: str | Procedure, kl_nats: ArrayLike) -> float | FloatArray:

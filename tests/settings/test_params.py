@@ -46,7 +46,10 @@ def test_the_shipped_file_is_valid():
             {"align": {"variants": {"new": {"reward": "cube"}}}},
             "align.variants.new.reward = 'cube'",
         ),
-        ({"align": {"variants": {"new": {"method": "ppo"}}}}, "method must be ctrl, bon_dist"),
+        (
+            {"align": {"variants": {"new": {"method": "ppo"}}}},
+            "method must be ctrl, offline, bon_dist",
+        ),
         ({"align": {"variants": {"new": {"method": "ipo", "n": 4}}}}, "'align.variants.new.n'"),
         ({"align": {"variants": {"bonbon": {"alpha": 2.0}}}}, "align.variants.bonbon.alpha = 2.0"),
         ({"compare": {"kl_nats": [1]}}, "compare.kl_nats.0 = 1: write 1.0"),
@@ -242,6 +245,7 @@ def test_the_baselines_know_nothing_of_the_procedure():
     assert spelled == {
         "identity": "identity",
         "rlhf": "raw",
+        "qrpo": "identity",
         "bon_distillation": "log",
         "bonbon": "log",
         "ipo": "identity",

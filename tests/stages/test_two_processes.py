@@ -129,7 +129,7 @@ def test_the_policies_are_as_alike(two, finished):
 
 @pytest.mark.soak
 def test_baselines_give_the_same_history(finished, smoke_tree, tmp_path):
-    methods = ("bon_distillation", "bonbon", "ipo", "dpo")
+    methods = ("offline", "bon_distillation", "bonbon", "ipo", "dpo")
     instances = [f"align@helpful-{method}" for method in methods]
     for number, run in ((1, in_one), (2, in_two)):
         folder = project(finished, tmp_path / str(number), smoke_tree, processes=number)

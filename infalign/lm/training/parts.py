@@ -8,8 +8,9 @@ log-probability, then part by part, each taking its share of that derivative bac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -19,7 +20,17 @@ from infalign.lm.text import Batch, make_batch
 from infalign.lm.training.parallel import Part, Trainable
 
 
-class Scored(NamedTuple):
+class LogProbs(NamedTuple):
+    """What the policy alone thinks of every response token, nats, with gradient: [tokens]."""
+
+    logp: torch.Tensor
+
+
+Scores = TypeVar("Scores", bound=TokenScores | LogProbs)
+
+
+@dataclass(frozen=True)
+class Scored(Generic[Scores]):
     """A step's responses with what the models think of them.
 
     Attributes:
@@ -28,7 +39,7 @@ class Scored(NamedTuple):
         again: to be called when the loss was differentiated; nothing where there is one part.
     """
 
-    scores: TokenScores
+    scores: Scores
     batches: list[Batch]
     again: list[Callable[[], float]]
 
@@ -67,13 +78,31 @@ def batches_of(
     return batches
 
 
-def score_parts(trainable: Trainable, reference: Reference, batches: list[Batch]) -> Scored:
+def score_parts(
+    trainable: Trainable, reference: Reference, batches: list[Batch]
+) -> Scored[TokenScores]:
     """Score a step's responses under the policy in training and its reference."""
+    return _in_parts(trainable, batches, partial(trainable, token_scores, reference))
+
+
+def log_prob_parts(trainable: Trainable, batches: list[Batch]) -> Scored[LogProbs]:
+    """Score a step's responses under the policy in training alone, as `score_parts` does."""
+
+    def score(batch: Batch) -> LogProbs:
+        return LogProbs(trainable(token_log_probs, batch))
+
+    return _in_parts(trainable, batches, score)
+
+
+def _in_parts(
+    trainable: Trainable, batches: list[Batch], score: Callable[[Batch], Scores]
+) -> Scored[Scores]:
+    """Score every part; of several, without gradients but for that of the log-probabilities."""
     if len(batches) == 1:
-        return Scored(trainable(token_scores, reference, batches[0]), batches, [])
+        return Scored(score(batches[0]), batches, [])
     with torch.no_grad():
-        parts = [trainable(token_scores, reference, batch) for batch in batches]
-    scores = TokenScores(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        parts = [score(batch) for batch in batches]
+    scores = type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
     scores.logp.requires_grad_()
     again: list[Callable[[], float]] = []
     first = 0

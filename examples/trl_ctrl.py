@@ -100,7 +100,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--prompts", type=int, default=16, help="a step")
     parser.add_argument("--generations", type=int, default=6, help="responses a prompt")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     return parser
 
 

@@ -47,7 +47,9 @@ def measure(
     common: Annotated[
         bool, typer.Option("--common", help="Leave out prompts that a file lacks.")
     ] = False,
-    bootstrap: Annotated[int, typer.Option(help="Resamples of the prompts.")] = 1000,
+    bootstrap: Annotated[
+        int | None, typer.Option(help="Resamples of the prompts; by default 1000.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     page: Annotated[Path | None, typer.Option(help="Write a report page there.")] = None,

@@ -6,6 +6,7 @@ without a style sheet. Every point's value is its tooltip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -102,7 +103,7 @@ def ticks(low: float, high: float, digits: int = 2) -> list[tuple[float, str]]:
     span = max(high - low, 1e-9)
     steps = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
     step = next((s for s in steps if span / s <= 5), 20.0)
-    first, last = int(low // step), -int(-high // step)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [(i * step, f"{i * step:.{digits}f}") for i in range(first, last + 1)]
 
 

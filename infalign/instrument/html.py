@@ -8,11 +8,16 @@ from html import escape
 from typing import Any
 
 from infalign.files.names import SELECTING
+from infalign.instrument import text
 from infalign.instrument.charts import Axis, Line, Point, chart, colour, ticks
 from infalign.instrument.numbers import Numbers
-from infalign.instrument.text import interval, needed_words, number, points
+from infalign.instrument.text import interval, needed_words, number
 
 JUDGED = {SELECTING: "selecting reward"}
+NAME = "white-space: nowrap; vertical-align: baseline; font-size: inherit; color: inherit"
+SWATCH = (
+    "display: inline-block; width: 0.72em; height: 0.72em; border-radius: 2px; margin-right: 0.5em"
+)
 
 
 def as_html(found: Numbers) -> str:
@@ -39,7 +44,7 @@ def table(
     )
     lines = []
     for row in rows:
-        first = f'<th scope="row" style="{aligned(0)}">{row[0]}</th>'
+        first = f'<th scope="row" style="{aligned(0)}; {NAME}">{row[0]}</th>'
         rest = (f'<td style="{aligned(i)}">{cell}</td>' for i, cell in enumerate(row[1:], 1))
         lines.append(f"<tr>{first}{''.join(rest)}</tr>")
     said = f"<caption>{caption}</caption>" if caption else ""
@@ -52,7 +57,12 @@ def table(
 def key(found: Numbers, policy: str) -> str:
     """A policy's name behind its colour."""
     ink = colour(found.policies.index(policy)) if policy in found.policies else "gray"
-    return f'<span class="key" style="background: {ink}"></span>{escape(policy)}'
+    return f'<span style="{SWATCH}; background: {ink}"></span>{escape(policy)}'
+
+
+def points(value: float) -> str:
+    """A share as percentage points with a true minus sign."""
+    return text.points(value).replace("-", "−")
 
 
 def judge_words(judge: str) -> str:
@@ -166,10 +176,16 @@ def sizes(found: Numbers, judge: str) -> str:
     lines = []
     for policy in found.policies:
         of_it = {row["n"]: row for row in rows if row["policy"] == policy}
-        lines.append([key(found, policy), *(percent(of_it[n]) for n in every)])
+        lines.append([key(found, policy), *(_within(of_it[n]) for n in every)])
     kind = rows[0]["procedure"].partition(":")[0]
     caption = f"Win rate, %, under {kind}:N, judged by {judge_words(judge)}"
     return table(["policy", *(f"N = {n}" for n in every)], lines, caption)
+
+
+def _within(row: Mapping[str, Any]) -> str:
+    """A win rate in percent, and half the width of its interval."""
+    half = 50 * (row["high"] - row["low"])
+    return f"<b>{100 * row['win_rate']:.1f}</b> <span class='range'>± {half:.1f}</span>"
 
 
 def peaks(found: Numbers) -> str:
@@ -198,12 +214,12 @@ def peaks(found: Numbers) -> str:
 def quality(found: Numbers) -> str:
     """References, calibration error and ties in sentences, and what a narrower interval takes."""
     said = found.calibration
-    text = (
+    told = (
         f"Calibrated rewards from {said['references']} reference samples a prompt are off by "
         f"{number(said['expected_error'])} on average."
     )
     if said["groups_of"]:
-        text += (
+        told += (
             f" Two disjoint groups of {said['groups_of']} disagree by "
             f"{number(said['disagreement'])}; {number(said['expected_disagreement'])} is expected "
             "of a continuous reward."
@@ -213,6 +229,6 @@ def quality(found: Numbers) -> str:
         f"<li>{escape(row['policy'])}: {escape(needed_words(row))}.</li>" for row in found.needed
     )
     return (
-        f"<p>{escape(text)}</p><p>Samples that tie with another of their prompt: {escape(ties)}."
+        f"<p>{escape(told)}</p><p>Samples that tie with another of their prompt: {escape(ties)}."
         f"</p><ul>{wanted}</ul>"
     )

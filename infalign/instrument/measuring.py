@@ -26,7 +26,8 @@ from infalign.instrument.statistics import Measuring
 from infalign.measuring.contest import Contest
 from infalign.theory.procedures import parse_procedure
 
-REPLICATES, WIDTH = 1000, 0.02
+WIDTH = 0.02
+REPLICATES, FEWEST, RESAMPLED = 1000, 200, 50_000_000  # by default: fewer of very many prompts
 Policies = Mapping[str, Source] | Sequence[str | Path] | str | Path | None
 
 
@@ -41,7 +42,7 @@ def measure(
     kl_nats: float | None = None,
     width: float = WIDTH,
     common: bool = False,
-    replicates: int = REPLICATES,
+    replicates: int | None = None,
     seed: int = 0,
 ) -> Measurement:
     """Win rates, KL, limits and efficiencies of policies over their reference.
@@ -61,7 +62,9 @@ def measure(
         kl_nats: budget at which `optimal` and `auto` among the transforms were chosen.
         width: of an interval, for which the prompts and samples needed are counted.
         common: leave out prompts that a file lacks or has too few samples of; else an error.
-        replicates, seed: of the bootstrap over prompts.
+        replicates: of the bootstrap over prompts; None: 1000, and fewer (200 at least) of more than
+            50,000 prompts.
+        seed: of the bootstrap.
 
     Raises:
         InputError: one sentence naming file, row, column and remedy.
@@ -76,6 +79,8 @@ def measure(
         base, others, left_out = on_common_prompts(sides[0], sides[1:], draws, common)
         if left_out:
             notes.append(f"{left_out} prompts were left out that not every file has in full.")
+        if replicates is None:
+            replicates = min(REPLICATES, max(FEWEST, RESAMPLED // len(base.prompts)))
         contest = Contest(
             asked[0],
             asked,

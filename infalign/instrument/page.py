@@ -9,8 +9,9 @@ from pathlib import Path
 from infalign.errors import InputError
 from infalign.files.names import SELECTING
 from infalign.instrument import html
+from infalign.instrument.html import points
 from infalign.instrument.numbers import Numbers
-from infalign.instrument.text import points, range_of
+from infalign.instrument.text import range_of
 from infalign.page.style import STYLE
 
 READING = (
@@ -81,16 +82,17 @@ def _verdict(found: Numbers) -> str:
         f"Under {found.procedure}, {best['policy']} wins {100 * best['win_rate']:.1f} % of the "
         f"comparisons with the reference ({100 * best['low']:.1f} to {100 * best['high']:.1f})."
     )
+    ahead = []
     for gap in found.of(found.differences, procedure=found.procedure, judge=SELECTING):
         if best["policy"] in (gap["first"], gap["second"]):
             turned = 1 if gap["first"] == best["policy"] else -1
             low, high = sorted((turned * gap["low"], turned * gap["high"]))
             other = gap["second"] if turned == 1 else gap["first"]
-            text += (
-                f" It is {points(turned * gap['difference'])} points from {other} "
-                f"({points(low)} to {points(high)})."
+            ahead.append(
+                f"{points(turned * gap['difference'])} points over {other} "
+                f"({points(low)} to {points(high)})"
             )
-    return text
+    return text + (f" Paired on the prompts: {', '.join(ahead)}." if ahead else "")
 
 
 def _sizes(found: Numbers) -> str:

@@ -93,9 +93,13 @@ class CalibratedReward:
         Raises:
             InputError: for a prompt without references, or a reward that is no finite number.
         """
-        raw = self._raw(prompts, completions, columns)
-        names = columns.get("prompt_id") or prompts
-        return self.scaled(raw, [self.references.of(name) for name in names]).tolist()
+        named = columns.get("prompt_id")
+        references = [self.references.of(name) for name in (prompts if named is None else named)]
+        if len(references) != len(completions):
+            raise InputError(
+                f"{len(completions)} responses to {len(references)} prompts: give one prompt each."
+            )
+        return self.scaled(self._raw(prompts, completions, columns), references).tolist()
 
     def _raw(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]

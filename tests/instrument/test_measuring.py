@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -333,6 +335,31 @@ def test_ids_on_one_side_and_texts_on_both_meet_by_the_texts() -> None:
     mine = [{"prompt": text, "reward": float(r)} for text in texts for r in rng.normal(size=4)]
     found = measure(reference, {"mine": mine}, "best_of:2", replicates=20)
     assert found.prompts == 5
+
+
+def test_what_trl_logs_of_its_completions_is_measured(tmp_path: Path) -> None:
+    """Parquet a step: conversations, completions, a column named for the reward function."""
+    rng = np.random.default_rng(15)
+
+    def log(folder: Path, shift: float) -> Path:
+        folder.mkdir()
+        for step in range(4):
+            prompts = [[{"role": "user", "content": f"Question {p}?"}] for p in range(6)] * 2
+            columns = {
+                "step": [step] * 12,
+                "prompt": prompts,
+                "completion": [[{"role": "assistant", "content": f"{i}"}] for i in range(12)],
+                "calibrated_reward": rng.normal(shift, 1, 12),
+                "advantage": rng.normal(0, 1, 12),
+            }
+            pq.write_table(pa.table(columns), folder / f"completions_{step:05d}.parquet")
+        return folder
+
+    places = log(tmp_path / "reference", 0), [log(tmp_path / "mine", 1)]
+    found = measure(*places, "best_of:4", reward="calibrated_reward", replicates=20)
+    assert found.policies == ["mine"]
+    assert (found.prompts, found.samples["mine"]) == (6, [8, 8, 8])
+    assert found.row("mine")["win_rate"] > 0.6
 
 
 def test_a_measurement_is_shown_everywhere(tmp_path: Path) -> None:

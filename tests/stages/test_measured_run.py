@@ -6,12 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 import infalign
+from infalign.aligning.goals import calibrated_goal
+from infalign.data.dialogue import read_prompts
+from infalign.errors import InputError
 from infalign.files.names import REFERENCE, SELECTING
+from infalign.files.squares import reference_rewards
+from infalign.theory.transforms import parse_transform
 
 
 @pytest.mark.parametrize("objective", ["helpful", "harmless"])
@@ -63,3 +69,33 @@ def as_files(folder: Path, judges: list[str], tmp_path: Path) -> tuple[Path, dic
                 scores = by_key[row["prompt_id"], row["sample_index"]]
                 stream.write(json.dumps(row | {judge: scores[judge] for judge in judges}) + "\n")
     return files.pop(REFERENCE), files
+
+
+def test_the_calibrated_reward_of_a_run_is_what_align_trains_on(
+    finished: Path, smoke_tree: dict[str, Any]
+) -> None:
+    objective, own = "harmless", smoke_tree["objectives"]["harmless"]
+    table = finished / "results/calibrate/harmless/calibrated.parquet"
+    ids, rewards = reference_rewards(table, "train")
+    known = read_prompts(finished / "results/prepare/prompts.parquet", objective)
+    goal = calibrated_goal(parse_transform(own["transform"]), 0.5)
+    drawn = np.random.default_rng(0).normal(0, 2, (len(ids), 3))
+    wanted = goal.floored(goal(drawn, np.sort(rewards[SELECTING], axis=1)), goal.beta).reshape(-1)
+    for prompts in (
+        [known[i].marked for i in ids for _ in range(3)],
+        [known[i].messages for i in ids for _ in range(3)],
+    ):
+        made = infalign.CalibratedReward(
+            finished / "results",
+            lambda prompts, completions, **_: drawn.reshape(-1),
+            own["transform"],
+            kl_nats=0.5,
+            objective=objective,
+        )
+        found = np.array(made(prompts, ["any"] * len(prompts)))
+        slope = made.beta / goal.beta
+        assert found - found[0] == pytest.approx(slope * (wanted - wanted[0]), abs=1e-9)
+    with pytest.raises(InputError, match="holds the objectives harmless, helpful: name one"):
+        infalign.CalibratedReward(finished / "results", lambda **_: [])
+    with pytest.raises(InputError, match="has no rewards of the prompt 'Unheard of'"):
+        made(["Unheard of"], ["any"])

@@ -39,6 +39,7 @@ from flows.project.configuration import check_data, complete_params
 from flows.project.dependencies import write_own
 from flows.project.leftovers import clear
 from flows.project.versions import Busy, Plan, StageFailed, StageKilled
+from flows.registry.start import bring_starts
 from flows.runs.ending import ending
 from flows.tracking import records
 from flows.tracking.tracker import PARENT, Tracker
@@ -124,6 +125,8 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     status = "KILLED"
     try:
         plan = await versions.read_plan(root, tell, target=target)
+        if await bring_starts(root, params, plan, tell):
+            plan = await versions.read_plan(root, tell, target=target)
         for path in await clear(root, plan):
             tell(f"{path}: no stage makes it any more, so it is removed; DVC's cache holds it.")
         slots = asyncio.Semaphore(params.run.concurrency)

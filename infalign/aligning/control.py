@@ -76,6 +76,7 @@ class BetaControl:
         beta: the KL weight at which the theory meets the budget.
         budget: nats a response; None keeps beta as it is.
         steps: of the whole run.
+        warm: whether the policy begins with KL spent: the target is the budget at once.
     """
 
     RAMP = 0.3  # share of the run in which the target reaches the budget
@@ -84,8 +85,9 @@ class BetaControl:
     LEARNT_A_STEP = 0.05  # the same of one step, at most: short runs have no time to learn
     MOST = 0.7  # largest log error that counts
 
-    def __init__(self, beta: float, budget: float | None, steps: int) -> None:
+    def __init__(self, beta: float, budget: float | None, steps: int, warm: bool = False) -> None:
         self.beta, self._first, self._budget, self._steps = beta, beta, budget, steps
+        self._warm = warm
         self._smooth: float | None = None
         self._learnt = 0.0  # change of log beta
 
@@ -95,7 +97,7 @@ class BetaControl:
             return
         before = kl if self._smooth is None else self._smooth
         self._smooth = self.MEMORY * before + (1 - self.MEMORY) * kl
-        risen = (number + 2) / (self.RAMP * self._steps)
+        risen = 1.0 if self._warm else (number + 2) / (self.RAMP * self._steps)
         target = self._budget * min(1.0, risen)
         error = math.log(max(self._smooth, 1e-3) / target)
         error = max(-self.MOST, min(self.MOST, error))

@@ -9,9 +9,11 @@ nearly stopped giving, and cost no sampling.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,8 @@ from infalign.aligning.losses import rloo_loss
 from infalign.aligning.offline import OfflineSteps
 from infalign.aligning.preferences import Method, PreferenceSteps, Stored
 from infalign.data.dialogue import Dialogue
+from infalign.errors import InputError
+from infalign.files.sources import START
 from infalign.files.tables import SELECTING
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.models import (
@@ -67,8 +71,9 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
     goal = make_goal(params, objective, variant, prompts.rewards)
     budget = budget_of(settings)
     _check_spendable(workspace.instance, prompts.rewards, budget.kl_nats)
-    control = BetaControl(settings.beta or goal.beta, budget.kl_nats, settings.steps)
-    trainer = Trainer(workspace, objective, prompts, goal, control, device)
+    start = start_of(workspace, objective, variant)
+    control = BetaControl(settings.beta or goal.beta, budget.kl_nats, settings.steps, bool(start))
+    trainer = Trainer(workspace, objective, prompts, goal, control, device, start)
     schedule = Schedule(
         settings.steps,
         settings.learning_rate,
@@ -123,6 +128,31 @@ def _check_spendable(instance: str, rewards: np.ndarray, kl_nats: float | None) 
         )
 
 
+def start_of(workspace: Workspace, objective: str, variant: str) -> Path | None:
+    """The policy to start from, where that is not the reference.
+
+    The loss has its minimum at the same policy wherever training starts (`losses.rloo_loss`), and
+    its KL is counted from the reference.
+    """
+    settings = workspace.params.align
+    folder = workspace.root / START / objective / "policy"
+    started = settings.start == "champion" and settings.variants[variant].method == "ctrl"
+    return folder if started and folder.is_dir() else None
+
+
+def _check_fits(start: Path, folder: Path) -> None:
+    """Raise where a policy to start from is not of the reference's model and tokenizer."""
+    own, other = (load_format(each).tokenizer.get_vocab() for each in (start, folder))
+    kinds = [json.loads((each / "config.json").read_text("utf-8")) for each in (start, folder)]
+    for kind in kinds:
+        kind.pop("transformers_version", None)
+    if own != other or kinds[0] != kinds[1]:
+        raise InputError(
+            f"{start} is of another model or tokenizer than results/sft (that of `tiny` is made "
+            "anew from the data): set align.start to reference."
+        )
+
+
 class Trainer:
     """On-policy steps: sample, reward, RLOO loss. A step depends on its number and the weights."""
 
@@ -134,12 +164,15 @@ class Trainer:
         goal: Goal,
         control: BetaControl,
         device: torch.device,
+        start: Path | None = None,
     ) -> None:
         self._params, self._prompts = workspace.params, prompts
-        self._control = control
+        self._control, self._begin = control, start
         self._folder, self._device = workspace.results("sft", "policy"), device
         run = workspace.params.run
         self._seed = derive_seed(run.seed, "align")
+        if start is not None:
+            _check_fits(start, self._folder)
         self.training = Trainable(self._start(), run, self._start)
         self.policy: PreTrainedModel = self.training.model
         self.ranks = self.training.ranks
@@ -231,8 +264,9 @@ class Trainer:
         }
 
     def _start(self) -> PreTrainedModel:
-        """The policy before training: the reference, with an adapter that is nothing yet."""
-        policy = load_policy(self._folder, self._device, self._params.run.precision)
+        """The policy before training: another one, or the reference, with an empty adapter."""
+        folder = self._begin or self._folder
+        policy = load_policy(folder, self._device, self._params.run.precision)
         rank = self._params.align.lora_rank
         return add_adapter(policy, rank, derive_seed(self._seed, "lora")) if rank else policy
 
@@ -270,7 +304,7 @@ class Trainer:
         with torch.no_grad():
             mean = float(scored.sums(scored.scores.kl).view(len(chosen), -1)[:, :fresh].mean())
         kl = self.ranks.mean(mean, share)
-        if number == 0:
+        if number == 0 and self._begin is None:
             check_start(kl, logp - reference_logp, scored.tokens, logp.device.type)
         self._control.update(number, kl)
         beta = self._control.beta

@@ -18,6 +18,7 @@ from infalign.settings.rewards import own_paths
 
 MARK = "# by params.yaml"
 DATA = "      - ${data.path}\n"
+START = "champion"  # the folder of policies that align starts from, where align.start says so
 
 
 def data_paths(params: Params) -> tuple[str, ...]:
@@ -39,12 +40,16 @@ def own_files(word: str, params: Params) -> dict[str, str]:
 
 
 def items(word: str, params: Params, objective: str) -> dict[str, str]:
-    """The results that a stage reads of every item of a list: path to the setting with the list.
+    """What a stage reads beside what it always reads: path to the setting that says so.
+
+    Results of every item of a list; the policy to start from.
 
     Args:
         objective: whose results, for a stage with an instance for each; others do not look at it.
     """
     run, compare = params.run, params.compare
+    if word == "align" and params.align.start == "champion":
+        return {f"{START}/{objective}": "align.start"}
     if word == "evaluate":
         return {f"results/align/{objective}/{name}": "run.variants" for name in run.variants}
     if word == "report":

@@ -176,6 +176,8 @@ def fingerprint(word: str, needs: Needs, params: Params, root: Path) -> str:
                 remedy = "give a folder or file of data as data.path or objectives.O.data"
             elif name in (params.model.folder, params.reward.folder):
                 remedy = "bring the model back, or correct params.yaml"
+            elif name.startswith("champion/"):
+                remedy = "let `infalign run` bring the champion, or set align.start to reference"
             elif name in own_paths(params.objectives):
                 remedy = "bring it back, or correct params.yaml"
             raise InputError(f"{path} does not exist: {remedy}.")

@@ -74,7 +74,7 @@ def _train(
     own = params.model_copy(
         update={
             "run": params.run.model_copy(update={"seed": seed}),
-            "align": params.align.model_copy(update={"kl_nats": kl_nats}),
+            "align": params.align.model_copy(update={"kl_nats": kl_nats, "start": "reference"}),
         }
     )
     trained = workspace.out / "align" / objective / variant

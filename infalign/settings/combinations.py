@@ -26,6 +26,12 @@ def check_combinations(params: Params) -> None:
     _enough_prompts(params)
     _something_to_compare(params)
     _reachable_budgets(params)
+    if params.align.start == "champion" and params.align.lora_rank is not None:
+        raise ValueError(
+            f"align.start = champion trains all weights of the champion, and align.lora_rank = "
+            f"{params.align.lora_rank} an adapter of the reference: set one of them to "
+            "reference or null"
+        )
     promoted, run = params.promotion, params.run
     if promoted.after_run and promoted.variant not in run.variants:
         raise ValueError(

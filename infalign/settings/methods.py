@@ -144,6 +144,10 @@ class Align(Section):
 
     kl_nats: Budget = Field(default=0.5, description="KL budget, nats a response")
     beta: Rate | None = Field(default=None, description="KL weight; null: from the budget")
+    start: Literal["reference", "champion"] = Field(
+        default="reference",
+        description="where variants of the method ctrl start; KL is from the reference either way",
+    )
     steps: Positive = Field(default=200, description="on-policy steps")
     prompts_per_step: Positive = 16
     samples_per_prompt: Positive = Field(

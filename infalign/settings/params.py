@@ -33,7 +33,7 @@ from infalign.theory.procedures import parse_procedure
 MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_tokens")
 TRAINING = (*MODELS, "run.processes", "run.sharding", "run.recompute")  # what rounding depends on
 _ALIGN = (
-    "kl_nats beta steps prompts_per_step samples_per_prompt reference_samples learning_rate "
+    "kl_nats beta start steps prompts_per_step samples_per_prompt reference_samples learning_rate "
     "warmup_share max_grad_norm identity_share lora_rank checkpoint_every kl_prompts kl_samples"
 )
 
@@ -57,7 +57,7 @@ def policy_params(objective: str, variant: str) -> tuple[str, ...]:
 
 def contender_params(objective: str, variant: str) -> tuple[str, ...]:
     """The same of a policy with a budget of its own, trained in one process and measured."""
-    own = ("align.kl_nats", "run.processes", "run.sharding")
+    own = ("align.kl_nats", "align.start", "run.processes", "run.sharding")
     return (
         *(key for key in policy_params(objective, variant) if key not in own),
         "sample.test_samples",

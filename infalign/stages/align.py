@@ -10,6 +10,7 @@ generating by `infalign.aligning.offline`, Best-of-N distillation, BoNBoN, IPO a
 from __future__ import annotations
 
 from infalign.aligning.ctrl import train_policy
+from infalign.files.sources import check_listed, items
 from infalign.files.workspace import Needs, Workspace
 from infalign.settings.params import Params, policy_inputs, policy_params
 
@@ -17,7 +18,7 @@ from infalign.settings.params import Params, policy_inputs, policy_params
 def needs(params: Params, objective: str, variant: str) -> Needs:
     """What the stage depends on."""
     return Needs(
-        inputs=policy_inputs(objective),
+        inputs=(*policy_inputs(objective), *items("align", params, objective)),
         params=policy_params(objective, variant),
         outputs=(f"results/align/{objective}/{variant}",),
     )
@@ -25,4 +26,5 @@ def needs(params: Params, objective: str, variant: str) -> Needs:
 
 def run(workspace: Workspace, objective: str, variant: str) -> None:
     """Train one policy at the KL budget."""
+    check_listed("align", workspace.params, workspace.root)
     train_policy(workspace, objective, variant)

@@ -20,6 +20,14 @@ def test_beta_rises_above_the_budget_and_falls_below_it():
     assert control.beta < raised
 
 
+def test_where_kl_is_spent_at_the_start_it_is_measured_against_the_whole_budget():
+    cold, warm = BetaControl(1.0, 0.5, 100), BetaControl(1.0, 0.5, 100, warm=True)
+    for control in (cold, warm):
+        control.update(0, 0.5)
+    assert warm.beta == pytest.approx(1.0)  # it is on target
+    assert cold.beta > 1.5  # of which a run that starts at the reference knows nothing yet
+
+
 NONE, LITTLE = torch.zeros(4), torch.full((4,), 1e-5)  # log-ratios of four responses
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 
@@ -223,3 +224,40 @@ def test_a_policy_that_runs_away_stops_with_a_remedy(workspace, monkeypatch):
         ran(made)
     assert (made.work / "checkpoint.pt").exists()
     assert not (made.out / "align").exists()
+
+
+def warm(workspace, start, steps=3):
+    """A workspace whose align starts from a policy in champion/helpful."""
+    made = workspace("align@helpful-ctrl")
+    shutil.copytree(start, made.root / "champion" / "helpful" / "policy")
+    settings = made.params.align.model_copy(update={"start": "champion", "steps": steps})
+    return replace(made, params=made.params.model_copy(update={"align": settings}))
+
+
+@pytest.mark.parametrize("from_champion", [True, False])
+def test_a_start_from_the_champion_counts_its_kl_from_the_reference(workspace, from_champion):
+    made = workspace("align@helpful-ctrl")
+    reference = made.results("sft", "policy")
+    champion = made.results("align", "helpful", "ctrl", "policy")
+    work = warm(workspace, champion if from_champion else reference)
+    assert "champion/helpful" in align.needs(work.params, "helpful", "ctrl").inputs
+    assert ctrl.start_of(work, "helpful", "ctrl") is not None
+    assert ctrl.start_of(work, "harmless", "ctrl") is None  # so far nobody: the reference
+    assert ctrl.start_of(made, "helpful", "ctrl") is None
+    align.run(work, "helpful", "ctrl")
+    first = read_history(work.out / "align" / "helpful" / "ctrl" / "history.jsonl")[0]
+    if from_champion:
+        assert first["kl"] > 0.01
+    else:
+        assert first["kl"] == 0.0
+    settled = json.loads((work.out / "align" / "helpful" / "ctrl" / "metrics.json").read_text())
+    assert settled["kl"] > 0
+
+
+def test_a_champion_of_another_tokenizer_is_refused(workspace, policy, tokenizer, tmp_path_factory):
+    from infalign.lm.models import save_model
+
+    folder = tmp_path_factory.mktemp("other") / "policy"
+    save_model(policy, tokenizer, folder)
+    with pytest.raises(InputError, match=r"of another model or tokenizer.*set align\.start"):
+        align.run(warm(workspace, folder), "helpful", "ctrl")

@@ -222,6 +222,35 @@ def _living(known: dict[int, psutil.Process]) -> list[psutil.Process]:
     return found
 
 
+def born(pid: int) -> str | float:
+    """What tells a process from all others that had or will have its number.
+
+    Its start in the kernel's clock, of this boot: the time of day may be set meanwhile. Where the
+    kernel does not say: seconds of the epoch.
+
+    Raises:
+        psutil.NoSuchProcess: where there is none.
+    """
+    process = psutil.Process(pid)
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return f"{boot} {words.rpartition(')')[2].split()[19]}"
+    except (OSError, IndexError):
+        return float(process.create_time())
+
+
+def is_same(pid: int, started: str | float) -> bool:
+    """Whether the process of a number is still the one that `born` spoke of.
+
+    Raises:
+        psutil.NoSuchProcess: where there is none.
+    """
+    if isinstance(started, str):
+        return born(pid) == started
+    return abs(psutil.Process(pid).create_time() - started) < 1
+
+
 @contextlib.contextmanager
 def noted(root: Path, pid: int, group: bool) -> Iterator[None]:
     """Keep a note of a child while it lives."""
@@ -229,8 +258,7 @@ def noted(root: Path, pid: int, group: bool) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / f"{pid}.json"
     with contextlib.suppress(psutil.NoSuchProcess):
-        started = psutil.Process(pid).create_time()
-        told = {"pid": pid, "started": started, "group": group, "owner": os.getpid()}
+        told = {"pid": pid, "started": born(pid), "group": group, "owner": os.getpid()}
         note.write_text(json.dumps(told))
     try:
         yield
@@ -248,9 +276,7 @@ def end_leftovers(root: Path) -> int:
                 continue
             # A leader that is gone may leave its group behind; a pid that was given out again
             # belongs to someone else.
-            again = psutil.pid_exists(told["pid"]) and (
-                abs(psutil.Process(told["pid"]).create_time() - told["started"]) > 1
-            )
+            again = psutil.pid_exists(told["pid"]) and not is_same(told["pid"], told["started"])
             if not again and told["group"] and _alive(told["pid"]):
                 end_group(told["pid"])
                 ended += 1

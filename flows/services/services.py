@@ -22,7 +22,15 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from flows.children.processes import Tell, child_environment, end_leftovers, end_tree, redact
+from flows.children.processes import (
+    Tell,
+    born,
+    child_environment,
+    end_leftovers,
+    end_tree,
+    is_same,
+    redact,
+)
 from flows.services.database import Database
 from flows.services.mlflow_store import make, making
 from flows.services.prefect_app import (
@@ -52,7 +60,7 @@ class Note:
 
     name: str
     pid: int
-    started: float
+    started: str | float
     port: int | None
     database: str
 
@@ -60,9 +68,8 @@ class Note:
     def alive(self) -> bool:
         """Whether it is this very process that runs under the number."""
         try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1
-            return same and process.status() != psutil.STATUS_ZOMBIE
+            running = psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+            return running and is_same(self.pid, self.started)
         except psutil.NoSuchProcess:
             return False
 
@@ -246,7 +253,7 @@ def _start(root: Path, name: str, ports: Mapping[str, int], database: Database |
             start_new_session=True,
         )
     label = database.label if database else "SQLite"
-    note = Note(name, child.pid, psutil.Process(child.pid).create_time(), ports.get(name), label)
+    note = Note(name, child.pid, born(child.pid), ports.get(name), label)
     write_json(folder(root) / f"{name}.json", asdict(note))
     return note
 

@@ -9,14 +9,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
 from flows.children.locks import gpus_held, run_lock, visible_gpus
-from flows.children.processes import child_environment, end_leftovers, redact, run_child
+from flows.children.processes import (
+    born,
+    child_environment,
+    end_leftovers,
+    is_same,
+    redact,
+    run_child,
+)
+from flows.services.services import Note
 from infalign.errors import InputError
 
 NEST = "import subprocess, sys, time; print('up', flush=True); " + (
@@ -63,7 +71,10 @@ def _group(group: int) -> list[int]:
     return found
 
 
-def test_leftovers_are_ended_and_others_are_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [born, lambda pid: psutil.Process(pid).create_time()])
+def test_leftovers_are_ended_and_others_are_not(
+    tmp_path: Path, how: Callable[[int], str | float]
+) -> None:
     folder = tmp_path / ".infalign" / "run"
     folder.mkdir(parents=True)
     with (
@@ -71,7 +82,8 @@ def test_leftovers_are_ended_and_others_are_not(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", NEST], start_new_session=True) as other,
     ):
         time.sleep(0.3)
-        for child, started in ((left, psutil.Process(left.pid).create_time()), (other, 1.0)):
+        another = how(os.getpid())
+        for child, started in ((left, how(left.pid)), (other, another)):
             told = {"pid": child.pid, "started": started, "group": True, "owner": 1}
             (folder / f"{child.pid}.json").write_text(json.dumps(told))
         (folder / "9.json").write_text("{")
@@ -80,6 +92,18 @@ def test_leftovers_are_ended_and_others_are_not(tmp_path: Path) -> None:
         assert other.poll() is None
         os.killpg(other.pid, signal.SIGKILL)
     assert list(folder.iterdir()) == []
+
+
+def test_a_process_is_known_again_when_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of the epoch are the kernel's time since boot and the clock's of the boot."""
+    own, before = os.getpid(), psutil.Process.create_time
+    started = born(own)
+    note = Note("mlflow", own, started, 1, "SQLite")
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: before(self) - 86400)
+    assert born(own) == started
+    assert note.alive
+    assert not is_same(os.getppid(), started)
+    assert not Note("mlflow", os.getppid(), started, 1, "SQLite").alive
 
 
 def test_secrets_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:

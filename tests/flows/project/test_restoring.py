@@ -61,6 +61,28 @@ def test_a_commit_is_restored_and_run_again_with_the_same_hashes(project: Copy) 
 
 
 @pytest.mark.soak
+def test_hooks_do_not_run_and_links_stay_links(project: Copy, tmp_path: Path) -> None:
+    copy, template = project(), tmp_path / "template"
+    ran = tmp_path / "ran"
+    for folder in (template / "hooks", copy.root / ".githooks"):
+        folder.mkdir(parents=True)
+        for name in ("post-checkout", "post-merge", "reference-transaction"):
+            (folder / name).write_text(f"#!/bin/sh\ntouch {ran}\n")
+            (folder / name).chmod(0o755)
+    (copy.root / "link").symlink_to("toy_stage.py")
+    (copy.root / "folder").symlink_to("results/align")
+    committed(copy)
+    git(copy.root, "config", "core.hooksPath", ".githooks")
+    there = ["restore", "--commit", "HEAD", "--verify", "--into", str(tmp_path / "there")]
+    status, output = copy.run(*there, GIT_TEMPLATE_DIR=str(template))
+    assert status == 0, output
+    assert output.endswith("Every stage gave the same files.\n")
+    assert not ran.exists()
+    assert (tmp_path / "there" / "link").readlink() == Path("toy_stage.py")
+    assert (tmp_path / "there" / "folder").is_symlink()
+
+
+@pytest.mark.soak
 def test_the_first_stage_that_differs_is_named(project: Copy, tmp_path: Path) -> None:
     copy = project()
     committed(copy)
@@ -92,7 +114,8 @@ def test_what_the_cache_lost_comes_from_the_remote(project: Copy, tmp_path: Path
     assert (folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
     shutil.rmtree(copy.root / ".dvc" / "cache")
     shutil.rmtree(tmp_path / "remote")
-    with pytest.raises(InputError, match="not in DVC's cache, nor in the remote either"):
+    missing = r"not in DVC's cache, nor in the remote either: dvc\.lock: DVC says: .*results/align"
+    with pytest.raises(InputError, match=missing):
         asyncio.run(restore(copy.root, commit, tmp_path / "elsewhere", tells))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["project0", "there"]
 

@@ -20,6 +20,7 @@ from flows.tracking import tracker as module
 from flows.tracking.followers import Followers, finished_histories, prefix, row_metrics
 from flows.tracking.journal import Journal
 from flows.tracking.tracker import PARENT, Tracker
+from tests.flows.conftest import Project
 
 
 @pytest.fixture(autouse=True)
@@ -313,3 +314,23 @@ def test_names_of_live_and_finished_histories_agree(tmp_path: Path) -> None:
     assert live == "helpful/train/"
     row = {"step": 3, "a": 1, "b": True, "c": "x", "d": float("nan")}
     assert row_metrics(row, live) == [("helpful/train/a", 1.0, 3)]
+
+
+def test_a_clock_that_is_set_back_loses_nothing(
+    project: Callable[[], Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, told = project(), list[str]()
+    tracker = Tracker(copy.root, "jump", told.append)
+    tracker.begin(PARENT, "before", {})
+    real = time.time
+    monkeypatch.setattr(module.time, "time", lambda: real() - 86400)
+    tracker.begin("later", "later", {})
+    tracker.metrics("later", [("loss", 1.0, 0), ("loss", 0.5, 1)])
+    for key in ("later", PARENT):
+        tracker.end(key, "FINISHED")
+    tracker.close()
+    assert told == []
+    runs = copy.runs()
+    assert [runs[name][0].info.status for name in ("before", "later")] == ["FINISHED"] * 2
+    history = copy.tracking().get_metric_history(runs["later"][0].info.run_id, "loss")
+    assert [metric.value for metric in history] == [1.0, 0.5]

@@ -129,7 +129,8 @@ def up(root: Path, ports: Mapping[str, int | None], database_url: str, tell: Tel
             if name in chosen:
                 check_port(name, chosen[name])
         if database is not None and missing:
-            database.prepare()
+            with making(database.mlflow_url):  # as another project may at this moment
+                database.prepare()
         _start_all(root, missing, chosen, database)
         for name, port in chosen.items():
             tell(f"{'Prefect' if name == 'prefect' else 'MLflow':<7}  http://{HOST}:{port}")

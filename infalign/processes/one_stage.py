@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PARAMS = "params.yaml"
 THREADS = 1  # run.threads, where the file does not say: its default
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+
 PATIENCE_SECONDS = 3.0  # of the other processes, for what rank 0 has to say
 
 
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{chosen.stage}: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _UNWRITABLE:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(

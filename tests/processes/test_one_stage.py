@@ -100,6 +100,21 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(project, mo
     assert (project / "results/corpus/corpus.json").exists()
 
 
+def test_results_that_cannot_be_written_are_one_sentence(project):
+    """The kernel refuses files of more than a few KiB: no part of them is in results."""
+    limited = f"ulimit -f 4; exec {sys.executable} -m infalign corpus"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        ["bash", "-c", limited], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == (
+        "corpus: File too large: free space or permit writing, then run again: finished work is "
+        "kept.\n"
+    )
+    assert not (project / "results").exists()
+
+
 def test_needs_no_prefect_mlflow_or_dvc(project):
     code = """
 import sys

@@ -32,7 +32,7 @@ from infalign.settings.params import Params, load_params
 
 HUB = "hub:"
 DEEPEST = 4  # folders between a data set and its files
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -87,12 +87,15 @@ def add_data(root: Path, wanted: Wanted, columns: Mapping[str, str]) -> list[str
     """
     versions.check_project(root)
     name = wanted.name or default_name(wanted.source)
-    if not NAME.match(name):
+    if not _NAME.match(name):
         raise InputError(
             f"{name!r} cannot name a folder of data: use letters, digits, dot, dash, underscore "
             "(--name)."
         )
-    raw = raw_folder(root, name)
+    raw = root / "data" / "raw"
+    for place in (root / "data", raw, raw / name):
+        if place.is_symlink():
+            raise InputError(f"{place} is a link: data/raw must hold the files themselves.")
     params = load_params(root / "params.yaml")
     folder = download(wanted) if wanted.repository else Path(wanted.source)
     if not folder.exists():
@@ -106,13 +109,13 @@ def add_data(root: Path, wanted: Wanted, columns: Mapping[str, str]) -> list[str
     made = [place for place in (raw, root / "data") if not place.exists()]
     raw.mkdir(parents=True, exist_ok=True)
     try:
-        copy_files(files, folder, staged)
+        _copy(files, folder, staged)
         if wanted.repository:
             _record(staged, wanted, folder.name)
         path = f"data/raw/{name}"
         seen = _checked(staged, path, folder, wanted, options_of(params.data, columns))
         following = next_steps(params, path, seen.subsets, columns)
-        with placed(staged, raw / name):
+        with _placed(staged, raw / name):
             asyncio.run(versions.add_folder(root, path))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -120,15 +123,6 @@ def add_data(root: Path, wanted: Wanted, columns: Mapping[str, str]) -> list[str
             with contextlib.suppress(OSError):  # it holds the data
                 place.rmdir()
     return [*seen.lines, *following]
-
-
-def raw_folder(root: Path, name: str) -> Path:
-    """The folder of all data; no link leads to or from it."""
-    raw = root / "data" / "raw"
-    for place in (root / "data", raw, raw / name):
-        if place.is_symlink():
-            raise InputError(f"{place} is a link: data/raw must hold the files themselves.")
-    return raw
 
 
 def _checked(staged: Path, path: str, folder: Path, wanted: Wanted, options: Options) -> Seen:
@@ -273,7 +267,7 @@ def _lies_in(path: Path, home: Path) -> bool:
         return False
 
 
-def copy_files(files: list[Path], folder: Path, staged: Path) -> None:
+def _copy(files: list[Path], folder: Path, staged: Path) -> None:
     """Copy the files to the same places below another folder."""
     for file in files:
         target = staged / (file.relative_to(folder) if folder.is_dir() else file.name)
@@ -292,7 +286,7 @@ def _record(staged: Path, wanted: Wanted, commit: str) -> None:
 
 
 @contextlib.contextmanager
-def placed(staged: Path, target: Path) -> Iterator[None]:
+def _placed(staged: Path, target: Path) -> Iterator[None]:
     """The staged folder under its name; the same files stay as they are.
 
     Where what is done with it fails, what was there before is there again.

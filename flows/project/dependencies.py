@@ -1,9 +1,8 @@
-"""`make dvc`: the files in dvc.yaml: those that stages import, and those that params.yaml names.
+"""`make dvc`: the files in dvc.yaml: those that stages import, and the user's own that they read.
 
 `python -m flows.project.dependencies` rewrites the `infalign/….py` lines among the dependencies of
-every stage, and those that follow from params.yaml (the user's own files, results of the items of
-its lists), and leaves all others alone; with `--check` it writes nothing and exits with 1 where
-something would change.
+every stage, and those that params.yaml names, and leaves all others alone; with `--check` it writes
+nothing and exits with 1 where something would change.
 """
 
 from __future__ import annotations

@@ -192,12 +192,11 @@ async def fetch(root: Path, folder: Path) -> None:
     settings = await versions.remote_settings(root)
     cache = await versions.dvc(root, "cache", "dir")
     _write_config(folder, settings | {"cache.dir": cache.stdout.strip()})
-    # With --quiet it would not say what it lacks.
-    answer = await versions.dvc(folder, "checkout", "--force")
+    answer = await versions.dvc(folder, "checkout", "--quiet", "--force")
     if not answer.returncode:
         return
     if "core.remote" in settings:
-        answer = await versions.dvc(folder, "pull", "--force")
+        answer = await versions.dvc(folder, "pull", "--quiet", "--force")
         if not answer.returncode:
             return
     where = "the remote either" if "core.remote" in settings else "a remote, since there is none"

@@ -28,7 +28,6 @@ LOCK_WAIT_SECONDS = 600.0
 _EDGE = re.compile(r'^"([^"]+)"(?: -> "([^"]+)")?;$')
 _EXIT = re.compile(r"exited with (-?\d+)")
 _BUSY = re.compile(r"[Uu]nable to acquire lock|it is being blocked by|is busy")
-_ADVICE = re.compile(r"^(Is your cache up to date\?|<https://error\.dvc\.org/.*>)$")
 _BLOCKER = re.compile(r"\(PID (\d+)\): (.*)")
 _HINT = re.compile(
     r"^(> |Running stage |Updating lock file|Generating lock file|To track the|To enable auto"
@@ -165,12 +164,9 @@ def _holder(text: str) -> str:
 
 
 def sentence(where: str, stderr: str) -> str:
-    """What DVC says of its failure, redacted, without its advice."""
-    lines = [line for line in stderr.splitlines() if line.strip() and not _ADVICE.match(line)]
-    errors = [number for number, line in enumerate(lines) if line.startswith("ERROR: ")]
-    lines = lines[errors[0] :] if errors else lines
-    words = " ".join(line.removeprefix("ERROR: ") for line in lines[:6])
-    return redact(f"{where}: DVC says: {words or 'nothing'}")
+    """What DVC says of its failure, redacted."""
+    lines = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.strip()]
+    return redact(f"{where}: DVC says: {' '.join(lines[:6]) or 'nothing'}")
 
 
 def parse_graph(dot: str) -> dict[str, set[str]]:
@@ -293,7 +289,7 @@ def entry_digest(entry: Any) -> str:
 
 async def add_folder(root: Path, path: str) -> None:
     """Put a folder under DVC's control."""
-    answer = await dvc(root, "--wait-for-lock", "add", path)
+    answer = await dvc(root, "--wait-for-lock", "add", "--quiet", path)
     if answer.returncode:
         raise InputError(sentence(path, answer.stderr))
 

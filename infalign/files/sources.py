@@ -1,9 +1,8 @@
-"""What stages read by params.yaml: the user's own files, and results of every item of a list.
+"""The user's own files that stages read, which dvc.yaml lists beside the project's.
 
 DVC takes no list of dependencies from params.yaml, so `make dvc` and `infalign run` write these
 into dvc.yaml by their names, each on a line that ends with `MARK`. A stage that finds one missing
-there says so: its results would not change with the file. Items are named one by one, because a
-folder that holds all of them also holds those that nothing makes any more.
+there says so: its results would not change with the file.
 """
 
 from __future__ import annotations
@@ -38,41 +37,9 @@ def own_files(word: str, params: Params) -> dict[str, str]:
     }
 
 
-def items(word: str, params: Params, objective: str) -> dict[str, str]:
-    """The results that a stage reads of every item of a list: path to the setting with the list.
-
-    Args:
-        objective: whose results, for a stage with an instance for each; others do not look at it.
-    """
-    run, compare = params.run, params.compare
-    if word == "evaluate":
-        return {f"results/align/{objective}/{name}": "run.variants" for name in run.variants}
-    if word == "report":
-        return {
-            f"results/{made}": "run.objectives and run.variants"
-            for name in run.objectives
-            for made in (
-                f"calibrate/{name}",
-                *(f"align/{name}/{variant}" for variant in run.variants),
-                f"evaluate/{name}",
-            )
-        }
-    if word == "compare":
-        return {
-            f"results/{stage}/{objective}/{variant}/{kl_nats}/{seed}": "compare"
-            for stage, of in (("contend", compare), ("hack", compare.poison))
-            for variant in of.variants
-            for kl_nats in of.kl_nats
-            for seed in of.seeds
-        }
-    return {}
-
-
 def lines_of(word: str, params: Params) -> dict[str, str]:
     """The lines of dvc.yaml's dependencies that follow from params.yaml: line to the setting."""
-    made = items(word, params, "${item.objective}")
-    lines = {f"      - {path}  {MARK}\n": setting for path, setting in made.items()}
-    lines |= {_line(path): setting for path, setting in own_files(word, params).items()}
+    lines = {_line(path): setting for path, setting in own_files(word, params).items()}
     if word == "prepare" and params.data.path in data_paths(params):
         lines = {DATA: "data.path", **lines}
     return lines

@@ -80,45 +80,6 @@ class Promotion(Section):
         return self
 
 
-class Intake(Section):
-    """Data that comes in: what is added, and what a night asks of it before it trains."""
-
-    contrary: Literal["keep", "drop"] = Field(
-        default="keep", description="added pairs that an old one says the opposite of"
-    )
-    dropped_share: Share | None = Field(
-        default=0.3, description="of the rows that cannot be used, at most; null: any"
-    )
-    size: list[Rate] | None = Field(
-        default=[0.8, 5.0],
-        min_length=2,
-        max_length=2,
-        description="smallest and largest number of pairs, over that of the last version",
-    )
-    agreement_loss: Share | None = Field(
-        default=0.1,
-        description="how much more seldom the present reward model agrees with new pairs than "
-        "with held-out ones, at most, beyond chance",
-    )
-    length_shift: Share | None = Field(
-        default=0.3,
-        description="Kolmogorov-Smirnov distance of new responses' lengths from old ones', at most",
-    )
-    language_shift: Share | None = Field(
-        default=0.2,
-        description="distance of new responses' letters from old ones' beyond chance, at most",
-    )
-    agreement_pairs: Positive = Field(
-        default=512, description="new pairs that the reward model is asked about, at most"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Intake:
-        if self.size is not None and self.size[0] >= self.size[1]:
-            raise ValueError("size must rise: smallest, then largest")
-        return self
-
-
 class Schedule(Section):
     """Scheduled runs: what happens to those that overlap, come late or fall silent."""
 

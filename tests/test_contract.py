@@ -34,7 +34,7 @@ WORDS = list(STAGES)
 RUN = [word for word in WORDS if not STAGES[word].compares]
 COMPARING = [word for word in WORDS if STAGES[word].compares]
 PLACES = ("deps", "params", "outs", "metrics")
-AFTER_STAGES = ("intake", "promotion", "schedule", "drift", "serving")  # what is done with results
+AFTER_STAGES = ("promotion", "schedule", "drift", "serving")  # what is done with results
 
 # What dvc.yaml should say.
 
@@ -56,7 +56,7 @@ def templated(text: str, separator: str, names: list[str]) -> str:
     """A path or key as dvc.yaml spells it.
 
     The instance's own names become ${item.…}; where a stage covers all names, it depends on the
-    section that holds them, and on each of the results (which `make dvc` writes).
+    folder or section that holds them, because DVC cannot repeat an entry for each of a list.
     """
     kinds = dict(zip(names, (f"${{item.{name}}}" for name in BUDGET), strict=False))
     everything = {*PARAMS.objectives, *PARAMS.align.variants}
@@ -65,7 +65,7 @@ def templated(text: str, separator: str, names: list[str]) -> str:
         stem, dot, suffix = part.partition(".") if separator == "/" else (part, "", "")
         if dot and stem in kinds:  # O.json
             part = kinds[stem] + dot + suffix
-        if part in everything and part not in kinds and separator == ".":
+        if part in everything and part not in kinds:
             break
         parts.append(kinds.get(part, part))
     return separator.join(parts)

@@ -1,16 +1,13 @@
-"""`infalign data`: bring data and add to it, its versions and the way back, what is recognised."""
+"""`infalign data add` and `infalign data show`: whose data, and what is recognised in it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from infalign.errors import InputError
-
-if TYPE_CHECKING:
-    from flows.project.datasets import Wanted
 
 app = typer.Typer(no_args_is_help=True, help="Preference data and prompts, under DVC.")
 Columns = Annotated[
@@ -31,59 +28,13 @@ def add(
     config: Annotated[str | None, typer.Option(help="The data set's configuration.")] = None,
     revision: Annotated[str | None, typer.Option(help="On the hub; else the newest.")] = None,
     column: Columns = None,
-    into: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Add what is new to data/raw/NAME.")
-    ] = None,
-    subset: Annotated[
-        str | None, typer.Option(help="Of NAME, into which data without subsets goes.")
-    ] = None,
 ) -> None:
     """Bring preference data or prompts into data/raw/NAME, under DVC, and show what they are."""
     from flows.project.datasets import Wanted, add_data
 
     columns = _columns(column)
-    if into is not None:
-        if name is not None:
-            raise InputError("--name and --into: give one of them.")
-        _add_into(Wanted(source, into, tuple(split or ()), config, revision), columns, subset)
-        return
-    if subset is not None:
-        raise InputError("--subset goes with --into: it is a subset of what is there.")
     wanted = Wanted(source, name, tuple(split or ()), config, revision)
     for line in add_data(Path.cwd(), wanted, columns):
-        typer.echo(line)
-
-
-def _add_into(wanted: Wanted, columns: dict[str, str], subset: str | None) -> None:
-    from flows.project.data_growth import add_into, agreement_lines
-
-    grown = add_into(Path.cwd(), wanted, columns, subset)
-    for line in grown.lines():
-        typer.echo(line)
-    for line in agreement_lines(Path.cwd(), grown.name) if grown.growth.added else []:
-        typer.echo(line)
-
-
-@app.command("log")
-def log(
-    name: Annotated[str | None, typer.Argument(help="A folder of data/raw; else all.")] = None,
-) -> None:
-    """The versions of the data, the newest first: commit, date, hash, size."""
-    from flows.project.data_versions import log as versions_of
-
-    for version in versions_of(Path.cwd(), name):
-        typer.echo(version.line())
-
-
-@app.command("back")
-def back(
-    revision: Annotated[str, typer.Argument(help="A commit, tag or branch.")],
-    name: Annotated[str | None, typer.Argument(help="A folder of data/raw.")] = None,
-) -> None:
-    """Go back to the data of a commit; what was made from it comes from DVC's cache."""
-    from flows.project.data_versions import back as go_back
-
-    for line in go_back(Path.cwd(), revision, name):
         typer.echo(line)
 
 

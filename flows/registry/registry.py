@@ -26,7 +26,6 @@ from flows.children.processes import redact
 from flows.project import versions
 from flows.registry.champions import Champions, patiently
 from flows.registry.packaging import save
-from flows.services.mlflow_store import said
 from flows.tracking.tracker import connect, default_uri
 from infalign.deployment.evidence import Evidence, read_evidence
 from infalign.deployment.gate import Verdict, judge_candidate
@@ -101,7 +100,7 @@ class Registry:
             except Exception as error:
                 raise InputError(
                     f"the evidence of version {version.version} of {version.name} cannot be read "
-                    f"({said(error, 200)}): its artifacts must be where they were stored."
+                    f"({redact(str(error)[:200])}): its artifacts must be where they were stored."
                 ) from None
             yield Path(path)
 
@@ -112,8 +111,6 @@ def open_registry(root: Path) -> Registry:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         client, experiment = connect(root, uri)
-    except InputError:
-        raise
     except Exception as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise Unreachable(

@@ -31,8 +31,7 @@ from prefect.states import Completed, Failed, State
 from flows.children.locks import run_lock
 from flows.children.processes import Tell
 from flows.project import versions
-from flows.project.configuration import check_data, complete_params, set_params
-from flows.runs.data_gate import BREACH, Breach, check_data_gate
+from flows.project.configuration import set_params
 from flows.runs.ending import ending
 from flows.runs.pipeline import pipeline, work
 from flows.tracking.records import headline
@@ -49,7 +48,7 @@ class Skipped(Exception):
 
 @flow(name="nightly", persist_result=False, validate_parameters=False)
 async def nightly(root: str = ".", promote: bool = True) -> Any:
-    """Ask whether the data may train, bring every stage up to date, register, judge and promote.
+    """Bring every stage up to date, then register, judge and promote the results.
 
     Args:
         root: the project's folder.
@@ -59,16 +58,10 @@ async def nightly(root: str = ".", promote: bool = True) -> Any:
     try:
         async with turn(folder, str(flow_run.id), _tell):
             put_back(folder)
-            params = complete_params(folder / "params.yaml", _tell)
-            versions.check_project(folder)
-            check_data(params, folder)
-            await check_data_gate(folder, params, _tell)
             # Not a flow within a flow: only a deployment's own run can be suspended for approval.
             return ending(await work(folder, "nightly", promote))
     except Skipped as reason:
         return skipped(reason)
-    except Breach as breach:
-        return Failed(name=BREACH, message=str(breach))
 
 
 @flow(name="evaluate-champion", persist_result=False, validate_parameters=False)

@@ -36,8 +36,6 @@ from flows.children.processes import (
 )
 from flows.project import versions
 from flows.project.configuration import check_data, complete_params
-from flows.project.dependencies import write_own
-from flows.project.leftovers import clear
 from flows.project.versions import Busy, Plan, StageFailed, StageKilled
 from flows.runs.ending import ending
 from flows.tracking import records
@@ -116,16 +114,12 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     params = complete_params(root / "params.yaml", tell)
     versions.check_project(root)
     check_data(params, root)
-    if write_own(root, params):
-        tell("dvc.yaml: its dependencies are those that params.yaml names.")
     if end_leftovers(root):
         tell("A run that was killed before left stages at work: they were ended.")
     tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
     status = "KILLED"
     try:
         plan = await versions.read_plan(root, tell, target=target)
-        for path in await clear(root, plan):
-            tell(f"{path}: no stage makes it any more, so it is removed; DVC's cache holds it.")
         slots = asyncio.Semaphore(params.run.concurrency)
         gpus = await asyncio.to_thread(visible_gpus) if params.run.device != "cpu" else []
         extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}
@@ -144,12 +138,9 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     finally:
         _RUNS.pop(str(flow_run.id), None)
         tracker.end(PARENT, status)
-        closing = asyncio.shield(asyncio.to_thread(tracker.close))
-        # Where both servers are gone, both are waited for at the same time.
-        answering = _prefect_answers(tell) if status == "FINISHED" else _no()
-        _, answers = await asyncio.gather(closing, answering)
+        await asyncio.shield(asyncio.to_thread(tracker.close))
         _PAGES[str(flow_run.id)] = tracker.page()
-        if answers:
+        if status == "FINISHED" and await _prefect_answers(tell):
             await records.publish_artifacts(root, tracker, params, target)
     return done | {"parent": tracker.run_id(PARENT)}
 
@@ -177,10 +168,6 @@ async def _prefect_answers(tell: Tell) -> bool:
             tell(f"Prefect's server does not answer: waiting {SERVER_SECONDS:.0f} s at most.")
             told = True
         await asyncio.sleep(1)
-
-
-async def _no() -> bool:
-    return False
 
 
 _PAGES: dict[str, str] = {}

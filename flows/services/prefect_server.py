@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -43,7 +42,6 @@ _REVIVALS = 5  # of a temporary server in one run; one that ends more often is b
 # Prefect repeats a failed request 5 times, 62 s in all, twice at the end of a run: too long a wait
 # for a server that is gone. The run itself waits for one that comes back (flows.runs.pipeline).
 _CLIENT_RETRIES = 3  # 2 + 4 + 8 s
-_DRAIN_SECONDS = 10.0
 
 
 def prepare_environment(root: Path) -> None:
@@ -111,11 +109,7 @@ class Server:
 def prefect_server(root: Path) -> Iterator[Server]:
     """The server of PREFECT_API_URL, or else a temporary one, which the environment then names."""
     if url := os.environ.get("PREFECT_API_URL"):
-        try:
-            yield Server(url, root)
-        finally:
-            if not answers(url):
-                _drain()
+        yield Server(url, root)
         return
     port = _free_port(int(os.environ.get("INFALIGN_PREFECT_PORT", "0")))
     _log(root).unlink(missing_ok=True)
@@ -165,24 +159,14 @@ def _keep(server: Server, port: int, ending: threading.Event) -> None:
 
 
 def _drain() -> None:
-    """Let Prefect send what it holds back to a server that ends, or has ended; the rest is dropped.
+    """Let Prefect send what it holds back: it would wait long for a server that ended."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
 
-    At the end of the process it would try again and again, for minutes.
-    """
-    if "prefect" not in sys.modules:
-        return
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    kinds: tuple[Any, ...] = (EventsWorker, APILogWorker)
-    at_work = [(one._loop, one._task) for kind in kinds for one in list(kind._instances.values())]
-    for kind in kinds:
-        with contextlib.suppress(TimeoutError):
-            kind.drain_all(timeout=_DRAIN_SECONDS)
-    for loop, task in at_work:
-        if loop is not None and task is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and they with it
-                loop.call_soon_threadsafe(task.cancel)
+        for service in (EventsWorker, APILogWorker):
+            with contextlib.suppress(TimeoutError):
+                service.drain_all(timeout=10)
 
 
 def _log(root: Path) -> Path:

@@ -24,7 +24,6 @@ from filelock import FileLock, Timeout
 
 from flows.children.processes import Tell, child_environment, end_leftovers, end_tree, redact
 from flows.services.database import Database
-from flows.services.mlflow_store import make, making
 from flows.services.prefect_app import (
     HOST,
     api_url,
@@ -212,11 +211,10 @@ def _start_all(
 ) -> None:
     """Start and wait; if one does not come up, none of those that were started stays."""
     started: dict[str, Note] = {}
-    uri = _mlflow_uri(root, database)
+    locks = root / ".infalign" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
     try:
-        with making(uri) if "mlflow" in missing else contextlib.nullcontext():
-            if "mlflow" in missing:
-                make(uri)
+        with FileLock(locks / "mlflow.lock"):  # its database is created once
             for name in missing:
                 if name != "worker":
                     started[name] = _start(root, name, ports, database)
@@ -275,7 +273,9 @@ def environment(
     elif name == "mlflow":
         own = {
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_BACKEND_STORE_URI": _mlflow_uri(root, database),
+            "MLFLOW_BACKEND_STORE_URI": (
+                database.mlflow_url if database else f"sqlite:///{root / 'mlflow.db'}"
+            ),
         }
     else:
         own = client_environment(root, ports["prefect"]) | {
@@ -290,11 +290,6 @@ def environment(
         inherited.pop("MLFLOW_TRACKING_URI", None)
         inherited.pop("MLFLOW_REGISTRY_URI", None)
     return inherited
-
-
-def _mlflow_uri(root: Path, database: Database | None) -> str:
-    """Where MLflow's server keeps its tables."""
-    return database.mlflow_url if database else f"sqlite:///{root / 'mlflow.db'}"
 
 
 def _wait(root: Path, note: Note, ready: Callable[[], bool]) -> None:

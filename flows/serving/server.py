@@ -25,7 +25,6 @@ from typing import Any
 
 import uvicorn
 
-from flows.services.mlflow_store import said
 from flows.serving.connections import Timely
 from flows.serving.hosts import check_sender
 from flows.serving.requests import Reader, Refused
@@ -223,13 +222,13 @@ def build(job: Job) -> Bounded:
     from mlflow.exceptions import MlflowException
     from mlflow.pyfunc import scoring_server
     from safetensors import SafetensorError
-    from yaml import YAMLError
 
     try:
         model = _load(job.model)
-    except (MlflowException, OSError, SafetensorError, YAMLError) as error:
+    except (MlflowException, OSError, SafetensorError) as error:
         raise InputError(
-            f"its files are missing or broken ({said(error)}): restore them, or register it again."
+            f"its files are missing or broken ({_short(str(error))}): restore them, or register it "
+            "again."
         ) from None
     meta = model.metadata
     inputs, schema = meta.get_input_schema(), meta.get_params_schema()

@@ -16,8 +16,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from flows.children.processes import QUIET, Tell, redact
-from flows.services.mlflow_store import Unusable, check, make, making
 from flows.services.services import addresses
 from flows.tracking.followers import Followers, Row
 from flows.tracking.journal import Journal
@@ -46,11 +47,7 @@ def default_uri(root: Path) -> str:
 
 
 def connect(root: Path, uri: str) -> tuple[MlflowClient, str]:
-    """A client and the id of the experiment; what is not there is made once, under a lock.
-
-    Raises:
-        Unusable: for a database of the project's that only its owner can mend.
-    """
+    """A client and the id of the experiment; the database is created once, under a lock."""
     os.environ.update(QUIET)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -59,29 +56,15 @@ def connect(root: Path, uri: str) -> tuple[MlflowClient, str]:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    place = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-    with making(uri):
-        make(uri)
-        try:
-            client = MlflowClient(tracking_uri=uri)
-            experiment = client.get_experiment_by_name(name)
-        except Exception as error:
-            check(uri, error)
-            raise
+    locks = root / ".infalign" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / "mlflow.lock"):
+        client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             return client, str(experiment.experiment_id)
-        return client, _experiment(client, name, place)
-
-
-def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
-    """The id of a new experiment, or of the one that another machine made meanwhile."""
-    try:
-        return str(client.create_experiment(name, artifact_location=place))
-    except Exception as error:
-        made = client.get_experiment_by_name(name)
-        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS" or made is None:
-            raise
-        return str(made.experiment_id)
+        place = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        return client, str(client.create_experiment(name, artifact_location=place))
 
 
 class Tracker:
@@ -148,9 +131,7 @@ class Tracker:
         self._add("artifact", key, path=str(path), folder=folder)
 
     def end(self, key: str, status: str) -> None:
-        """End a run: FINISHED, FAILED or KILLED. One that never began has no end."""
-        if key not in self._begun:
-            return
+        """End a run: FINISHED, FAILED or KILLED."""
         self._followers.leave(key)
         self._add("end", key, status=status, time=int(time.time() * 1000))
 
@@ -266,9 +247,6 @@ class Tracker:
     def _outage(self, error: Exception) -> None:
         if not self._told:
             self._told = True
-            if isinstance(error, Unusable):
-                self._tell(f"{error} The run goes on; what it has to log is kept until then.")
-                return
             reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             self._tell(
                 redact(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infalign.data.dialogue import Dialogue
-from infalign.data.pairs import SPLITS, Entry, Pair, Prompt, Subset, side_of, without_prompts
+from infalign.data.pairs import SPLITS, Entry, Pair, Prompt, Subset, without_prompts
 
 Encode = Callable[[Sequence[Dialogue]], list[list[int]]]  # prompts to token ids
 
@@ -59,20 +59,6 @@ def cut(part: Kept, encode: Encode, longest: int) -> None:
     for split in SPLITS:
         part.splits[split] = _shortened(part, part.splits[split], short)
         part.alone[split] = _shortened(part, part.alone[split], short)
-
-
-def divide(part: Kept) -> None:
-    """Put what was cut on the side that it has by itself, where prompts are divided by their hash.
-
-    Whatever it was cut from, and whatever other data comes, it is always there.
-    """
-    share = part.subset.test_share
-    if share is None:
-        return
-    pairs = part.pairs
-    part.splits = {s: [row for row in pairs if side_of(row.prompt, share) == s] for s in SPLITS}
-    alone = part.prompts
-    part.alone = {s: [row for row in alone if side_of(row.prompt, share) == s] for s in SPLITS}
 
 
 def _shortened(

@@ -101,7 +101,6 @@ class Subset:
     first_broken: str | None = None
     files: list[FileRead] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)  # files of splits that are not wanted
-    test_share: float | None = None  # by which prompts were divided; None: the files say
 
     def pairs(self, split: str) -> list[Pair]:
         """The pairs of a split."""
@@ -112,11 +111,6 @@ def quantile(lengths: Iterable[int], share: float) -> int:
     """The smallest length that the share of them does not exceed."""
     ordered = sorted(lengths)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-
-def side_of(prompt: Dialogue, test_share: float) -> str:
-    """The split of a prompt, where no file says it: by what it says alone."""
-    return "test" if prompt.share("test") < test_share else "train"
 
 
 def without_prompts(rows: Iterable[Entry], prompts: set[Dialogue]) -> tuple[list[Entry], int]:

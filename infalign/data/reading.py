@@ -11,7 +11,7 @@ import heapq
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from infalign.data.pairs import (
     Prompt,
     Subset,
     Unsuitable,
-    side_of,
     without_prompts,
 )
 from infalign.data.places import find_files
@@ -75,8 +74,7 @@ def survey(path: Path, subset: str | None, options: Options) -> Subset:
         for file in files:
             source = f"{found.name}/{file.relative_to(found.base).as_posix()}"
             _read_file(file, split, source, read, kept, options)
-    read.test_share = options.test_share if found.single else None
-    _divide(read, kept)
+    _divide(read, kept, None if not found.single else options.test_share)
     return read
 
 
@@ -166,16 +164,15 @@ def _read_file(
     needed = None if form.name == "prompts" else tuple(form.columns.values())
     for row in read_rows(path, options.limits, needed):
         about.rows += 1
-        entry = _entry(form, row, source)
-        if isinstance(entry, Drop):
-            dropped[str(entry)] += 1
-        elif isinstance(entry, Broken):
-            first = first or f"{path} {row.place} {entry}"
+        try:
+            kept.add(split, _entry(form, row, source))
+        except Drop as reason:
+            dropped[str(reason)] += 1
+        except Broken as words:
+            first = first or f"{path} {row.place} {words}"
             dropped["broken_line"] += 1
             if about.rows == 1:
                 break
-        else:
-            kept.add(split, entry)
     _check_broken(about, first, dropped["broken_line"])
     _check_dropped(about, dropped)
     read.lines += about.rows
@@ -184,22 +181,12 @@ def _read_file(
     read.files.append(about)
 
 
-def entries(path: Path, options: Options) -> Iterator[tuple[Row, Pair | Prompt | Drop | Broken]]:
-    """Every row of a file, whole, and what it says, or why it cannot be used."""
-    form, _ = form_of(path, options.limits, options.columns)
-    for row in read_rows(path, options.limits):
-        yield row, _entry(form, row, str(path))
-
-
-def _entry(form: Form, row: Row, source: str) -> Pair | Prompt | Drop | Broken:
+def _entry(form: Form, row: Row, source: str) -> Pair | Prompt:
     if row.value is None:
-        return Broken(row.fault)
-    try:
-        parts: Parts = form.read(row.value)
-        if parts.chosen is None or parts.rejected is None:
-            return Prompt(parts.prompt, source, form.others(row.value))
-    except (Drop, Broken) as reason:
-        return reason
+        raise Broken(row.fault)
+    parts: Parts = form.read(row.value)
+    if parts.chosen is None or parts.rejected is None:
+        return Prompt(parts.prompt, source, form.others(row.value))
     return Pair(parts.prompt, parts.chosen, parts.rejected, source)
 
 
@@ -299,11 +286,11 @@ def _check_dropped(about: FileRead, dropped: Counter[str]) -> None:
     )
 
 
-def _divide(read: Subset, kept: _Bounded) -> None:
+def _divide(read: Subset, kept: _Bounded, test_share: float | None) -> None:
     """Put rows into their splits, a single split's by the hash of their prompts."""
     for split, row in kept.rows():
-        if read.test_share is not None:
-            split = side_of(row.prompt, read.test_share)
+        if test_share is not None:
+            split = "test" if row.prompt.share("test") < test_share else "train"
         if isinstance(row, Prompt):
             read.prompts[str(split)].append(row)
         else:

@@ -13,7 +13,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from infalign.files.sources import check_listed, items
 from infalign.files.tables import EVALUATION_SAMPLES, REFERENCE, read_table
 from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.measuring import answers
@@ -42,7 +41,8 @@ def needs(params: Params, objective: str) -> Needs:
             "results/prepare",
             "results/sample",
             f"results/calibrate/{objective}",
-            *items("compare", params, objective),
+            f"results/contend/{objective}",
+            f"results/hack/{objective}",
             f"results/poison/{objective}",
         ),
         params=(
@@ -59,7 +59,6 @@ def needs(params: Params, objective: str) -> Needs:
 
 def run(workspace: Workspace, objective: str) -> None:
     """Read every contender, compare, draw, write."""
-    check_listed("compare", workspace.params, workspace.root)
     workspace = workspace.alone
     settings = workspace.params.compare
     rivals, _ = _rivals(workspace, objective, "contend", settings)

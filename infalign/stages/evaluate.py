@@ -22,7 +22,6 @@ from dataclasses import replace
 from typing import Any
 
 from infalign.aligning.budget import common_budget
-from infalign.files.sources import check_listed, items
 from infalign.files.tables import (
     DIFFERENCES,
     EVALUATION,
@@ -56,7 +55,7 @@ def needs(params: Params, objective: str) -> Needs:
             f"results/reward/{objective}",
             "results/sample",
             f"results/calibrate/{objective}",
-            *items("evaluate", params, objective),
+            f"results/align/{objective}",
         ),
         params=(
             *MODELS,
@@ -73,7 +72,6 @@ def needs(params: Params, objective: str) -> Needs:
 
 def run(workspace: Workspace, objective: str) -> None:
     """Sample and score what is missing, then measure and write."""
-    check_listed("evaluate", workspace.params, workspace.root)
     prompts = evaluation_prompts(workspace, objective)
     params = workspace.params
     budget = common_budget(

@@ -4,9 +4,8 @@ Reads data.path, or the objectives' own data, in any form that `infalign.data.fo
 to results/prepare prompts.parquet, preferences.parquet, tokenizer/, lengths.json and metrics.json,
 which counts every pair dropped and why.
 
-A prompt belongs to one split and one half for all objectives, whatever data is added: where files
-do not say its split, its own hash does. A dialogue longer than model.prompt_tokens keeps its last
-exchanges, and is divided by what it is then; cutting may make prompts equal, so what training
+A prompt belongs to one split and one half for all objectives. A dialogue longer than
+model.prompt_tokens keeps its last exchanges; cutting may make prompts equal, so what training
 shares with the test split is looked for once more afterwards and leaves the training split. Long
 responses are kept and counted: training cuts them at model.response_tokens.
 """
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from infalign.data.dialogue import Dialogue
-from infalign.data.kept import Kept, cut, divide, separate, unrepeat
+from infalign.data.kept import Kept, cut, separate, unrepeat
 from infalign.data.pairs import SPLITS, Pair, quantile
 from infalign.data.places import split_name
 from infalign.data.reading import counted, options_of, read_data
@@ -82,7 +81,6 @@ def run(workspace: Workspace) -> None:
     check_models(params, form, lengths)
     for part in kept.values():
         cut(part, form.encode_prompts, lengths.prompt)
-        divide(part)
     separate(kept)
     for part in kept.values():
         unrepeat(part)

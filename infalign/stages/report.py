@@ -20,7 +20,6 @@ from infalign.aligning.budget import common_budget
 from infalign.data.dialogue import read_prompts
 from infalign.errors import InputError
 from infalign.files.history import read_history
-from infalign.files.sources import check_listed, items
 from infalign.files.squares import Square
 from infalign.files.tables import (
     CALIBRATED,
@@ -51,7 +50,9 @@ def needs(params: Params) -> Needs:
         inputs=(
             "results/prepare",
             *(f"results/{word}/metrics.json" for word in MEASURED[1:]),
-            *items("report", params, ""),
+            *(f"results/calibrate/{objective}" for objective in params.run.objectives),
+            *(f"results/align/{objective}" for objective in params.run.objectives),
+            *(f"results/evaluate/{objective}" for objective in params.run.objectives),
         ),
         params=(
             "run.seed",
@@ -70,7 +71,6 @@ def needs(params: Params) -> Needs:
 
 def run(workspace: Workspace) -> None:
     """Read everything, draw, word, write."""
-    check_listed("report", workspace.params, workspace.root)
     params, out = workspace.params, workspace.out / "report"
     objectives = [read_objective(workspace, name) for name in params.run.objectives]
     budget = common_budget(

@@ -33,7 +33,7 @@ SCALE = ROOT / "docs" / "scale.md"  # its commands are checked: they need GPUs, 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "production.md"]
 RUN = (
     r"infalign run( --dry-run| --push)?",
-    r"infalign (frontier|data (add|log|back)) .*",
+    r"infalign (frontier|data add) .*",
     r"infalign measure --reference results/.*",
     r"infalign restore --commit .*",
     r"python -m infalign align .*",
@@ -152,15 +152,12 @@ def test_a_word_that_does_not_exist_is_noticed(wrong: str, tmp_path: Path) -> No
         check_words(wrong, tmp_path)
 
 
-def write_preferences(folder: Path, start: int = 0) -> None:
+def write_preferences(folder: Path) -> None:
     """A user's own data: two subsets of HH files."""
     for subset in ("helpful-base", "harmless-base"):
         (folder / subset).mkdir(parents=True)
         for split in ("train", "test"):
-            asked = [
-                f"\n\nHuman: What is {split} {number}?\n\nAssistant:"
-                for number in range(start, start + 20)
-            ]
+            asked = [f"\n\nHuman: What is {split} {number}?\n\nAssistant:" for number in range(20)]
             pairs = [{"chosen": f"{q} A number.", "rejected": f"{q} No."} for q in asked]
             text = "".join(json.dumps(pair) + "\n" for pair in pairs)
             (folder / subset / f"{split}.jsonl").write_text(text)
@@ -172,7 +169,6 @@ def place(real: tuple[Project, str, dict[str, bytes]], tmp_path: Path) -> Projec
     root, programs = tmp_path / "project", tmp_path / "bin"
     shutil.copytree(real[0].root, root, symlinks=True)
     write_preferences(tmp_path / "my-preferences")
-    write_preferences(tmp_path / "more-preferences", start=20)
     programs.mkdir()
     (programs / "infalign").write_text(f'#!/bin/sh\nexec {sys.executable} -m flows.cli "$@"\n')
     (programs / "infalign").chmod(0o755)
@@ -205,8 +201,6 @@ def test_the_commands_do_what_the_pages_say(
             )
             said[line] = done.stdout
             assert done.returncode == 0, f"{page.name}: {line}\n{done.stdout}{done.stderr}"
-            if line.startswith("git checkout HEAD~1"):
-                assert (place.root / "data/raw/my-preferences/helpful-base/test.jsonl").exists()
     assert len(said) >= 14
     assert contents(place.root) == real[2]
     assert "0 made, 0 restored" in said["infalign run"]
@@ -214,4 +208,5 @@ def test_the_commands_do_what_the_pages_say(
     clone = next(text for line, text in said.items() if line.startswith("git clone"))
     assert "0 made, 0 restored" in clone
     assert contents(tmp_path / "elsewhere") == contents(tmp_path / "restored") == real[2]
+    assert (place.root / "data/raw/my-preferences/helpful-base/test.jsonl").exists()
     assert place.survivors() == []

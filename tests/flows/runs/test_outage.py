@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from flows.services.prefect_server import answers
-from flows.services.services import running
 from tests.flows.conftest import INSTANCES, Project
 from tests.flows.runs.test_pipeline import at_work, files, wait_for
 
@@ -58,17 +57,12 @@ def test_a_temporary_server_that_is_killed_is_started_again_and_misses_nothing(
     assert made.items() <= files(finished[0].root).items()
 
 
-def free_port() -> str:
-    """A port that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.fixture
 def own_server(fresh: Project, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A Prefect server that the user started, to which the project's runs report."""
-    port = free_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
     url = fresh.environment["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     environment = fresh.environment | {"PREFECT_HOME": str(tmp_path / "home")}
     del environment["PREFECT_API_URL"]
@@ -102,27 +96,3 @@ def test_a_run_ends_well_without_the_users_server(
     assert "Traceback" not in output
     assert time.monotonic() - begun < 150, output
     print(f"{time.monotonic() - begun:.0f} s", output)
-
-
-@pytest.mark.soak
-def test_a_run_ends_well_when_both_servers_of_up_have_died(fresh: Project, tmp_path: Path) -> None:
-    del fresh.environment["PREFECT_API_URL"]
-    ports = {"PREFECT_PORT": free_port(), "MLFLOW_PORT": free_port()}
-    status, output = fresh.run("up", **ports)
-    assert status == 0, output
-    try:
-        child = fresh.start("run", **SLOW)
-        wait_for(at_work(fresh, "align@helpful-ctrl"))
-        for name in ("prefect", "mlflow"):
-            os.killpg(running(fresh.root)[name].pid, signal.SIGKILL)
-        begun = time.monotonic()
-        output = child.communicate(timeout=300)[0]
-        print(f"{time.monotonic() - begun:.0f} s", output)
-        assert child.returncode == 0, output
-        assert "5 made, 0 restored from cache, 0 unchanged" in output
-        assert output.count("its page lacks the end of this run") == 1
-        assert output.count("entries are kept in") == 1
-        assert "Traceback" not in output
-    finally:
-        fresh.run("down")
-    assert fresh.survivors() == []

@@ -47,10 +47,11 @@ def ours(folder: Path, gate: Gate) -> None:
     params = Params.model_validate(tree)
     rewards = np.random.default_rng(0).normal(size=(len(texts), params.sample.train_samples))
     ids = [f"{i:016x}" for i in range(len(texts))]
+    dialogues = [asked(text) for text in texts]
     trainer = Trainer(
         Workspace(params, folder, "align@helpful-ctrl"),
         "helpful",
-        TrainingPrompts(ids, [asked(text) for text in texts], rewards, [[] for _ in texts], {}),
+        TrainingPrompts(ids, dialogues, rewards, [[] for _ in texts], np.zeros_like(rewards), {}),
         Goal("exp:10", parse_transform("exp:10", params.procedure("helpful"), 0.5), BETA),
         BetaControl(BETA, None, STEPS),
         torch.device("cpu"),

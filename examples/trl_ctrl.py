@@ -38,6 +38,7 @@ import torch
 
 import infalign
 from infalign.data.dialogue import Dialogue, read_prompts
+from infalign.files.names import SELECTING
 from infalign.files.squares import reference_rewards
 from infalign.files.workspace import Workspace
 from infalign.lm.memory import Budget
@@ -45,8 +46,7 @@ from infalign.lm.models import load_format, load_policy
 from infalign.lm.sampling.sampler import sample_responses
 from infalign.lm.scoring.scorer import divergence
 from infalign.rewards.classifier import Passes
-from infalign.rewards.opening import open_source
-from infalign.rewards.source import RewardSource
+from infalign.rewards.opening import judges_of, open_source
 from infalign.settings.params import load_params
 
 SEED = 1000  # of the samples that are measured
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = options().parse_args(arguments)
     workspace = Workspace(load_params(Path("params.yaml")), Path(), f"trl@{asked.objective}")
     settings = workspace.params.objectives[asked.objective]
-    source = open_source(workspace, asked.objective, "selecting", Passes(512, Budget()))
+    source = open_source(workspace, asked.objective, SELECTING, Passes(512, Budget()))
     known = read_prompts(workspace.results("prepare", "prompts.parquet"), asked.objective)
     by_text = {dialogue.marked: dialogue for dialogue in known.values()}
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked,
     )
     test = {i: known[i] for i in reference_rewards(table, "test")[0]}
-    write_samples(workspace, source, test, asked)
+    write_samples(workspace, test, asked)
     measure = [sys.executable, "-m", "flows.cli", "measure", "--procedure", settings.procedure]
     measure += ["--reference", f"results/evaluate/{asked.objective}"]
     measure += ["--policy", f"trl={asked.out / 'samples.jsonl'}"]
@@ -151,12 +151,9 @@ def train(
 
 
 def write_samples(
-    workspace: Workspace,
-    source: RewardSource,
-    prompts: dict[str, Dialogue],
-    asked: argparse.Namespace,
+    workspace: Workspace, prompts: dict[str, Dialogue], asked: argparse.Namespace
 ) -> None:
-    """The policy's responses to the evaluation prompts, with rewards and KL."""
+    """The policy's responses to the evaluation prompts, with every judge's rewards and KL."""
     form, sft = load_format(workspace.results("sft", "policy")), workspace.results("sft", "policy")
     policy, reference = (load_policy(place, "cpu") for place in (asked.out / "policy", sft))
     many = workspace.params.sample.test_samples
@@ -172,18 +169,17 @@ def write_samples(
     )
     dialogues = [dialogue for dialogue in prompts.values() for _ in range(many)]
     apart = divergence(policy, reference, form, dialogues, drawn.tokens, batch_size=512)
-    rewards = source.rewards(dialogues, drawn.text)
+    columns = {"kl": apart.kl, "log_ratio": apart.log_ratio}
+    for judge in judges_of(workspace, asked.objective):
+        source = open_source(workspace, asked.objective, judge, Passes(512, Budget()))
+        name = "reward" if judge == SELECTING else judge
+        columns[name] = source.rewards(dialogues, drawn.text)
     with open(asked.out / "samples.jsonl", "w", encoding="utf-8") as stream:
         for row, (name, text) in enumerate(
             zip((i for i in prompts for _ in range(many)), drawn.text, strict=True)
         ):
             told = {"prompt_id": name, "sample_index": row % many, "response": text}
-            numbers = {
-                "reward": rewards[row],
-                "kl": apart.kl[row],
-                "log_ratio": apart.log_ratio[row],
-            }
-            told |= {key: float(value) for key, value in numbers.items()}
+            told |= {column: float(values[row]) for column, values in columns.items()}
             stream.write(json.dumps(told, ensure_ascii=False) + "\n")
 
 

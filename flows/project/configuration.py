@@ -5,6 +5,7 @@ Checked before a byte is written, comments kept.
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ def set_params(
     for section in BUILT:
         check_source(section, getattr(checked, section), path.parent)
     if written != text:
-        write_text(path, written)
+        _write(path, written)
     if lacking:
         tell(_lacked(lacking))
     for line in changed:
@@ -120,10 +121,19 @@ def complete_params(path: Path, tell: Callable[[str], None]) -> Params:
     whole = quoted(whole)
     checked = check_params(read_tree(whole, str(path)), str(path))
     if text != whole:
-        write_text(path, whole)
+        _write(path, whole)
     if lacking:
         tell(_lacked(lacking))
     return checked
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the file again, with the line ends and the byte-order mark that it has."""
+    there = path.read_bytes()
+    if there.count(b"\r\n") == there.count(b"\n"):
+        text = text.replace("\n", "\r\n")
+    mark = "\ufeff" if there.startswith(codecs.BOM_UTF8) else ""
+    write_text(path, mark + text)
 
 
 def _lacked(keys: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from infalign.settings.reading import read_text, read_tree
 FOLDER = "recipes"
 Setting = tuple[str, Any]  # a dotted key and its value
 _CHOICES = {"kind", "method"}  # what stands beside them belongs to them: it is given as a whole
+_WHOLE = {"model.template_arguments"}  # whose keys are names of others, with dots maybe
 
 
 def read_recipe(root: Path, name: str) -> list[Setting]:
@@ -43,7 +44,12 @@ def _settings(tree: dict[Any, Any], prefix: str) -> Iterator[Setting]:
     """The values that a mapping gives, by dotted key."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
+        if "." in str(name):
+            raise InputError(
+                f"the recipe's key {key!r}: {name!r} has a dot, as no key of params.yaml: nest it."
+            )
         chosen = isinstance(value, dict) and "." in key and bool(_CHOICES & value.keys())
+        chosen = chosen or key in _WHOLE
         if isinstance(value, dict) and value and not chosen:
             yield from _settings(value, f"{key}.")
         else:

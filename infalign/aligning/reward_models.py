@@ -16,7 +16,6 @@ from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.files.weights import check_source
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.formats import Format
-from infalign.lm.memory import Budget
 from infalign.lm.models import (
     build_reward_model,
     load_format,
@@ -31,7 +30,7 @@ from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
 from infalign.lm.training.losses import preference_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
 from infalign.processes.ranks import join
-from infalign.rewards.classifier import Classifier, Passes
+from infalign.rewards.classifier import Classifier, passes_of
 from infalign.rewards.pairs import Pairs, accuracy, held_out_pairs, margins
 
 STREAMS = {SELECTING: "train", INDEPENDENT: "judge"}  # of random numbers, by their old names
@@ -150,5 +149,5 @@ def _encoded(pairs: Pairs, form: Format) -> TokenPairs:
 
 def _source(workspace: Workspace, model: PreTrainedModel, form: Format) -> Classifier:
     params = workspace.params
-    passes = Passes(4 * params.reward.batch_size, Budget(params.run.batch_tokens), join(params.run))
+    passes = passes_of(params.run, 4 * params.reward.batch_size)
     return Classifier("in training", model, form, LAST, passes)

@@ -105,6 +105,7 @@ def _rewards(
     seed: int,
 ) -> tuple[Array, Array]:
     """Training rewards of champion and reference, [prompts, samples] each."""
+    from infalign.lm.memory import Budget
     from infalign.lm.models import load_format, load_policy, pick_device
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
@@ -115,7 +116,7 @@ def _rewards(
     device, samples = pick_device(params.run.device), params.drift.samples
     settings = json.loads((deployed / "settings.json").read_text(encoding="utf-8"))
     precision = settings.get("precision", "float32")  # older packages do not say
-    passes = Passes(params.evaluate.batch_size)
+    passes = Passes(params.evaluate.batch_size, Budget(params.run.batch_tokens))
     columns = columns_of(root / "results" / "prepare" / "prompts.parquet", objective)
     source = open_packaged(deployed, params.run.device, precision, passes, columns)
     indices = np.tile(np.arange(samples), (len(prompts), 1))

@@ -157,6 +157,7 @@ def _calibration_error(results: Path, params: Params, objective: str) -> tuple[f
 
 def _other_wins(results: Path, params: Params, objective: str, variant: str, other: str) -> Array:
     """Win rate over the reference, without selection, on another objective's prompts [prompts]."""
+    from infalign.lm.memory import Budget
     from infalign.lm.models import load_format, load_policy, pick_device
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
@@ -181,7 +182,7 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
         longest=read_lengths(params, results).response,
         batch_size=params.evaluate.batch_size,
     )
-    passes = Passes(params.evaluate.batch_size)
+    passes = Passes(params.evaluate.batch_size, Budget(params.run.batch_tokens))
     source = open_source(Workspace(params, results.parent, "package"), other, SELECTING, passes)
     ours = source.rewards([known[i] for i in ids for _ in range(many)], drawn.text)
     return np.clip(win_rates("standard", ours.reshape(len(ids), many), reference), 0.0, 1.0)

@@ -24,7 +24,8 @@ from infalign.instrument.samples import (
 )
 from infalign.instrument.statistics import Measuring
 from infalign.measuring.contest import Contest
-from infalign.theory.procedures import parse_procedure
+from infalign.theory.procedures import Procedure, parse_procedure
+from infalign.theory.transforms import parse_transform
 
 WIDTH = 0.02
 REPLICATES, FEWEST, RESAMPLED = 1000, 200, 50_000_000  # by default: fewer of very many prompts
@@ -84,7 +85,7 @@ def measure(
         contest = Contest(
             asked[0],
             asked,
-            _methods(others, transforms, kl_nats),
+            _methods(others, transforms, asked[0], kl_nats),
             kl_nats or math.nan,
             replicates,
             seed,
@@ -97,7 +98,10 @@ def measure(
 
 
 def _methods(
-    policies: Sequence[Samples], transforms: Mapping[str, str] | None, kl_nats: float | None
+    policies: Sequence[Samples],
+    transforms: Mapping[str, str] | None,
+    own: Procedure,
+    kl_nats: float | None,
 ) -> dict[str, str]:
     """What each policy maximised, where it is told."""
     told = dict(transforms or {})
@@ -110,6 +114,8 @@ def _methods(
                 f"the transformation of {name} is {spelling}, which depends on the KL budget: give "
                 "kl_nats as well."
             )
+        if spelling != "raw":
+            parse_transform(spelling, own, kl_nats)
     return told
 
 

@@ -253,7 +253,9 @@ def _file_blocks(path: Path) -> Iterator[tuple[Part, Iterable[Any]]]:
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
         if not files:
-            raise InputError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}.")
+            runs = sorted(str(p) for p in path.glob("evaluate/*") if p.is_dir())
+            hint = f": give {' or '.join(runs)}" if runs else ""
+            raise InputError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}{hint}.")
     elif path.is_file():
         files = [path]
     else:

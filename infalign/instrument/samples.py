@@ -104,6 +104,10 @@ def read_side(
     """
     wanted = (reward, *judges, *KL_COLUMNS, *OTHERS)
     columns = read_columns(source, (*KEYS, *RESPONSES), tuple(dict.fromkeys(wanted)), name)
+    if {"policy", "judge"} <= set(columns.names):
+        raise InputError(
+            f"{columns.place} has a row a policy and judge, as evaluate writes it: give its folder."
+        )
     if optional:
         judges = [judge for judge in judges if judge in columns.numbers]
     for column in (reward, *judges):

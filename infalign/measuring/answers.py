@@ -226,12 +226,10 @@ def _reference_rewards(workspace: Workspace, objective: str) -> dict[str, Array]
 def _source_rewards(
     workspace: Workspace, objective: str, prompts: Sequence[Dialogue], responses: Sequence[str]
 ) -> dict[str, Array]:
-    from infalign.lm.memory import Budget
-    from infalign.rewards.classifier import Passes
+    from infalign.rewards.classifier import passes_of
     from infalign.rewards.opening import judges_of, open_source
 
-    run = workspace.params.run
-    passes = Passes(workspace.params.evaluate.batch_size, Budget(run.batch_tokens), join(run))
+    passes = passes_of(workspace.params.run, workspace.params.evaluate.batch_size)
     return {
         judge: open_source(workspace, objective, judge, passes).rewards(prompts, responses)
         for judge in judges_of(workspace, objective)

@@ -17,8 +17,9 @@ from infalign.lm.loading import load_config
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_classifier, load_format, load_reward_model, pick_device
 from infalign.lm.scoring.scorer import LAST, Output, score_responses
-from infalign.processes.ranks import ALONE, Ranks
+from infalign.processes.ranks import ALONE, Ranks, join
 from infalign.rewards.source import as_rewards
+from infalign.settings.params import Run
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Passes:
     batch_size: int | None = None
     budget: Budget = field(default_factory=Budget)
     ranks: Ranks = ALONE
+
+
+def passes_of(run: Run, batch_size: int) -> Passes:
+    """Passes as params.yaml asks for them, in the processes of this stage."""
+    return Passes(batch_size, Budget(run.batch_tokens), join(run))
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,13 @@ def pack_source(workspace: Workspace, objective: str, deployed: Path) -> None:
 
 def _columns_left_behind(workspace: Workspace, objective: str, settings: AnyReward) -> list[str]:
     """The columns that the reward was given, and is not where the policy is served."""
+    found = leaves(settings).items()
+    functions = [(place, leaf) for place, leaf in found if isinstance(leaf, FunctionReward)]
+    if not functions:
+        return []
     columns = columns_of(workspace.results("prepare", "prompts.parquet"), objective)
     used: list[str] = []
-    for place, leaf in leaves(settings).items():
-        if not isinstance(leaf, FunctionReward):
-            continue
+    for place, leaf in functions:
         function = load_function(workspace.root / leaf.file, leaf.name, columns=columns)
         if function.needed:
             raise InputError(

@@ -23,18 +23,29 @@ def completed(text: str, source: str) -> tuple[str, list[str]]:
 
     Args:
         source: the file's name.
+
+    Raises:
+        InputError: where a key has no place: what two sections share by an anchor, say, would be
+            written into both.
     """
     try:
         tree = read_tree(text, source)
         params = check_params(tree, source)
-        gaps = _Gaps(text)
-        gaps.look(params, tree, yaml.compose(text, yaml.SafeLoader), "")
-        whole = gaps.filled()
-        if check_params(read_tree(whole, source), source) == params:
-            return whole, gaps.keys
     except InputError:
-        pass
-    return text, []
+        return text, []
+    gaps = _Gaps(text)
+    gaps.look(params, tree, yaml.compose(text, yaml.SafeLoader), "")
+    whole = gaps.filled()
+    try:
+        fits = check_params(read_tree(whole, source), source) == params
+    except InputError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{source} lacks {', '.join(gaps.keys)}, and has no line where they could be put, "
+            "because sections share their text (&, *, <<): write them, or those sections, out."
+        )
+    return whole, gaps.keys
 
 
 class _Gaps:

@@ -6,6 +6,7 @@ With what every section is made of: frozen, strict, a unit in each description.
 from __future__ import annotations
 
 import re
+from posixpath import normpath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -37,6 +38,8 @@ def _commit(text: str) -> str:
 
 
 Commit = Annotated[str, AfterValidator(_commit)]
+# One spelling of a place: ./a and a/ are a.
+Place = Annotated[str, Field(min_length=1), AfterValidator(normpath)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 

@@ -18,6 +18,7 @@ from infalign.settings.methods import (
     Commit,
     Compare,
     Name,
+    Place,
     Positive,
     Rate,
     Section,
@@ -153,7 +154,7 @@ Splits = dict[Annotated[str, AfterValidator(_one_of(("train", "test")))], Sequen
 class Data(Section):
     """Which preference data to align on."""
 
-    path: str = Field(
+    path: Place = Field(
         default="results/corpus",
         min_length=1,
         description="folder or file of preference data, inside or outside the project",
@@ -242,8 +243,8 @@ class Model(Section):
 class Objective(Section):
     """What one policy is aligned for."""
 
-    data: str | None = Field(
-        default=None, min_length=1, description="folder or file of its own; null: data.path"
+    data: Place | None = Field(
+        default=None, description="folder or file of its own; null: data.path"
     )
     subset: str | None = Field(
         default=None, min_length=1, description="folder below the data; null: the data itself"

@@ -29,7 +29,7 @@ _SHORT.maxlevel = 3
 def read_text(path: Path) -> str:
     """The text of a settings file, or one sentence."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # without a byte-order mark
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: run from the project's root.") from None
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from infalign.settings.methods import Commit, Positive, Rate, Section
+from infalign.settings.methods import Commit, Place, Positive, Rate, Section
 
 
 class TrainedReward(Section):
@@ -27,7 +27,7 @@ class ModelReward(Section):
     """A sequence classifier as it is: nothing is trained."""
 
     kind: Literal["model"]
-    path: str = Field(min_length=1, description="a local folder or a hub name")
+    path: Place = Field(description="a local folder or a hub name")
     revision: Commit | None = Field(
         None, description="the commit that a hub name stands for; null: today's of its main branch"
     )
@@ -40,7 +40,7 @@ class FunctionReward(Section):
     """A function of a file of one's own: (dialogues, responses, **columns) -> list of floats."""
 
     kind: Literal["function"]
-    path: str = Field(description="file and function, as in rewards/concise.py:score")
+    path: Place = Field(description="file and function, as in rewards/concise.py:score")
 
     @field_validator("path")
     @classmethod

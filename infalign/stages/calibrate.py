@@ -30,10 +30,9 @@ from infalign.files.tables import (
     write_table,
 )
 from infalign.files.workspace import Needs, Workspace, write_json
-from infalign.lm.memory import Budget
 from infalign.lm.models import load_format
 from infalign.processes.ranks import join
-from infalign.rewards.classifier import Passes
+from infalign.rewards.classifier import passes_of
 from infalign.rewards.description import FIELDS, REWARDS, settings_of
 from infalign.rewards.opening import judges_of, open_source
 from infalign.rewards.pairs import accuracy, held_out_pairs, margins
@@ -145,9 +144,7 @@ class _Asking:
         workspace, params = self._workspace, self._workspace.params
         settings = settings_of(params.objectives[self._objective], judge)
         assert settings is not None
-        passes = Passes(
-            params.calibrate.batch_size, Budget(params.run.batch_tokens), join(params.run)
-        )
+        passes = passes_of(params.run, params.calibrate.batch_size)
         source = open_source(workspace, self._objective, judge, passes, scaled=False)
         train = samples["split"].to_numpy(zero_copy_only=False) == "train"
         sizes = (params.sample.train_samples, params.sample.test_samples)

@@ -318,6 +318,9 @@ def test_sides_that_do_not_fit_are_named() -> None:
         reference, policies, transforms={"theirs": "raw"}
     )
     assert "give kl_nats" in refused(reference, policies, "best_of:2", transforms={"mine": "auto"})
+    assert "transformation 'exp:many' cannot be read" in refused(
+        reference, policies, "best_of:2", transforms={"mine": "exp:many"}
+    )
     found = measure(reference, {"mine": cut}, "best_of:2", common=True, replicates=20)
     assert found.prompts == 29
     assert found.notes == ["1 prompts were left out that not every file has in full."]

@@ -130,6 +130,10 @@ def test_what_is_missing_is_said_with_what_is_there(tmp_path: Path) -> None:
     assert "has no column prompt_id or prompt but question, reward" in said
     assert told(tmp_path / "absent.jsonl") == f"{tmp_path / 'absent.jsonl'} does not exist."
     assert "holds no rows" in told([])
+    (tmp_path / "run" / "evaluate" / "helpful").mkdir(parents=True)
+    assert told(tmp_path / "run").endswith(f": give {tmp_path / 'run' / 'evaluate' / 'helpful'}.")
+    long = [{"policy": "ctrl", "prompt_id": "a", "judge": "gold", "reward": 1.0}]
+    assert told(long).endswith("give its folder.")
     (tmp_path / "mine.csv").write_text("a")
     assert "must end in one of .jsonl" in told(tmp_path / "mine.csv")
     (tmp_path / "mine.parquet").write_text("a")

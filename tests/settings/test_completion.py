@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 from smoke import ROOT, merged
 
+from infalign.errors import InputError
 from infalign.settings.completion import completed
 from infalign.settings.params import Objective, Params, check_params
 
@@ -114,3 +116,20 @@ def test_what_two_places_share_is_written_once():
 def test_a_file_that_is_wrong_stays_as_it_is():
     for text in ("", "- 1", "run: [", "run: {sead: 1}", "drift:\n"):
         assert completed(text, "params.yaml") == (text, [])
+
+
+def test_what_has_no_place_is_said():
+    """What a reward and a part of a sum share: only the part has a weight."""
+    text = (
+        "run: {objectives: [helpful]}\n"
+        "objectives:\n"
+        "  helpful:\n"
+        "    subset: a\n"
+        "    judge: &mine\n"
+        "      kind: function\n"
+        "      path: mine.py:score\n"
+        "    reward: {kind: sum, parts: [*mine]}\n"
+    )
+    check_params(yaml.safe_load(text), "params.yaml")
+    with pytest.raises(InputError, match=r"lacks .*reward\.parts\.0\.weight.* \(&, \*, <<\)"):
+        completed(text, "params.yaml")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from infalign.errors import InputError
+from infalign.files.sources import data_paths, own_files
 from infalign.settings.params import check_params
-from infalign.settings.rewards import own_paths
+from infalign.settings.rewards import ModelReward, own_paths
 
 SERVER = {"kind": "http", "url": "http://127.0.0.1:1/"}
 
@@ -80,3 +81,20 @@ def test_own_files(
         "rewards/a.py": "objectives.helpful.reward.path",
         "models/mine": "objectives.helpful.judge.parts.1.path",
     }
+
+
+def test_two_spellings_of_a_place_are_one(params_tree: dict[str, Any]) -> None:
+    tree = copy.deepcopy(params_tree)
+    tree["objectives"]["helpful"] |= {
+        "data": "./data//own/",
+        "reward": {"kind": "function", "path": "./rewards/../rewards/mine.py:score"},
+        "judge": {"kind": "model", "path": "models/ready/"},
+    }
+    tree["objectives"]["harmless"]["data"] = "data/own"
+    params = check_params(tree, "test")
+    assert data_paths(params) == ("data/own",)
+    assert list(own_files("prepare", params)) == ["data/own"]
+    assert list(own_files("sources", params)) == ["rewards/mine.py"]
+    helpful = params.objectives["helpful"]
+    assert isinstance(helpful.judge, ModelReward)
+    assert helpful.judge.path == "models/ready"

@@ -16,17 +16,21 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from infalign.data.dialogue import read_prompts
+from infalign.data.dialogue import Dialogue, read_prompts
 from infalign.deployment.deployed import Request, load_deployed
 from infalign.deployment.evidence import read_evidence
 from infalign.deployment.gate import judge_candidate
 from infalign.deployment.package import package
 from infalign.errors import InputError
+from infalign.files.tables import SELECTING
+from infalign.files.workspace import Workspace
+from infalign.lm.models import load_format
 from infalign.processes.one_stage import main
 from infalign.rewards.classifier import Passes
-from infalign.rewards.opening import columns_of
+from infalign.rewards.opening import columns_of, open_source
 from infalign.rewards.packaged import open_packaged
-from infalign.settings.params import check_params
+from infalign.rewards.pairs import held_out_pairs
+from infalign.settings.params import check_params, load_params
 from infalign.theory.frontier import limit
 from tests.conftest import MakeOnce
 from tests.stages.conftest import instances
@@ -157,21 +161,34 @@ def test_a_ready_model_rewards_as_plain_transformers_does(own: Path, finished: P
     prompts = read_prompts(own / "results/prepare/prompts.parquet", "helpful")
     model = AutoModelForSequenceClassification.from_pretrained(own / "models/ready").eval()
     tokenizer = AutoTokenizer.from_pretrained(own / "models/ready")
-    for row in table[::17]:
-        response = said[row["prompt_id"], row["sample_index"]]
-        turns = [*prompts[row["prompt_id"]].messages, {"role": "assistant", "content": response}]
+
+    def plain(prompt: Dialogue, response: str) -> float:
+        turns = [*prompt.messages, {"role": "assistant", "content": response}]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            assert float(model(input_ids=ids).logits[0, 0]) == pytest.approx(
-                row["reward"], abs=1e-5
-            )
+            return float(model(input_ids=ids).logits[0, 0])
+
+    for row in table[::17]:
+        response = said[row["prompt_id"], row["sample_index"]]
+        found = plain(prompts[row["prompt_id"]], response)
+        assert row["reward"] == pytest.approx(found, abs=1e-5)
         assert row["independent_reward"] == pytest.approx(0.01 * len(response))
     weights = [p / "model.safetensors" for p in (own / "models/ready", _trained(finished))]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    pairs = read(own / "results/calibrate/helpful/rewards.json")["selecting"]["pairs"]
-    assert 0 <= pairs["accuracy_low"] < pairs["accuracy"] <= 1
-    assert pairs["held_out_pairs"] > 0
+    form = load_format(own / "results/prepare/tokenizer")
+    pairs = held_out_pairs(Workspace(load_params(own / "params.yaml"), own, "test"), "helpful")
+    asked = pairs.cut(form)
+    right = [
+        plain(prompt, chosen) > plain(prompt, rejected)
+        for prompt, chosen, rejected in zip(
+            asked.prompts, asked.chosen, asked.rejected, strict=True
+        )
+    ]
+    counted = read(own / "results/calibrate/helpful/rewards.json")["selecting"]["pairs"]
+    assert counted["held_out_pairs"] == len(right)
+    assert counted["accuracy"] == pytest.approx(np.mean(right))
+    assert counted["accuracy_low"] < counted["accuracy"] < counted["accuracy_high"]
 
 
 def _trained(finished: Path) -> Path:
@@ -245,9 +262,12 @@ def test_a_package_carries_its_reward(
     [prompt, *_] = read_prompts(own / "results/prepare/prompts.parquet", objective).values()
     first, again = (deployed.answer([prompt.marked], Request("", seed=3)) for _ in range(2))
     assert first == again
-    assert deployed.reward.rewards([prompt], [first[0].response])[0] == pytest.approx(
-        first[0].reward, abs=1e-5
-    )
+    said = first[0].response
+    if objective == "even":  # served without the column `parity`
+        assert first[0].reward == float(len(said) % 2 == 0)
+    else:
+        source = open_source(Workspace(params, own, "test"), objective, SELECTING, Passes())
+        assert first[0].reward == pytest.approx(source.rewards([prompt], [said])[0], abs=1e-5)
     evidence = read_evidence(out / "evidence")
     rules = {rule.name: rule for rule in judge_candidate(evidence, None, params.promotion).rules}
     judged = rules["judge"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,8 +41,10 @@ def test_it_trains_and_ends_with_a_measurement(trained: tuple[Path, str]) -> Non
     place, said = trained
     assert "CalibratedReward(exp:10, kl_nats=0.5, beta=0.3184, 20 prompts of results/" in said
     assert "rewards/calibrated_reward/mean" in said
+    rows = said.partition("best_of:4")[2]
     for name in ("trl", "ctrl", "identity", "rlhf"):
-        assert f"\n  {name} " in said.partition("best_of:4")[2], said
+        for judge in ("selecting", "independent"):
+            assert re.search(rf"\n  {name} +{judge} ", rows), said
     rows = [json.loads(line) for line in (place / "trl/samples.jsonl").read_text().splitlines()]
     assert len(rows) == 8 * 8
     assert max(row["kl"] for row in rows) > 0

@@ -237,3 +237,22 @@ def test_a_text_stays_a_text(file: Path) -> None:
     params = load_params(file)
     assert params.model.template_arguments == {"x": "yes"}
     assert params.data.columns == {"prompt": "on"}
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_line_ends_and_a_byte_order_mark_are_kept(file: Path, mark: bytes, end: bytes) -> None:
+    plain = file.read_bytes()
+    file.write_bytes(mark + plain.replace(b"\n", end))
+    before = file.read_bytes()
+    set_params(file, [])
+    complete_params(file, lambda _: None)
+    assert file.read_bytes() == before
+    assert set_params(file, ["align.steps=7"]) == load_params(file)
+    after = file.read_bytes()
+    assert after == before.replace(b"  steps: 200", b"  steps: 7", 1)
+    file.write_bytes(after.replace(b"  steps: 7" + end, b"", 1))
+    complete_params(file, lambda _: None)
+    assert file.read_bytes().startswith(mark + plain[:4])
+    assert file.read_bytes().count(end) == file.read_bytes().count(b"\n")
+    assert b"  steps: 200" in file.read_bytes()

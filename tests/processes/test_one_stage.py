@@ -101,8 +101,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(project, mo
 
 
 def test_results_that_cannot_be_written_are_one_sentence(project):
-    """The kernel refuses files of more than a few KiB: no part of them is in results."""
-    limited = f"ulimit -f 4; exec {sys.executable} -m infalign corpus"
+    """The kernel refuses files of more than a KiB: no part of them is in results."""
+    limited = f"ulimit -f 1; exec {sys.executable} -m infalign corpus"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         ["bash", "-c", limited], env=environment, capture_output=True, text=True, check=False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from flows.project.versions import lock_entries
 from tests.flows.conftest import (
     INSTANCES,
     PLANTED,
@@ -235,6 +239,46 @@ def test_a_killed_stage_is_run_again_and_a_killed_flow_leaves_nothing_in_the_way
     statuses = [run.info.status for run in copy.runs()["pipeline"]]
     assert statuses[:2] == ["FINISHED", "KILLED"]
     assert not list((copy.root / ".infalign" / "tracking").iterdir())
+
+
+def _dvc_at(project: Project, instance: str) -> psutil.Process | None:
+    """The DVC process that remakes an instance, once the stage itself has written its results."""
+    word, _, names = instance.partition("@")
+    made = project.root.joinpath("results", word, *names.split("-")) / "metrics.json"
+    for process in psutil.process_iter() if made.exists() else []:
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[-1:] == [instance] and process.cwd() == str(project.root):
+                return process
+    return None
+
+
+@pytest.mark.soak
+def test_kills_while_dvc_writes_are_made_good(
+    finished: tuple[Project, str], fresh: Project
+) -> None:
+    """DVC killed behind a stage, as it fills its cache and writes dvc.lock, again and again."""
+    rng, killed = random.Random(0), list[str]()
+    child = fresh.start("run")
+    waiting = set(INSTANCES)
+    while child.poll() is None:
+        for instance in list(waiting):
+            process = _dvc_at(fresh, instance)
+            if process is not None:
+                time.sleep(rng.uniform(0, 0.6))
+                waiting.discard(instance)
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+                    killed.append(instance)
+        time.sleep(0.02)
+    output = child.communicate()[0]
+    print(killed, output)
+    status, again = fresh.run("run")
+    assert status == 0, again
+    assert "Traceback" not in output + again
+    assert len(killed) >= 2
+    assert files(fresh.root) == files(finished[0].root)
+    assert set(lock_entries(fresh.root)) == set(INSTANCES)
+    assert fresh.survivors() == []
 
 
 def test_two_runs_at_once_and_a_dvc_lock_held_by_someone_else(project: Copy) -> None:

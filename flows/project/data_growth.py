@@ -20,6 +20,7 @@ from flows.project.datasets import (
     download,
     find_files,
     placed,
+    put_back,
     raw_folder,
 )
 from flows.project.intake import examine, sentence
@@ -68,6 +69,7 @@ def add_into(
     versions.check_project(root)
     name, params = str(wanted.name), load_params(root / "params.yaml")
     raw = raw_folder(root, name)
+    put_back(raw, name)
     if not NAME.match(name) or not (raw / name).is_dir():
         raise InputError(
             f"data/raw/{name} is not there: bring it with `infalign data add SOURCE --name "

@@ -291,6 +291,13 @@ def _record(staged: Path, wanted: Wanted, commit: str) -> None:
     write_json(staged / "source.json", source)
 
 
+def put_back(raw: Path, name: str) -> None:
+    """Give data its folder back that a kill left under another name (`placed`)."""
+    before = raw / f".{name}.old"
+    if before.is_dir() and not (raw / name).exists():
+        os.replace(before, raw / name)
+
+
 @contextlib.contextmanager
 def placed(staged: Path, target: Path) -> Iterator[None]:
     """The staged folder under its name; the same files stay as they are.

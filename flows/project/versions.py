@@ -28,6 +28,7 @@ LOCK_WAIT_SECONDS = 600.0
 _EDGE = re.compile(r'^"([^"]+)"(?: -> "([^"]+)")?;$')
 _EXIT = re.compile(r"exited with (-?\d+)")
 _BUSY = re.compile(r"[Uu]nable to acquire lock|it is being blocked by|is busy")
+_HALF = re.compile(r"dvc\.lock' (validation failed|is invalid)|unable to read: '.*dvc\.lock'")
 _ADVICE = re.compile(r"^(Is your cache up to date\?|<https://error\.dvc\.org/.*>)$")
 _BLOCKER = re.compile(r"\(PID (\d+)\): (.*)")
 _HINT = re.compile(
@@ -132,8 +133,14 @@ async def read_plan(
     """
     only = () if target is None else (target,)
     graph, status = await asyncio.gather(
-        dvc(root, "dag", "--dot", *only), _status(root, tell, wait_seconds, target)
+        dvc(root, "dag", "--dot", *only),
+        _status(root, tell, wait_seconds, target),
+        return_exceptions=True,  # both have ended when either is an error
     )
+    if isinstance(status, BaseException):
+        raise status
+    if isinstance(graph, BaseException):
+        raise graph
     if graph.returncode:
         raise InputError(sentence("dvc.yaml", graph.stderr))
     upstream = _sorted(parse_graph(graph.stdout))
@@ -262,6 +269,8 @@ def failure(instance: str, done: Finished) -> Exception:
     last = own[-1].removeprefix(f"{instance.split('@')[0]}: ") if own else ""
     if _BUSY.search(text):
         return Busy(f"{instance}: {_holder(text)} holds DVC's lock on its files.")
+    if _HALF.search(text):
+        return StageKilled(f"{instance}: a DVC that was killed left half of dvc.lock.")
     found = _EXIT.search(text)
     code = int(found[1]) if found else done.returncode
     if done.returncode < 0 or code < 0 or code in (137, 143):

@@ -34,7 +34,7 @@ from flows.children.processes import (
     end_leftovers,
     warm_process,
 )
-from flows.project import versions
+from flows.project import dvc_lock, versions
 from flows.project.configuration import check_data, complete_params
 from flows.project.dependencies import write_own
 from flows.project.leftovers import clear
@@ -121,6 +121,9 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
         tell("dvc.yaml: its dependencies are those that params.yaml names.")
     if end_leftovers(root):
         tell("A run that was killed before left stages at work: they were ended.")
+    if dvc_lock.mend(root):
+        tell("dvc.lock was cut short by a kill: the last whole one is back.")
+    dvc_lock.keep(root)
     tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
     status = "KILLED"
     try:
@@ -290,6 +293,7 @@ async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
     run.tracker.follow(instance)
     tell("begins")
     begun = time.monotonic()
+    await asyncio.to_thread(dvc_lock.mend, run.root)
     kind = stage_of(instance)
     if not run.gpus or not kind.models:
         outcome = await versions.reproduce(run.root, instance, tell, child_environment(run.extra))
@@ -300,6 +304,7 @@ async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
             outcome = await versions.reproduce(
                 run.root, instance, tell, environment, gpus.descriptors
             )
+    dvc_lock.keep(run.root)
     tell(f"{outcome} in {time.monotonic() - begun:.0f} s")
     return outcome
 

@@ -96,6 +96,7 @@ class Drawn:
     Attributes:
         dialogue: the prompt.
         prompt_tokens: its length as the policy reads it.
+        procedure: which draws N and keeps one.
         responses: N texts.
         n_tokens: their lengths, the end included [N].
         finished: which ended by themselves [N].
@@ -106,6 +107,7 @@ class Drawn:
 
     dialogue: Dialogue
     prompt_tokens: int
+    procedure: Procedure
     responses: list[str]
     n_tokens: np.ndarray
     finished: np.ndarray
@@ -264,6 +266,7 @@ class Deployed:
         return Drawn(
             ask.dialogue,
             ask.tokens,
+            ask.procedure,
             drawn.text[rows],
             drawn.n_tokens[rows],
             drawn.finished[rows],

@@ -166,7 +166,7 @@ class Serving(Section):
         default=64, description="largest N of a procedure: responses drawn for a prompt"
     )
     new_tokens: Positive = Field(default=256, description="longest response, tokens")
-    poll_seconds: Rate = Field(default=5.0, description="time between two looks at the alias")
+    poll_seconds: Rate = Field(default=1.0, description="time between two looks at the alias")
     drain_seconds: Rate = Field(
         default=60.0, description="time that a replaced server has to finish its answers"
     )
@@ -175,6 +175,29 @@ class Serving(Section):
     )
     connections: Positive = Field(
         default=256, description="open at once; beyond, the slowest request makes room"
+    )
+    waiting: Positive = Field(
+        default=64, description="prompts that wait or are answered, at most; beyond, 429"
+    )
+    side_by_side: Positive = Field(
+        default=256,
+        description="responses drawn side by side for all who wait; 1: each prompt alone, the same "
+        "bytes in any company",
+    )
+    keep_former: bool = Field(
+        default=True,
+        description="keep the former version's server loaded, so that a rollback is at once",
+    )
+    log_share: float = Field(
+        default=1.0, ge=0, le=1, description="share of the answers that --log writes"
+    )
+    log_rows: Positive = Field(default=1000, description="rows of one file of the log")
+    log_bytes: Positive = Field(
+        default=1_000_000_000, description="of the log in all; beyond, the oldest files go"
+    )
+    redact: str | None = Field(
+        default=None,
+        description="file.py:function, text -> text: what may be written of a text",
     )
     allowed_hosts: list[str] = Field(
         default=[],

@@ -8,12 +8,14 @@ what has gathered while the one before it worked.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 Ask = TypeVar("Ask")
 Found = TypeVar("Found")
+PATIENCE = 0.01  # seconds that a group waits to be as large as the last one
 _TURN = threading.Lock()  # of all models in this process
 
 
@@ -34,6 +36,7 @@ class Together(Generic[Ask, Found]):
     ) -> None:
         self._work, self._weight, self._most = work, weight, most
         self._waiting: deque[_Ticket[Ask, Found]] = deque()
+        self._last = 1  # how many the last group had
 
     def ask(self, asks: Sequence[Ask]) -> list[Found]:
         """One result for each, in order; what the work raises is raised to all whom it meets."""
@@ -49,11 +52,13 @@ class Together(Generic[Ask, Found]):
 
     def _take_group(self) -> None:
         """Work on those who have waited longest."""
+        self._await_others()
         group = [self._waiting.popleft()]
         weight = self._weight(group[0].ask)
         while self._waiting and weight + self._weight(self._waiting[0].ask) <= self._most:
             group.append(self._waiting.popleft())
             weight += self._weight(group[-1].ask)
+        self._last = len(group)
         try:
             for ticket, found in zip(group, self._work([t.ask for t in group]), strict=True):
                 ticket.found.append(found)
@@ -65,6 +70,12 @@ class Together(Generic[Ask, Found]):
             group[0].error = error
         for ticket in group:
             ticket.done = True
+
+    def _await_others(self) -> None:
+        """Those who were answered together ask again at about the same time: wait for them."""
+        end = time.monotonic() + PATIENCE
+        while len(self._waiting) < self._last and time.monotonic() < end:
+            time.sleep(PATIENCE / 10)
 
     def _alone(self, number: int) -> None:
         most, self._most = self._most, 0

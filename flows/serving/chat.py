@@ -7,6 +7,7 @@ as in the answer. What would change the distribution that win rates were measure
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -104,6 +105,14 @@ def read_chat(body: bytes, reader: Reader, model: str) -> Chat:
     params["temperature"] = float(params["temperature"])
     usage = bool(options.get("include_usage", False))
     return Chat(dialogue, choices, params, bool(tree.get("stream", False)), usage)
+
+
+def seeds_of(chat: Chat) -> list[int]:
+    """A seed for each choice; the first has the request's own, as in `/invocations`."""
+    first = chat.params["seed"]
+    texts = [f"{first}/choice/{index}" for index in range(1, chat.choices)]
+    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+    return [first, *(int.from_bytes(digest[:8], "big") >> 1 for digest in digests)]
 
 
 def _check_known(tree: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ from flows.serving.answering import Answering, Busy
 from flows.serving.requests import Reader, Refused, no_number
 from infalign.deployment.deployed import Drawn, Request
 from infalign.errors import InputError
-from infalign.lm.sampling.randomness import derive_seed
 
 CHAT = "/v1/chat/completions"
 FEEDBACK = 'send {"id": "chatcmpl-…", "rating": 1}'
@@ -81,8 +80,7 @@ class Routes:
             raise Refused(415, "the content type must be application/json.")
         asked = chat.read_chat(body, self.reader, self.answering.model)
         longest = min(asked.params["max_new_tokens"], self.answering.deployed.response_tokens)
-        first = asked.params["seed"]
-        seeds = [first] + [derive_seed(first, "choice", str(i)) for i in range(1, asked.choices)]
+        seeds = chat.seeds_of(asked)
         requests = [
             Request(**(asked.params | {"seed": seed, "max_new_tokens": longest})) for seed in seeds
         ]

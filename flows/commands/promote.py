@@ -46,7 +46,7 @@ def promote(
             number = version
             if number is None:
                 number = asyncio.run(_registered(registry, params, name, tell))
-            decision = promotion.promote(registry, params, name, number, why, force)
+            decision = _decided(registry, params, (name, number), (why, force), tell)
             promotion.write_decision(root, decision)
         decisions.append(decision)
         if not as_json:
@@ -55,6 +55,18 @@ def promote(
         _print_json([decision.as_tree() for decision in decisions])
     if any(decision.outcome in ("refused", "would refuse") for decision in decisions):
         raise typer.Exit(REFUSED)
+
+
+def _decided(
+    registry: Any, params: Any, candidate: tuple[str, str], told: tuple[str, bool], tell: Any
+) -> Any:
+    """What became of a version; force waits for no arena."""
+    from flows.registry import promotion
+
+    (objective, number), (why, force) = candidate, told
+    if force:
+        return promotion.promote(registry, params, objective, number, why, force=True)
+    return asyncio.run(promotion.decide(registry, params, objective, number, tell, why))
 
 
 async def _registered(registry: Any, params: Any, objective: str, tell: Any) -> str:
@@ -68,6 +80,7 @@ async def _registered(registry: Any, params: Any, objective: str, tell: Any) -> 
 def _preview(registry: Any, params: Any, objective: str, version: str | None, tell: Any) -> Any:
     """What would be decided; results that are not registered are judged as a package."""
     from flows.registry import promotion
+    from flows.registry.arena import Candidate, meet
     from flows.registry.packaging import package
 
     folder = None
@@ -76,6 +89,7 @@ def _preview(registry: Any, params: Any, objective: str, version: str | None, te
         version = promotion.known(registry, params, objective)
         if version is None:
             folder = asyncio.run(package(registry.root, params, objective, tell))
+    asyncio.run(meet(registry, params, objective, Candidate(version, folder), tell))
     return promotion.preview(registry, params, objective, version, folder)
 
 

@@ -31,7 +31,20 @@ class Promotion(Section):
         default=0.01,
         ge=0,
         le=1,
-        description="win rate that may be lost against the champion, interval included",
+        description="win rate below one half that may be lost against the champion, bound included",
+    )
+    looks: Positive = Field(
+        default=365, description="candidates, one after the other, that the level is shared out to"
+    )
+    looks_level: Share = Field(
+        default=0.05,
+        description="chance that a candidate worse by the margin is ever promoted in so many looks",
+    )
+    arena_prompts: Several = Field(
+        default=256, description="evaluation prompts on which candidate and champion meet, at most"
+    )
+    arena_samples: Several = Field(
+        default=16, description="responses of each to a prompt; more where procedures need more"
     )
     kl_nats: Rate | None = Field(
         default=None,

@@ -23,6 +23,7 @@ from promotion_case import (
     project_params,
     tiny_models,
     write_lock,
+    write_met,
     write_package,
 )
 
@@ -38,7 +39,7 @@ from flows.registry.registry import (
     open_registry,
     register,
 )
-from infalign.deployment.evidence import Evidence
+from infalign.deployment.evidence import Evidence, read_evidence
 from infalign.errors import InputError
 from infalign.settings.params import Params
 from tests.flows.tracking.test_tracker import free_port, server
@@ -106,7 +107,20 @@ def add(
         if commit:
             state = {"commit": commit, "dirty": "true"}
             patch.setattr(registry.versions, "git_state", lambda _: state)
-        return register(open_registry(root), params, "helpful", folder)
+        version = register(open_registry(root), params, "helpful", folder)
+    meet_all(root, params, case, str(version.version))
+    return version
+
+
+def meet_all(root: Path, params: Params, case: Evidence, number: str) -> None:
+    """As if a version had met all others in the arena."""
+    store = open_registry(root)
+    for other in store.versions("helpful"):
+        if str(other.version) != number:
+            with store.evidence(other) as folder:
+                found = read_evidence(folder)
+            write_met(root, params, case, found)
+            write_met(root, params, found, case)
 
 
 def aliases(root: Path) -> dict[str, str]:

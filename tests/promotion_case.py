@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from infalign.data.framing import asked
-from infalign.deployment.bouts import Bouts, bouts_folder, bouts_name, open_field, write_bouts
+from infalign.deployment.bouts import Bouts, bouts_folder, bouts_name, write_bouts
 from infalign.deployment.evidence import Evidence, Facts, Side, write_evidence
 from infalign.files.tables import INDEPENDENT, PROMPTS, SELECTING, write_table
 from infalign.settings.params import Params, Promotion, load_params
@@ -88,8 +88,7 @@ def write_met(root: Path, params: Params, candidate: Evidence, champion: Evidenc
         empty: dict[str, list[str]] = {name: [] for name in PROMPTS.schema.names}
         write_table(prompts, empty, PROMPTS)
     objective = candidate.facts.objective
-    field = open_field(root, params, objective, [candidate, champion])
-    name = bouts_name(params, candidate, champion, field)
+    name = bouts_name(root, params, candidate, champion)
     write_bouts(bouts_folder(root, objective, name), met(candidate, champion))
 
 

@@ -150,8 +150,8 @@ def rollback(
 
 
 def versions(objective: Objective = None, as_json: Json = False) -> None:
-    """Show every registered version with its aliases and numbers, and who was refused last."""
-    from flows.registry.promotion import last_refusal
+    """Show every registered version with its aliases and numbers, and why others were refused."""
+    from flows.registry.promotion import refusals
     from flows.registry.registry import open_registry
     from flows.registry.tables import version_table
 
@@ -163,22 +163,23 @@ def versions(objective: Objective = None, as_json: Json = False) -> None:
         if champions.settle() and not as_json:
             print(f"A move of infalign-{name} that was cut short is complete now.")
         aliases, found = champions.aliases(), registry.versions(name)
-        refusal = last_refusal(found)
+        refused = {refusal.version: refusal for refusal in refusals(found)}
+        last = next(reversed(refused), None)
         trees[name] = [
             {
                 "version": str(version.version),
                 "aliases": sorted(k for k, v in aliases.items() if v == str(version.version)),
                 "tags": version.tags,
-                "last_refused": refusal.as_tree()
-                if refusal and refusal.version == str(version.version)
+                "refused": refused[str(version.version)].as_tree()
+                if str(version.version) in refused
                 else None,
             }
             for version in found
         ]
         if not as_json:
             _print_table(version_table(name, found, aliases))
-            if refusal:
-                print(refusal.sentence(name))
+            for number, refusal in refused.items():
+                print(refusal.sentence(name, "Last refused" if number == last else "Refused"))
     if as_json:
         _print_json(trees)
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from flows.children.locks import gpus_held, visible_gpus
 from flows.children.processes import Tell, child_environment, run_child
 from flows.project.versions import StageKilled
 from flows.registry.registry import Registry, model_name
-from infalign.deployment.bouts import Bouts, bouts_folder, bouts_name, open_field, read_bouts
+from infalign.deployment.bouts import Bouts, bouts_folder, bouts_name, read_bouts
 from infalign.deployment.evidence import Evidence, read_evidence
 from infalign.deployment.gate import obstacles
 from infalign.errors import InputError
@@ -61,11 +61,12 @@ def _place(
     root: Path, params: Params, candidate: Evidence, champion: Evidence | None
 ) -> Path | None:
     """Where the arena of the two is kept; None where there is none to hold."""
-    if champion is None or obstacles(candidate, champion):
-        return None
     objective = candidate.facts.objective
-    field = open_field(root, params, objective, [candidate, champion])
-    return bouts_folder(root, objective, bouts_name(params, candidate, champion, field))
+    meets = champion is not None and not obstacles(candidate, champion)
+    if not meets and not params.promotion.suites_of(objective):
+        return None
+    name = bouts_name(root, params, candidate, champion if meets else None)
+    return bouts_folder(root, objective, name)
 
 
 async def meet(
@@ -73,29 +74,37 @@ async def meet(
 ) -> bool:
     """Hold the arena of a candidate and the present champion; whether there was one to hold."""
     champion = await asyncio.to_thread(registry.champions(objective).champion)
-    if champion is None or champion == candidate.version:
+    if champion is not None and champion == candidate.version:
         return False
     async with contextlib.AsyncExitStack() as held:
-        theirs = await held.enter_async_context(_fetched(registry, objective, champion))
-        ours = candidate.package
-        if ours is None:
-            assert candidate.version is not None
-            ours = await held.enter_async_context(_fetched(registry, objective, candidate.version))
-        both = [read_evidence(folder / "evidence") for folder in (ours, theirs)]
-        out = _place(registry.root, params, both[0], both[1])
+        names = [candidate.version, champion]
+        folders: list[Path | None] = [
+            candidate.package
+            if number is None
+            else await held.enter_async_context(_fetched(registry, objective, number))
+            for number in names
+        ]
+        ours, theirs = (
+            None if folder is None else read_evidence(folder / "evidence") for folder in folders
+        )
+        assert ours is not None
+        out = _place(registry.root, params, ours, theirs)
         if out is None or (out / "facts.json").exists():
             return False
         begun = time.monotonic()
         name = f"version {candidate.version}" if candidate.version else "the candidate"
-        tell(f"{model_name(objective)}: {name} meets the champion, version {champion}.")
-        await _hold(registry.root, params, objective, (ours, theirs, out), tell)
+        against = f"the champion, version {champion}" if theirs else "its suites"
+        tell(f"{model_name(objective)}: {name} meets {against}.")
+        if theirs is None or obstacles(ours, theirs):
+            folders.pop()
+        await _hold(registry.root, params, objective, [*folders, out], tell)
         tell(f"The arena took {time.monotonic() - begun:.0f} s.")
     _forget(registry.root)
     return True
 
 
 async def _hold(
-    root: Path, params: Params, objective: str, folders: tuple[Path, Path, Path], tell: Tell
+    root: Path, params: Params, objective: str, folders: Sequence[Path | None], tell: Tell
 ) -> None:
     """The child process, with a GPU of its own where there are any."""
     command = [sys.executable, "-m", "infalign.deployment.arena", "--objective", objective]

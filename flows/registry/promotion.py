@@ -91,25 +91,31 @@ class Refusal:
         """For JSON."""
         return asdict(self)
 
-    def sentence(self, objective: str) -> str:
-        """In words."""
+    def sentence(self, objective: str, word: str = "Last refused") -> str:
+        """In words: which rule, by how much, and what would have passed."""
         when = self.when.removesuffix("+00:00").replace("T", " ")
         against = f"version {self.champion}" if self.champion else "no champion"
         return (
-            f"Last refused: {model_name(objective)} version {self.version}, {when} UTC, against "
+            f"{word}: {model_name(objective)} version {self.version}, {when} UTC, against "
             f"{against}; failed: {_in_words(self.rules)}."
         )
 
 
 def last_refusal(versions: Sequence[ModelVersion]) -> Refusal | None:
-    """The latest refusal among the last verdicts of versions; one that was forced is none."""
+    """The latest refusal among the last verdicts of versions."""
+    found = refusals(versions)
+    return found[-1] if found else None
+
+
+def refusals(versions: Sequence[ModelVersion]) -> list[Refusal]:
+    """The refusals among the last verdicts of versions, the latest last; forced ones are none."""
     found = []
     for version in versions:
         tree = json.loads(version.tags.get(models.GATE, "{}"))
         if tree.get("passed") is False and not tree.get("forced") and "when" in tree:
             rules = tuple(Rule(**rule) for rule in tree["rules"] if not rule["passed"])
             found.append(Refusal(str(version.version), tree["when"], tree["champion"], rules))
-    return max(found, key=lambda refusal: refusal.when, default=None)
+    return sorted(found, key=lambda refusal: refusal.when)
 
 
 def _in_words(rules: Sequence[Rule]) -> str:

@@ -1,10 +1,11 @@
-"""Two systems against each other: `python -m infalign.deployment.arena --objective O A B OUT`.
+"""Two systems against each other: `python -m infalign.deployment.arena --objective O A [B] OUT`.
 
-Reads the packages of a candidate and of the champion (A and B: `deployed/`, `evidence/`, `judge/`)
-and results/prepare. Both answer today's evaluation prompts with the same random numbers, each
-keeps as it is deployed: by its own selecting reward, procedure and N. Today's selecting reward,
-today's judge and the champion's own judge compare what is kept. Writes the folder OUT at once, as
-`bouts.py` describes it.
+Reads the packages of a candidate and of the champion (A and B: `deployed/`, `evidence/`, `judge/`,
+`reference/`) and results/prepare. Both answer today's evaluation prompts with the same random
+numbers, each keeps as it is deployed: by its own selecting reward, procedure and N. Today's
+selecting reward, today's judge and the champion's own judge compare what is kept. The suites of
+`promotion` are measured as well, and alone where there is no champion. Writes the folder OUT at
+once, as `bouts.py` describes it.
 
 Answers and rewards are kept in `.infalign/arena/parts`, by name of all that they depend on: a
 killed arena goes on, and a champion that did not change is not asked again.
@@ -13,35 +14,37 @@ killed arena goes on, and a champion that did not change is not asked again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from infalign.data.suites import read_suite
 from infalign.deployment.bouts import (
     FORMER,
     Bouts,
     Field,
+    Suited,
     answers_name,
     draws_of,
     open_field,
     write_bouts,
 )
-from infalign.deployment.evidence import Evidence, read_evidence
+from infalign.deployment.systems import System
 from infalign.errors import InputError
 from infalign.files.squares import Array, Square
 from infalign.files.tables import INDEPENDENT, SELECTING, Table, read_table, write_table
 from infalign.files.tables import schema as columns
 from infalign.files.workspace import Workspace
+from infalign.settings.operating import Suite
 from infalign.settings.params import Params, load_params
-from infalign.theory.rivals import head_to_head
+from infalign.theory.rivals import head_to_head, kept_mean
 
 AT_ONCE = 64  # prompts that are answered, or scored, before that is kept
 PARTS = "parts"
@@ -59,71 +62,60 @@ SCORES = Table(
 )
 
 
-@dataclass(frozen=True)
-class System:
-    """A packaged system.
-
-    Attributes:
-        word: `candidate` or `champion`.
-        folder: its package.
-        settings: how it is deployed.
-    """
-
-    word: str
-    folder: Path
-    evidence: Evidence
-    settings: dict[str, Any]
-
-    @staticmethod
-    def open(word: str, folder: Path) -> System:
-        """Read a package; its models wait."""
-        path = folder / "deployed" / "settings.json"
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder} holds no packaged policy: {error}.") from None
-        return System(word, folder, read_evidence(folder / "evidence"), settings)
-
-
-def hold(root: Path, params: Params, objective: str, folders: tuple[Path, Path], out: Path) -> None:
+def hold(
+    root: Path,
+    params: Params,
+    objective: str,
+    folders: tuple[Path, Path | None],
+    out: Path,
+) -> None:
     """Have both systems answer and be compared, and write what came of it, or nothing.
 
     Args:
-        folders: the packages of the candidate and of the champion.
+        folders: the packages of the candidate and of the champion, if there is one.
     """
-    systems = [System.open(*pair) for pair in zip(("candidate", "champion"), folders, strict=True)]
-    candidate, champion = systems
+    pairs = zip(("candidate", "champion"), folders, strict=True)
+    systems = [System.open(word, folder) for word, folder in pairs if folder is not None]
     evidence = [system.evidence for system in systems]
     field = open_field(root, params, objective, evidence)
     workspace = Workspace(params, root, f"arena@{objective}")
     with workspace.locked():
-        taken, too_long = _taken(field, systems)
-        draws = draws_of(params, *evidence)
-        arena = _Arena(workspace, taken, draws)
-        wins = arena.wins(candidate, champion) if taken.prompts else _none(systems)
-    unknown = tuple(one.word for one in systems if one.evidence.trained is None)
-    bouts = Bouts(tuple(taken.prompts), wins, draws, field.trained, too_long, unknown)
+        draws = draws_of(params, evidence[0], evidence[1] if len(evidence) > 1 else None)
+        bouts = _bouts(Arena(workspace, field, draws), systems) if len(systems) > 1 else Bouts()
+        suites = measure_suites(Arena(workspace, field, draws), objective, systems)
     staged = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        write_bouts(staged, bouts)
+        write_bouts(staged, replace(bouts, suites=suites))
         shutil.rmtree(out, ignore_errors=True)
         os.replace(staged, out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _taken(field: Field, systems: Sequence[System]) -> tuple[Field, int]:
-    """The prompts that every system takes as it is deployed, and how many others there are."""
-    from infalign.lm.models import load_format
+def _bouts(arena: Arena, systems: Sequence[System]) -> Bouts:
+    """The two on today's evaluation prompts."""
+    arena, too_long = arena.taken(systems)
+    wins = arena.wins(*systems) if arena.field.prompts else _none(systems)
+    unknown = tuple(one.word for one in systems if one.evidence.trained is None)
+    ids, trained = tuple(arena.field.prompts), arena.field.trained
+    return Bouts(ids, wins, arena.draws, trained, too_long, unknown)
 
-    dialogues = list(field.prompts.values())
-    fits = np.ones(len(dialogues), dtype=bool)
-    for system in systems:
-        ids = load_format(system.folder / "deployed" / "policy").encode_prompts(dialogues)
-        fits &= np.array([len(one) <= system.settings["prompt_tokens"] for one in ids], dtype=bool)
-    kept = dict(pair for pair, fit in zip(field.prompts.items(), fits, strict=True) if fit)
-    return Field(kept, field.columns, field.trained), int((~fits).sum())
+
+def measure_suites(arena: Arena, objective: str, systems: Sequence[System]) -> dict[str, Suited]:
+    """Every suite of an objective: the candidate's number, and the champion's beside it."""
+    params, found = arena.workspace.params, {}
+    for name, suite in params.promotion.suites_of(objective).items():
+        prompts = read_suite(arena.workspace.root, params.data, name)
+        here, _ = replace(arena, field=Field(prompts)).taken(systems)
+        if not here.field.prompts:
+            raise InputError(
+                f"data.suites.{name}: every prompt is longer than the "
+                f"{min(one.settings['prompt_tokens'] for one in systems)} tokens that a policy "
+                "takes: shorten them."
+            )
+        found[name] = here.suited(suite, systems)
+    return found
 
 
 def _none(systems: Sequence[System]) -> dict[str, Array]:
@@ -142,7 +134,7 @@ def _judges(candidate: System, champion: System) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class _Arena:
+class Arena:
     """Answers and rewards on the same prompts, kept in parts.
 
     Attributes:
@@ -154,28 +146,69 @@ class _Arena:
     field: Field
     draws: int
 
+    def taken(self, systems: Sequence[System]) -> tuple[Arena, int]:
+        """With the prompts that every system takes, and how many others there are."""
+        from infalign.lm.models import load_format
+
+        dialogues = list(self.field.prompts.values())
+        fits = np.ones(len(dialogues), dtype=bool)
+        for system in systems:
+            ids, most = load_format(system.policy).encode_prompts(dialogues), system.settings
+            fits &= np.array([len(one) <= most["prompt_tokens"] for one in ids], dtype=bool)
+        pairs = zip(self.field.prompts.items(), fits, strict=True)
+        field = replace(self.field, prompts=dict(pair for pair, fit in pairs if fit))
+        return replace(self, field=field), int((~fits).sum())
+
+    def suited(self, suite: Suite, systems: Sequence[System]) -> Suited:
+        """One suite's numbers, as its rule has them."""
+        many, candidate = len(self.field.prompts), systems[0]
+        champion = systems[1] if len(systems) > 1 else None
+        if suite.rule == "win_rate":
+            over = float(self.against(candidate, candidate.reference(), candidate.judge).mean())
+            if champion is None:
+                return Suited(many, over)
+            own = float(self.against(champion, champion.reference(), candidate.judge).mean())
+            return Suited(
+                many, over, own, float(self.against(candidate, champion, candidate.judge).mean())
+            )
+        numbers = [self.kept(system, suite, candidate) for system in systems]
+        return Suited(many, *numbers)
+
+    def against(self, first: System, second: System, judge: Path) -> Array:
+        """How often the first one's kept answer beats the second's, by a judge [prompts]."""
+        both = (first, second)
+        return head_to_head(
+            (first.settings["procedure"], second.settings["procedure"]),
+            (self.rewards(first, first.source), self.rewards(second, second.source)),
+            (self.rewards(both[0], judge), self.rewards(both[1], judge)),
+        )
+
+    def kept(self, system: System, suite: Suite, candidate: System) -> float:
+        """Mean of a function of a system's kept answers, or the share of it above a number."""
+        values = self._of_suite(system, suite, candidate)
+        if suite.above is not None:
+            values = (values > suite.above).astype(np.float64)
+        selecting = self.rewards(system, system.source)
+        return float(kept_mean(system.settings["procedure"], selecting, values).mean())
+
+    def _of_suite(self, system: System, suite: Suite, candidate: System) -> Array:
+        if suite.reward is None:
+            return self.rewards(system, candidate.source)
+        from infalign.rewards.function import load_function
+
+        function = load_function(self.workspace.root / suite.reward.file, suite.reward.name)
+        responses = [text for part in self.answers(system) for text in part["response"].to_pylist()]
+        asked = [prompt for prompt in self.field.prompts.values() for _ in range(self.draws)]
+        return function.rewards(asked, responses).reshape(-1, self.draws)
+
     def wins(self, candidate: System, champion: System) -> dict[str, Array]:
         """How often the candidate's kept answer beats the champion's, by judge [prompts]."""
-        selecting = {
-            system.word: self.rewards(system, system.folder / "deployed", f"{system.word}'s own")
-            for system in (candidate, champion)
+        return {
+            judge: self.against(candidate, champion, place)
+            for judge, place in _judges(candidate, champion).items()
         }
-        found = {}
-        for judge, place in _judges(candidate, champion).items():
-            judged = {
-                system.word: selecting[system.word]
-                if place == system.folder / "deployed"
-                else self.rewards(system, place, judge)
-                for system in (candidate, champion)
-            }
-            found[judge] = head_to_head(
-                (candidate.settings["procedure"], champion.settings["procedure"]),
-                (selecting["candidate"], selecting["champion"]),
-                (judged["candidate"], judged["champion"]),
-            )
-        return found
 
-    def rewards(self, system: System, source: Path, judge: str) -> Array:
+    def rewards(self, system: System, source: Path) -> Array:
         """What a packaged source says of a system's answers [prompts, draws]."""
         from infalign.deployment.package import source_digest
 
@@ -192,7 +225,7 @@ class _Arena:
                 responses = answers[number]["response"].to_pylist()
                 rewards = opened[0].rewards(asked, responses)
                 write_table(path, self._keys(ids) | {"reward": rewards}, SCORES)
-                print(f"arena: {system.word}, {judge} reward, part {number + 1}", flush=True)
+                print(f"arena: {system.word}, rewards, part {number + 1}", flush=True)
             made.append(read_table(path, SCORES))
         return Square(pa.concat_tables(made), Path(name))["reward"].astype(np.float64)
 
@@ -203,7 +236,7 @@ class _Arena:
         from infalign.lm.sampling.randomness import derive_seed
         from infalign.lm.sampling.sampler import sample_responses
 
-        params, folder = self.workspace.params, system.folder / "deployed" / "policy"
+        params, folder = self.workspace.params, system.policy
         policy, form, made = None, load_format(folder), []
         for number, ids in enumerate(self._blocks()):
             path = self._part(self._name(system), number)
@@ -266,8 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m infalign.deployment.arena", description=__doc__
     )
     parser.add_argument("--objective", required=True)
-    for name in ("candidate", "champion", "out"):
-        parser.add_argument(name, type=Path)
+    parser.add_argument("candidate", type=Path)
+    parser.add_argument("champion", type=Path, nargs="?")
+    parser.add_argument("out", type=Path)
     chosen = parser.parse_args(arguments)
     from infalign.processes.one_stage import apply_threads
 

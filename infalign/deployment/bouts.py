@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,23 @@ BOUTS = Table(
 
 
 @dataclass(frozen=True)
+class Suited:
+    """One suite's number of a candidate.
+
+    Attributes:
+        prompts: how many both systems take.
+        candidate: its win rate over its reference, or the mean or share of its kept answers.
+        champion: the same of the champion; None where there is none, or it is not compared.
+        against: how often the candidate's kept answer beats the champion's, for a win rate.
+    """
+
+    prompts: int
+    candidate: float
+    champion: float | None = None
+    against: float | None = None
+
+
+@dataclass(frozen=True)
 class Bouts:
     """What came of an arena.
 
@@ -51,14 +68,16 @@ class Bouts:
         trained: prompts that were left out because either system was trained on them.
         too_long: prompts that were left out because either system does not take them.
         unknown: systems that do not say what they were trained on, of older versions.
+        suites: what was measured on pinned prompts, by suite.
     """
 
-    prompt_ids: tuple[str, ...]
-    wins: Mapping[str, Array]
+    prompt_ids: tuple[str, ...] = ()
+    wins: Mapping[str, Array] = field(default_factory=dict)
     draws: int = 0
     trained: int = 0
     too_long: int = 0
     unknown: tuple[str, ...] = ()
+    suites: Mapping[str, Suited] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,9 +122,14 @@ def open_field(root: Path, params: Params, objective: str, systems: list[Evidenc
     return Field(chosen, more, len(rows) - len(fresh))
 
 
-def draws_of(params: Params, candidate: Evidence, champion: Evidence) -> int:
-    """Draws of each system a prompt: both procedures need samples of their own."""
-    needed = sum(parse_procedure(one.facts.procedure).n for one in (candidate, champion))
+def draws_of(params: Params, candidate: Evidence, champion: Evidence | None) -> int:
+    """Draws of each system a prompt: both procedures need samples of their own.
+
+    Without a champion the candidate meets its reference, by its own procedure.
+    """
+    needed = sum(
+        parse_procedure(one.facts.procedure).n for one in (candidate, champion or candidate)
+    )
     return max(params.promotion.arena_samples, needed)
 
 
@@ -122,12 +146,32 @@ def answers_name(params: Params, system: Evidence, field: Field, draws: int) -> 
     return _sha([identity(system), prompts, draws, params.run.seed, _passes(params), _code()])
 
 
-def bouts_name(params: Params, candidate: Evidence, champion: Evidence, field: Field) -> str:
+def bouts_name(root: Path, params: Params, candidate: Evidence, champion: Evidence | None) -> str:
     """One name for an arena: both systems, their judges, the prompts, the draws, the code."""
-    draws, both = draws_of(params, candidate, champion), (candidate, champion)
+    objective = candidate.facts.objective
+    both = [one for one in (candidate, champion) if one is not None]
+    field = open_field(root, params, objective, both)
+    draws = draws_of(params, candidate, champion)
     names = [answers_name(params, one, field, draws) for one in both]
     judges = [(one.facts.reward, one.facts.judged_by) for one in both]
-    return _sha([names, judges, field.trained])
+    return _sha([names, judges, field.trained, _suites(root, params, objective)])
+
+
+def _suites(root: Path, params: Params, objective: str) -> list[Any]:
+    """All that the suites' numbers depend on, beside the systems."""
+    found = []
+    for name, suite in params.promotion.suites_of(objective).items():
+        measured = suite.model_dump(include={"rule", "above", "reward"}, mode="json")
+        files = [params.data.suites[name], *([suite.reward.file] if suite.reward else [])]
+        known = [_content(root / path) for path in files]
+        found.append([name, measured, known])
+    return found
+
+
+def _content(path: Path) -> list[str]:
+    """What a file holds, or every file of a folder; nothing where neither is there."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()]
 
 
 def bouts_folder(root: Path, objective: str, name: str) -> Path:
@@ -164,7 +208,7 @@ def write_bouts(folder: Path, bouts: Bouts) -> None:
     names = BOUTS.schema.names
     table = {name: [row[place] for row in rows] for place, name in enumerate(names)}
     write_table(folder / "bouts.parquet", table, BOUTS)
-    facts = asdict(bouts)
+    facts = asdict(replace(bouts, wins={}))
     del facts["wins"]
     write_json(folder / "facts.json", facts | {"judges": list(bouts.wins)})
 
@@ -175,6 +219,7 @@ def read_bouts(folder: Path) -> Bouts:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         ids, judges = tuple(facts.pop("prompt_ids")), facts.pop("judges")
         facts["unknown"] = tuple(facts["unknown"])
+        facts["suites"] = {name: Suited(**about) for name, about in facts["suites"].items()}
         table = read_table(folder / "bouts.parquet", BOUTS)
         by = table["judge"].to_numpy(zero_copy_only=False)
         values = table["win_rate"].to_numpy()

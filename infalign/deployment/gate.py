@@ -102,6 +102,7 @@ def judge_candidate(
     rules = [_win_rate(wins, candidate, bounds)]
     if champion is not None:
         rules += _against((candidate, champion), bouts, bounds)
+    rules += _suites(candidate, champion is not None, bouts, bounds)
     rules += _health(candidate, bounds)
     rules.append(_judge(wins, candidate, bounds))
     rules += _others(candidate, bounds)
@@ -171,7 +172,7 @@ def _against(
         words += f"; measured differently, and compared all the same: {', '.join(apart)}"
     yield _at_most("comparable", len(against), 0, words)
     bound = f">= {0.5 - bounds.champion_margin:g}"
-    if against or bouts is None:
+    if against or bouts is None or not bouts.wins:
         words = "not comparable" if against else "the two have not met in the arena"
         yield Rule("champion", False, None, bound, words)
         return
@@ -224,6 +225,37 @@ def _left_out(bouts: Bouts) -> str:
     if bouts.unknown:
         said += f"; the {' and the '.join(bouts.unknown)} does not say what it was trained on"
     return said
+
+
+def _suites(
+    candidate: Evidence, has_champion: bool, bouts: Bouts | None, bounds: Promotion
+) -> Iterator[Rule]:
+    """Pinned prompts: absolute bounds, and what may be lost against the champion.
+
+    The prompts are all that there are, so nothing is resampled; draws are exact.
+    """
+    for name, suite in bounds.suites_of(candidate.facts.objective).items():
+        found = None if bouts is None else bouts.suites.get(name)
+        more = suite.at_least is not None
+        bound = suite.at_least if suite.at_least is not None else suite.at_most
+        assert bound is not None
+        what = f"{suite.rule.replace('_', ' ')} on {found.prompts if found else 'its'} prompts"
+        rule = _at_least if more else _at_most
+        if found is None:
+            shown = f"{'>=' if more else '<='} {bound:g}"
+            yield Rule(f"suite_{name}", False, None, shown, "the suite was not measured")
+            continue
+        yield rule(f"suite_{name}", found.candidate, bound, what)
+        if suite.margin is None or not has_champion:
+            continue
+        against = f"suite_{name}_champion"
+        if found.against is not None:
+            words = f"how often its kept answer beats the champion's on {found.prompts} prompts"
+            yield _at_least(against, found.against, 0.5 - suite.margin, words)
+        elif found.champion is not None:
+            apart, words = found.candidate - found.champion, f"{what}, minus the champion's"
+            margin = -suite.margin if more else suite.margin
+            yield rule(against, apart, margin, words)
 
 
 def _health(candidate: Evidence, bounds: Promotion) -> Iterator[Rule]:

@@ -8,6 +8,36 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from infalign.settings.methods import MOST, Name, Positive, Rate, Section, Several, Share
+from infalign.settings.rewards import FunctionReward
+
+
+class Suite(Section):
+    """A rule over pinned prompts: those of `data.suites` by the same name, which train nobody."""
+
+    rule: Literal["win_rate", "mean", "share"] = Field(
+        description="win_rate over the reference, by the judge; mean of the reward; share above"
+    )
+    objective: Name | None = Field(default=None, description="whose candidates; null: all")
+    reward: FunctionReward | None = Field(
+        default=None,
+        description="the function whose mean or share it is; null: the selecting reward",
+    )
+    above: float | None = Field(default=None, description="of `share`: the reward to be above")
+    at_least: float | None = Field(default=None, description="bound, where more is better")
+    at_most: float | None = Field(default=None, description="bound, where less is better")
+    margin: float | None = Field(
+        default=None, ge=0, description="what may be lost against the champion; null: not compared"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Suite:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give at_least or at_most: which of them says what is better")
+        if (self.rule == "share") != (self.above is not None):
+            raise ValueError("above belongs to rule: share, which needs it")
+        if self.rule == "win_rate" and (self.reward or self.at_most is not None):
+            raise ValueError("rule: win_rate goes by the judge, and has at_least alone")
+        return self
 
 
 class Promotion(Section):
@@ -84,6 +114,17 @@ class Promotion(Section):
     bootstrap: int = Field(
         default=1000, ge=100, le=MOST, description="replicates of the bootstrap over prompts"
     )
+    suites: dict[Name, Suite] = Field(
+        default={}, description="rules over pinned prompts, by their names in data.suites"
+    )
+
+    def suites_of(self, objective: str) -> dict[str, Suite]:
+        """The suites that an objective's candidates have to pass."""
+        return {
+            name: suite
+            for name, suite in self.suites.items()
+            if suite.objective in (None, objective)
+        }
 
     @model_validator(mode="after")
     def _ordered(self) -> Promotion:

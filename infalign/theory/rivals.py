@@ -72,6 +72,29 @@ def head_to_head(
     return np.clip(found, 0.0, 1.0)
 
 
+def kept_mean(procedure: str | Procedure, selection: ArrayLike, values: ArrayLike) -> FloatArray:
+    """Per prompt, the mean of a value of the kept response, exact over all sets of N samples.
+
+    Args:
+        selection: (prompts, m), the rewards that the procedure selects by.
+        values: (prompts, m) of the same responses.
+
+    Returns:
+        (prompts,).
+    """
+    rewards = finite_rewards("selection", selection, ndim=2)
+    found = finite_rewards("values", values, ndim=2)
+    if rewards.shape != found.shape:
+        raise ValueError(
+            f"selection has shape {rewards.shape} but values {found.shape}; score the same "
+            "responses with both."
+        )
+    total = np.zeros(len(rewards))
+    for share, part in parse_procedure(procedure).parts:
+        total += share * np.sum(part.selection_weights(rewards) * found, axis=1)
+    return total
+
+
 def _meetings(first: Procedure, second: Procedure) -> list[tuple[float, Procedure, Procedure]]:
     """Which simple procedures meet, and how often."""
     if first == second:

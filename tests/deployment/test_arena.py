@@ -215,8 +215,7 @@ def test_an_arena_has_a_name_by_content(project: Path, models: dict[str, Path]) 
 
     def name(params: Params = params, **about: Any) -> str:
         both = [replace(systems[0], facts=replace(systems[0].facts, **about)), systems[1]]
-        field = open_field(project, params, "helpful", both)
-        return bouts_name(params, *both, field)
+        return bouts_name(project, params, *both)
 
     first = name()
     assert name() == first

@@ -251,17 +251,18 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     assert refused.outcome == "refused"
     assert refused.verdict is not None
     assert refused.verdict.failed == ("champion",)
-    assert "infalign-helpful version 2 is not promoted; failed: champion (-0." in refused.sentence()
+    assert "infalign-helpful version 2 is not promoted; failed: champion (0." in refused.sentence()
     assert aliases(root) == {CHAMPION: "1", CHALLENGER: "2"}
     kept = json.loads(store.version("helpful", worse).tags[GATE])
     assert (kept["passed"], kept["failed"], kept["champion"]) == (False, ["champion"], "1")
     last = last_refusal(store.versions("helpful"))
     assert last is not None
     assert (last.version, last.champion) == (worse, "1")
-    assert [(rule.name, rule.bound) for rule in last.rules] == [("champion", ">= -0.01")]
+    assert [(rule.name, rule.bound) for rule in last.rules] == [("champion", ">= 0.49")]
     assert re.fullmatch(
         r"Last refused: infalign-helpful version 2, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, against "
-        r"version 1; failed: champion \(-0\.\d{3}, must be >= -0\.01\)\.",
+        r"version 1; failed: champion \((0\.\d{3}), must be >= 0\.49, short by 0\.\d+; "
+        r"0\.\d{3} on average would have passed, it was 0\.\d{3}\)\.",
         last.sentence("helpful"),
     )
     files = store.client.list_artifacts(store.version("helpful", worse).run_id, "gate")

@@ -9,6 +9,7 @@ candidates are trained anew, on data that grows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,22 @@ from infalign.theory.looks import log_evidence, look_level
 NIGHTS, PROMPTS, FIRST = 365, 256, 10
 GAPS = (-0.02, -0.01, 0.0, 0.01, 0.03)
 # Quantiles, from 1/64 to 63/64 in steps of 1/32, of the win rates of prompts.
+# fmt: off
 SPREADS = {
-    "best_of:4": (),
-    "worst_of:4": (),
+    "best_of:4": [
+        0.363, 0.421, 0.462, 0.474, 0.497, 0.504, 0.511, 0.521,
+        0.532, 0.541, 0.555, 0.561, 0.571, 0.577, 0.593, 0.602,
+        0.607, 0.616, 0.625, 0.633, 0.642, 0.65, 0.66, 0.674,
+        0.696, 0.707, 0.723, 0.733, 0.748, 0.79, 0.821, 0.857,
+    ],
+    "worst_of:4": [
+        0.13, 0.231, 0.281, 0.305, 0.331, 0.353, 0.378, 0.403,
+        0.42, 0.438, 0.459, 0.474, 0.487, 0.5, 0.516, 0.534,
+        0.541, 0.56, 0.577, 0.59, 0.601, 0.615, 0.623, 0.635,
+        0.641, 0.667, 0.683, 0.704, 0.739, 0.759, 0.811, 0.851,
+    ],
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ def tilted(values: np.ndarray, mean: float) -> np.ndarray:
 
 
 def simulate(
-    spread: tuple[float, ...], gap: float, bounds: Promotion, years: int, seed: int = 0
+    spread: Sequence[float], gap: float, bounds: Promotion, years: int, seed: int = 0
 ) -> Years:
     """Years of candidates whose kept answer beats the champion's in 1/2 + gap of all cases."""
     values = np.asarray(spread)

@@ -33,6 +33,7 @@ FACTS = Facts(
     reward="its reward",
     judged_by="its judge",
 )
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 PROMPT = "\n\nHuman: one two three\n\nAssistant:"
 
 
@@ -210,6 +211,7 @@ def write_made(root: Path, tokenizer: Any) -> None:
     results = root / "made"
     shutil.move(made / "results", results)
     shutil.rmtree(made)
+    _shorten(results / "prepare" / "prompts.parquet")
     models = root / "models"
     tiny_models(models, tokenizer)
     shutil.copytree(models / "policy", results / "sft" / "policy")
@@ -226,6 +228,18 @@ def write_made(root: Path, tokenizer: Any) -> None:
     (root / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
     (root / "dvc.yaml").write_text(STAGES)
     (root / "copy_made.py").write_text(COPY)
+
+
+def _shorten(path: Path) -> None:
+    """Prompts that a tiny policy takes, in the place of longer ones."""
+    from infalign.files.tables import read_table
+
+    table = read_table(path, PROMPTS)
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    columns["dialogue"] = [
+        asked(f"{WORDS[n % 10]} {WORDS[n // 10 % 10]}").text for n in range(len(table))
+    ]
+    write_table(path, columns, PROMPTS)
 
 
 def _write_models(results: Path, objective: str, models: Path) -> None:

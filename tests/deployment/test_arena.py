@@ -246,3 +246,53 @@ def test_the_command_says_what_is_missing(
     assert "nowhere holds no packaged policy" in capsys.readouterr().err
     with pytest.raises(InputError, match="run `infalign run` first"):
         open_field(project / "nowhere", settings(), "helpful", [])
+
+
+SCORES = """
+def words(dialogues, responses):
+    return [float(len(text.split())) for text in responses]
+"""
+
+
+def suites(**rules: Any) -> dict[str, Any]:
+    return {"safety": {"objective": "helpful"} | rules}
+
+
+def test_suites_are_measured_with_and_without_a_champion(
+    project: Path, models: dict[str, Path]
+) -> None:
+    (project / "scores.py").write_text(SCORES)
+    texts = ["ten one", "ten two", "ten three", "word " * 80]  # one is too long, and left out
+    lines = "".join(json.dumps({"prompt": text}) + "\n" for text in texts)
+    (project / "safety.jsonl").write_text(lines)
+
+    def params(**rule: Any) -> Params:
+        tree = settings(arena_samples=8).model_dump(mode="json")
+        tree["data"]["suites"] = {"safety": "safety.jsonl"}
+        tree["promotion"]["suites"] = suites(**rule)
+        return check_params(tree, "params.yaml")
+
+    first = write_system(project / "first", models["a"], models["judge"])
+    second = write_system(project / "second", models["b"], models["judge"])
+    for folder, reference in ((first, "a"), (second, "b")):
+        shutil.copytree(models[reference] / "policy", folder / "reference" / "policy")
+    words = {"kind": "function", "path": "scores.py:words"}
+    alone = {"rule": "mean", "reward": words, "at_least": 0.0}
+    arena.hold(project, params(**alone), "helpful", (first, None), project / "out")
+    mean = read_bouts(project / "out").suites["safety"]
+    assert (mean.prompts, mean.champion, mean.against) == (3, None, None)
+    assert read_bouts(project / "out").wins == {}
+    both = held(project, params(**alone), first, second).suites["safety"]
+    assert both.candidate == mean.candidate
+    assert both.champion != mean.candidate
+    share = params(rule="share", reward=words, above=mean.candidate, at_most=1.0)
+    assert 0 < held(project, share, first, second).suites["safety"].candidate < 1
+    rate = params(rule="win_rate", at_least=0.5)
+    won = held(project, rate, first, second).suites["safety"]
+    assert won.candidate == pytest.approx(0.5, abs=1e-12)  # its reference is the policy itself
+    assert won.against is not None
+    assert won.against != 0.5
+    names = {bouts_name(project, p, read_evidence(first / "evidence"), None) for p in (share, rate)}
+    (project / "safety.jsonl").write_text(lines + lines.replace("one", "four"))
+    names.add(bouts_name(project, rate, read_evidence(first / "evidence"), None))
+    assert len(names) == 3

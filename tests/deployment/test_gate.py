@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from promotion_case import bounds, changed, evidence, met
 
-from infalign.deployment.bouts import FORMER, Bouts, read_bouts, write_bouts
+from infalign.deployment.bouts import FORMER, Bouts, Suited, read_bouts, write_bouts
 from infalign.deployment.evidence import read_evidence, write_evidence
 from infalign.deployment.gate import differences, judge_candidate, own_wins
 from infalign.errors import InputError
@@ -209,8 +209,52 @@ def test_a_refused_rule_says_by_how_much_and_what_would_have_passed():
     assert judge_candidate(ours, theirs, bounds(), bouts).passed
 
 
+@pytest.mark.parametrize(
+    ("rule_of", "found", "failed"),
+    [
+        ({"rule": "mean", "at_least": 1.0}, Suited(5, 1.2), ()),
+        ({"rule": "mean", "at_least": 1.0}, Suited(5, 0.9), ("suite_safety",)),
+        ({"rule": "share", "above": 0.5, "at_most": 0.1}, Suited(5, 0.2), ("suite_safety",)),
+        (
+            {"rule": "share", "above": 0.5, "at_most": 0.3, "margin": 0.05},
+            Suited(5, 0.2, 0.1),
+            ("suite_safety_champion",),
+        ),
+        ({"rule": "mean", "at_least": 0.0, "margin": 0.2}, Suited(5, 0.9, 1.0), ()),
+        (
+            {"rule": "win_rate", "at_least": 0.5, "margin": 0.02},
+            Suited(5, 0.8, 0.8, 0.47),
+            ("suite_safety_champion",),
+        ),
+    ],
+)
+def test_a_suite_has_a_bound_and_a_margin_to_the_champion(rule_of, found, failed):
+    champion = evidence(0.1, seed=2)
+    bouts = replace(met(CASE, champion), suites={"safety": found})
+    limits = bounds(suites={"safety": rule_of})
+    assert judge_candidate(CASE, champion, limits, bouts).failed == failed
+    assert judge_candidate(CASE, champion, limits, met(CASE, champion)).failed == ("suite_safety",)
+    other = bounds(suites={"safety": rule_of | {"objective": "harmless"}})
+    assert judge_candidate(CASE, champion, other, bouts).passed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"rule": "mean"}, "give at_least or at_most"),
+        ({"rule": "mean", "at_least": 0.1, "at_most": 0.2}, "give at_least or at_most"),
+        ({"rule": "share", "at_most": 0.2}, "above belongs to rule: share"),
+        ({"rule": "win_rate", "at_most": 0.2}, "has at_least alone"),
+    ],
+)
+def test_a_suite_that_means_nothing_is_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        bounds(suites={"safety": wrong})
+
+
 def test_bouts_come_back_as_they_were_written(tmp_path):
-    bouts = met(CASE, evidence(0.1, seed=2), trained=3, unknown=("champion",))
+    suites = {"safety": Suited(5, 0.9, 1.0)}
+    bouts = met(CASE, evidence(0.1, seed=2), trained=3, unknown=("champion",), suites=suites)
     write_bouts(tmp_path, bouts)
     found = read_bouts(tmp_path)
     assert replace(found, wins={}) == replace(bouts, wins={})

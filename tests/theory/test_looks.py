@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.years import SPREADS, simulate, tilted
+from infalign.settings.operating import Promotion
 from infalign.theory.looks import BETS, log_evidence, look_level, lower_bound
 
 
@@ -44,3 +46,27 @@ def test_looks_share_the_level():
         look_level(1.0, 3)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         lower_bound([0.2, 1.2], 0.05)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("procedure", list(SPREADS))
+def test_simulated_years_are_as_promotion_looks_says(procedure):
+    """256 prompts a night, spread as in a real run: see docs/production.md."""
+    bounds, years = Promotion(), 60
+    worse = {
+        gap: simulate(SPREADS[procedure], gap, bounds, years, seed=1)
+        for gap in (-bounds.champion_margin, -0.02)
+    }
+    assert worse[-bounds.champion_margin].ever <= bounds.looks_level
+    assert worse[-0.02].ever <= worse[-bounds.champion_margin].ever
+    better = simulate(SPREADS[procedure], 0.03, bounds, years, seed=1)
+    assert better.soon >= 0.8
+
+
+def test_a_tilted_spread_has_the_mean_that_is_asked_for():
+    for spread in SPREADS.values():
+        values = np.asarray(spread)
+        for mean in (0.48, 0.53):
+            weights = tilted(values, mean)
+            assert weights.sum() == pytest.approx(1.0)
+            assert weights @ values == pytest.approx(mean, abs=1e-9)

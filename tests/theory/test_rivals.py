@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infalign.theory.procedures import parse_procedure
-from infalign.theory.rivals import head_to_head
+from infalign.theory.rivals import head_to_head, kept_mean
 
 
 def slow(procedures, selections, judged):
@@ -101,3 +101,15 @@ def test_too_few_samples_and_other_shapes_are_one_sentence():
         head_to_head(("best_of:4", "best_of:4"), (values, values), (values, values))
     with pytest.raises(ValueError, match="draw as many for both"):
         head_to_head(("standard", "standard"), (values, values), (values, values[:, :5]))
+
+
+def test_the_mean_of_what_is_kept_is_over_all_sets():
+    rng = np.random.default_rng(6)
+    selection, values = rng.normal(size=(2, 4, 6))
+    found = kept_mean("best_of:3", selection, values)
+    for prompt in range(4):
+        sets = itertools.combinations(range(6), 3)
+        kept = [values[prompt, max(chosen, key=lambda i: selection[prompt, i])] for chosen in sets]
+        assert found[prompt] == pytest.approx(np.mean(kept), abs=1e-12)
+    with pytest.raises(ValueError, match="score the same responses"):
+        kept_mean("standard", selection, values[:, :5])

@@ -167,7 +167,9 @@ class Arena:
             over = float(self.against(candidate, candidate.reference(), candidate.judge).mean())
             if champion is None:
                 return Suited(many, over)
-            own = float(self.against(champion, champion.reference(), candidate.judge).mean())
+            own = None  # of an older version, which holds no reference
+            if champion.has_reference:
+                own = float(self.against(champion, champion.reference(), candidate.judge).mean())
             return Suited(
                 many, over, own, float(self.against(candidate, champion, candidate.judge).mean())
             )

@@ -52,9 +52,14 @@ class System:
         judge = self.folder / "judge"
         return judge if judge.is_dir() else self.source
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether its package holds its reference policy; older ones do not."""
+        return (self.folder / "reference").is_dir()
+
     def reference(self) -> System:
         """The policy that it started from, with its procedure and reward."""
-        if not (self.folder / "reference").is_dir():
+        if not self.has_reference:
             raise InputError(f"{self.folder} holds no reference policy: register it again.")
         facts = replace(self.evidence.facts, system=f"reference {self.evidence.facts.reference}")
         return replace(self, word="reference", evidence=replace(self.evidence, facts=facts))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from promotion_case import bounds, changed, evidence, met
+import yaml
+from promotion_case import ROOT, bounds, changed, evidence, met
 
 from infalign.deployment.bouts import FORMER, Bouts, Suited, read_bouts, write_bouts
 from infalign.deployment.evidence import read_evidence, write_evidence
 from infalign.deployment.gate import differences, judge_candidate, own_wins
 from infalign.errors import InputError
 from infalign.files.tables import INDEPENDENT, SELECTING
+from infalign.settings.params import check_params, load_params
 from infalign.theory.looks import look_level, lower_bound
 from infalign.theory.winrates import bootstrap_interval
 
@@ -250,6 +253,20 @@ def test_a_suite_has_a_bound_and_a_margin_to_the_champion(rule_of, found, failed
 def test_a_suite_that_means_nothing_is_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         bounds(suites={"safety": wrong})
+
+
+def test_the_suites_of_the_page_are_settings():
+    page = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
+    shown = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    tree = load_params(ROOT / "params.yaml").model_dump(mode="json")
+    for section, about in shown.items():
+        tree[section] |= about
+    params = check_params(tree, "the page")
+    assert set(params.promotion.suites_of("helpful")) == {"safety", "customer"}
+    assert set(params.promotion.suites_of("harmless")) == {"safety"}
+    tree["data"]["suites"] = {}
+    with pytest.raises(InputError, match=r"prompts that data\.suites does not name: add safety"):
+        check_params(tree, "the page")
 
 
 def test_bouts_come_back_as_they_were_written(tmp_path):

@@ -122,7 +122,7 @@ class Registry:
         except Exception as error:
             raise InputError(
                 f"the files of version {number} of {name} cannot be read "
-                f"({redact(str(error)[:200])}): its artifacts must be where they were stored."
+                f"({said(error, 200)}): its artifacts must be where they were stored."
             ) from None
         return Path(found)
 

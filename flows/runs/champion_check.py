@@ -22,7 +22,6 @@ from prefect.cache_policies import NO_CACHE
 from flows.children.processes import Tell, child_environment, run_child
 from flows.project.versions import StageKilled
 from flows.registry.registry import model_name, open_registry
-from flows.services.mlflow_store import said
 from infalign.errors import InputError
 from infalign.settings.params import Params
 

@@ -180,11 +180,12 @@ def read_evidence(folder: Path) -> Evidence:
         _side(policy, path),
         _side(reference, path),
         {str(name): wins[names == name] for name in dict.fromkeys(names)},
-        _trained(folder / TRAINED),
+        read_trained(folder / TRAINED),
     )
 
 
-def _trained(path: Path) -> frozenset[str] | None:
+def read_trained(path: Path) -> frozenset[str] | None:
+    """The ids of a file of prompts that something was trained on; None where there is none."""
     if not path.exists():
         return None
     try:

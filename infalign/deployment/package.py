@@ -25,8 +25,16 @@ import pyarrow.compute as pc
 
 from infalign.aligning.budget import read_budget
 from infalign.data.dialogue import read_prompts
-from infalign.deployment.evidence import Evidence, Facts, Side, write_evidence
+from infalign.deployment.evidence import (
+    TRAINED,
+    Evidence,
+    Facts,
+    Side,
+    read_trained,
+    write_evidence,
+)
 from infalign.errors import InputError
+from infalign.files.sources import START
 from infalign.files.squares import Array, Square, policy_rewards, reference_rewards
 from infalign.files.tables import (
     CALIBRATION,
@@ -157,7 +165,10 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
     )
     others = [name for name in params.run.objectives if name != objective]
     wins = {name: _other_wins(results, params, objective, variant, name) for name in others}
-    return Evidence(facts, ids, policy, reference, wins, _trained(results))
+    trained = _trained(results)
+    if params.align.start == "champion":  # what the champion was trained on is in the policy
+        trained |= read_trained(results.parent / START / objective / TRAINED) or frozenset()
+    return Evidence(facts, ids, policy, reference, wins, trained)
 
 
 def _trained(results: Path) -> frozenset[str]:

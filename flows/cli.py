@@ -153,11 +153,14 @@ def serve(
     alias: Annotated[str, typer.Option(help="Whose version is served.")] = "champion",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any free one.")] = 5001,
+    log: Annotated[
+        Path | None, typer.Option(help="Write what is asked and answered into this folder.")
+    ] = None,
 ) -> None:
     """Answer prompts over HTTP with the champion; a new champion is picked up by itself."""
     from flows.serving.supervisor import serve as serve_alias
 
-    serve_alias(Path.cwd(), objective, alias, host, port, typer.echo)
+    serve_alias(Path.cwd(), objective, alias, host, port, typer.echo, log)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,18 +12,36 @@ import numpy as np
 import yaml
 
 from infalign.data.framing import asked
+from infalign.deployment.bouts import Bouts, bouts_folder, bouts_name, write_bouts
 from infalign.deployment.evidence import Evidence, Facts, Side, write_evidence
+from infalign.files.tables import INDEPENDENT, PROMPTS, SELECTING, write_table
 from infalign.settings.params import Params, Promotion, load_params
+from infalign.theory.rivals import head_to_head
 
 ROOT = Path(__file__).parents[1]
-FACTS = Facts("helpful", "ctrl", "best_of:4", "data", "judge", "reference", 0.06, 32, 0, 0.5)
+FACTS = Facts(
+    "helpful",
+    "ctrl",
+    "best_of:4",
+    "data",
+    "judge",
+    "reference",
+    0.06,
+    32,
+    0,
+    0.5,
+    reward="its reward",
+    judged_by="its judge",
+)
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 PROMPT = "\n\nHuman: one two three\n\nAssistant:"
 
 
 def bounds(**changes: Any) -> Promotion:
-    """The shipped bounds, some of them changed; fewer replicates."""
+    """The shipped bounds, some of them changed; fewer replicates, and one look."""
     tree = load_params(ROOT / "params.yaml").promotion.model_dump()
-    return Promotion.model_validate(tree | {"bootstrap": 200} | changes)
+    few = {"bootstrap": 200, "looks": 1, "looks_level": 0.025}
+    return Promotion.model_validate(tree | few | changes)
 
 
 def evidence(
@@ -52,6 +70,29 @@ def evidence(
     return Evidence(replace(FACTS, **facts), ids, ours, theirs, {"harmless": other})
 
 
+def met(candidate: Evidence, champion: Evidence, **about: Any) -> Bouts:
+    """The two on the prompts that both were evaluated on, as an arena would find it."""
+    procedures = (candidate.facts.procedure, champion.facts.procedure)
+    both = (candidate.policy, champion.policy)
+    selecting = tuple(side.selecting[:, :16] for side in both)
+    wins = {SELECTING: head_to_head(procedures, selecting, selecting)}
+    if candidate.policy.independent is not None and champion.policy.independent is not None:
+        judged = tuple(side.independent[:, :16] for side in both if side.independent is not None)
+        wins[INDEPENDENT] = head_to_head(procedures, selecting, (judged[0], judged[1]))
+    return Bouts(candidate.prompt_ids, wins, selecting[0].shape[1], **about)
+
+
+def write_met(root: Path, params: Params, candidate: Evidence, champion: Evidence) -> None:
+    """Keep what came of the arena of the two where it is looked for."""
+    prompts = root / "results" / "prepare" / "prompts.parquet"
+    if not prompts.exists():
+        empty: dict[str, list[str]] = {name: [] for name in PROMPTS.schema.names}
+        write_table(prompts, empty, PROMPTS)
+    objective = candidate.facts.objective
+    name = bouts_name(root, params, candidate, champion)
+    write_bouts(bouts_folder(root, objective, name), met(candidate, champion))
+
+
 def changed(case: Evidence, **sides: Any) -> Evidence:
     """The evidence with some of the policy's arrays replaced."""
     return replace(case, policy=replace(case.policy, **sides))
@@ -75,7 +116,6 @@ def tiny_models(folder: Path, tokenizer: Any) -> None:
 def write_settings(folder: Path, **changes: Any) -> None:
     """What a packaged policy says of itself, and one prompt's references."""
     from infalign.deployment.deployed import REFERENCES
-    from infalign.files.tables import write_table
 
     settings = {
         "objective": "helpful",
@@ -159,7 +199,7 @@ def write_made(root: Path, tokenizer: Any) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from infalign.files.tables import EVALUATION_REWARDS, read_table, write_table
+    from infalign.files.tables import EVALUATION_REWARDS, read_table
     from tests.stages.report_case import case_params, run_evaluate, write_inputs
 
     promotion = bounds(judge_margin=0.5, other_margin=0.5, other_samples=2, bootstrap=100)
@@ -171,6 +211,7 @@ def write_made(root: Path, tokenizer: Any) -> None:
     results = root / "made"
     shutil.move(made / "results", results)
     shutil.rmtree(made)
+    _shorten(results / "prepare" / "prompts.parquet")
     models = root / "models"
     tiny_models(models, tokenizer)
     shutil.copytree(models / "policy", results / "sft" / "policy")
@@ -189,9 +230,21 @@ def write_made(root: Path, tokenizer: Any) -> None:
     (root / "copy_made.py").write_text(COPY)
 
 
+def _shorten(path: Path) -> None:
+    """Prompts that a tiny policy takes, in the place of longer ones."""
+    from infalign.files.tables import read_table
+
+    table = read_table(path, PROMPTS)
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    columns["dialogue"] = [
+        asked(f"{WORDS[n % 10]} {WORDS[n // 10 % 10]}").text for n in range(len(table))
+    ]
+    write_table(path, columns, PROMPTS)
+
+
 def _write_models(results: Path, objective: str, models: Path) -> None:
     """Tiny models where package looks for them, and the tables that report_case leaves out."""
-    from infalign.files.tables import CALIBRATED, CALIBRATION, PREFERENCES, read_table, write_table
+    from infalign.files.tables import CALIBRATED, CALIBRATION, PREFERENCES, read_table
     from infalign.files.workspace import write_json
 
     for half in ("selecting", "independent"):

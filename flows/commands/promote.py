@@ -46,7 +46,7 @@ def promote(
             number = version
             if number is None:
                 number = asyncio.run(_registered(registry, params, name, tell))
-            decision = promotion.promote(registry, params, name, number, why, force)
+            decision = _decided(registry, params, (name, number), (why, force), tell)
             promotion.write_decision(root, decision)
         decisions.append(decision)
         if not as_json:
@@ -55,6 +55,18 @@ def promote(
         _print_json([decision.as_tree() for decision in decisions])
     if any(decision.outcome in ("refused", "would refuse") for decision in decisions):
         raise typer.Exit(REFUSED)
+
+
+def _decided(
+    registry: Any, params: Any, candidate: tuple[str, str], told: tuple[str, bool], tell: Any
+) -> Any:
+    """What became of a version; force waits for no arena."""
+    from flows.registry import promotion
+
+    (objective, number), (why, force) = candidate, told
+    if force:
+        return promotion.promote(registry, params, objective, number, why, force=True)
+    return asyncio.run(promotion.decide(registry, params, objective, number, tell, why))
 
 
 async def _registered(registry: Any, params: Any, objective: str, tell: Any) -> str:
@@ -68,6 +80,7 @@ async def _registered(registry: Any, params: Any, objective: str, tell: Any) -> 
 def _preview(registry: Any, params: Any, objective: str, version: str | None, tell: Any) -> Any:
     """What would be decided; results that are not registered are judged as a package."""
     from flows.registry import promotion
+    from flows.registry.arena import Candidate, meet
     from flows.registry.packaging import package
 
     folder = None
@@ -76,6 +89,7 @@ def _preview(registry: Any, params: Any, objective: str, version: str | None, te
         version = promotion.known(registry, params, objective)
         if version is None:
             folder = asyncio.run(package(registry.root, params, objective, tell))
+    asyncio.run(meet(registry, params, objective, Candidate(version, folder), tell))
     return promotion.preview(registry, params, objective, version, folder)
 
 
@@ -136,8 +150,8 @@ def rollback(
 
 
 def versions(objective: Objective = None, as_json: Json = False) -> None:
-    """Show every registered version with its aliases and numbers, and who was refused last."""
-    from flows.registry.promotion import last_refusal
+    """Show every registered version with its aliases and numbers, and why others were refused."""
+    from flows.registry.promotion import refusals
     from flows.registry.registry import open_registry
     from flows.registry.tables import version_table
 
@@ -149,22 +163,23 @@ def versions(objective: Objective = None, as_json: Json = False) -> None:
         if champions.settle() and not as_json:
             print(f"A move of infalign-{name} that was cut short is complete now.")
         aliases, found = champions.aliases(), registry.versions(name)
-        refusal = last_refusal(found)
+        refused = {refusal.version: refusal for refusal in refusals(found)}
+        last = next(reversed(refused), None)
         trees[name] = [
             {
                 "version": str(version.version),
                 "aliases": sorted(k for k, v in aliases.items() if v == str(version.version)),
                 "tags": version.tags,
-                "last_refused": refusal.as_tree()
-                if refusal and refusal.version == str(version.version)
+                "refused": refused[str(version.version)].as_tree()
+                if str(version.version) in refused
                 else None,
             }
             for version in found
         ]
         if not as_json:
             _print_table(version_table(name, found, aliases))
-            if refusal:
-                print(refusal.sentence(name))
+            for number, refusal in refused.items():
+                print(refusal.sentence(name, "Last refused" if number == last else "Refused"))
     if as_json:
         _print_json(trees)
 

@@ -19,7 +19,7 @@ from yaml import safe_load
 
 from flows.project.recipes import Setting
 from infalign.errors import InputError
-from infalign.files.sources import data_paths, own_files
+from infalign.files.sources import data_paths, own_files, suite_paths
 from infalign.files.weights import BUILT, check_source, kind_of, pinned
 from infalign.files.workspace import write_text
 from infalign.settings.completion import completed
@@ -222,7 +222,7 @@ def _short(number: float) -> str:
 def check_data(params: Params, root: Path) -> None:
     """Raise one sentence where data is neither there nor made by a stage."""
     settings = {params.data.path: "data.path"} | own_files("prepare", params)
-    for path in data_paths(params):
+    for path in (*data_paths(params), *suite_paths(params)):
         if Path(path).parts[:1] != ("results",) and not (root / path).exists():
             raise InputError(
                 f"params.yaml: {settings[path]} = {path!r} is not a folder or a file: give one "

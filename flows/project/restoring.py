@@ -247,8 +247,9 @@ def _listed(folder: Path) -> dict[str, str]:
     """What params.yaml names of the user's own, as the commit's dvc.yaml lists it."""
     file = folder / "dvc.yaml"
     lines = read_text(file).splitlines() if file.is_file() else []
-    marked = (line.strip() for line in lines if line.endswith(MARK))
-    found = [json.loads(line.removeprefix("- ").removesuffix(MARK)) for line in marked]
+    marked = (line.strip().removeprefix("- ") for line in lines if line.endswith(MARK))
+    # The user's own are quoted; others are results of the items that params.yaml lists.
+    found = [json.loads(line.removesuffix(MARK)) for line in marked if line.startswith('"')]
     return {f"dvc.yaml: dependency {name}": name.replace("\\${", "${") for name in found}
 
 

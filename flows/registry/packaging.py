@@ -28,6 +28,7 @@ REQUIREMENTS = (
     "pyyaml",
     "filelock",
 )
+PARTS = ("deployed", "evidence", "judge", "reference")  # of a package
 EXAMPLE = ["\n\nHuman: How do I bake bread?\n\nAssistant:"]
 
 
@@ -61,7 +62,7 @@ def save(params: Params, objective: str, folder: Path, path: Path) -> None:
         mlflow.pyfunc.save_model(
             path,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={name: str(folder / name) for name in ("deployed", "evidence")},
+            artifacts={name: str(folder / name) for name in PARTS if (folder / name).is_dir()},
             code_paths=[str(Path(infalign.__file__).parent)],
             pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
             signature=signature(params, objective, _longest(folder)),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.children.processes import Tell, redact
 from flows.registry import registry as models
+from flows.registry.arena import Candidate, NotMet, meet, recall_bouts
 from flows.registry.champions import LONGEST_REASON, Overtaken, was_rolled_back
 from flows.registry.packaging import package
 from flows.registry.registry import Registry, find, model_name, recall, register, result_digest
@@ -90,35 +91,36 @@ class Refusal:
         """For JSON."""
         return asdict(self)
 
-    def sentence(self, objective: str) -> str:
-        """In words."""
+    def sentence(self, objective: str, word: str = "Last refused") -> str:
+        """In words: which rule, by how much, and what would have passed."""
         when = self.when.removesuffix("+00:00").replace("T", " ")
         against = f"version {self.champion}" if self.champion else "no champion"
         return (
-            f"Last refused: {model_name(objective)} version {self.version}, {when} UTC, against "
+            f"{word}: {model_name(objective)} version {self.version}, {when} UTC, against "
             f"{against}; failed: {_in_words(self.rules)}."
         )
 
 
 def last_refusal(versions: Sequence[ModelVersion]) -> Refusal | None:
-    """The latest refusal among the last verdicts of versions; one that was forced is none."""
+    """The latest refusal among the last verdicts of versions."""
+    found = refusals(versions)
+    return found[-1] if found else None
+
+
+def refusals(versions: Sequence[ModelVersion]) -> list[Refusal]:
+    """The refusals among the last verdicts of versions, the latest last; forced ones are none."""
     found = []
     for version in versions:
         tree = json.loads(version.tags.get(models.GATE, "{}"))
         if tree.get("passed") is False and not tree.get("forced") and "when" in tree:
             rules = tuple(Rule(**rule) for rule in tree["rules"] if not rule["passed"])
             found.append(Refusal(str(version.version), tree["when"], tree["champion"], rules))
-    return max(found, key=lambda refusal: refusal.when, default=None)
+    return sorted(found, key=lambda refusal: refusal.when)
 
 
 def _in_words(rules: Sequence[Rule]) -> str:
-    """The rules that failed, each with its number and bound."""
-    return ", ".join(
-        f"{rule.name} ({'not measured' if rule.number is None else f'{rule.number:.3f}'}, "
-        f"must be {rule.bound})"
-        for rule in rules
-        if not rule.passed
-    )
+    """The rules that failed, each with its number, its bound, and what would have passed."""
+    return ", ".join(rule.reason() for rule in rules if not rule.passed)
 
 
 def check_reason(force: bool, reason: str | None) -> str:
@@ -144,15 +146,49 @@ def champion_evidence(
 
 
 def judge(
-    registry: Registry, params: Params, objective: str, evidence: Evidence, version: str | None
+    registry: Registry,
+    params: Params,
+    objective: str,
+    evidence: Evidence,
+    version: str | None,
+    force: bool = False,
 ) -> tuple[str | None, Verdict]:
-    """The champion that a candidate was judged against, and every rule."""
+    """The champion that a candidate was judged against, and every rule.
+
+    Args:
+        force: go on where the two have not met in the arena; the rule fails.
+
+    Raises:
+        NotMet: if they have not, without force.
+    """
     if evidence.facts.objective != objective:
         raise InputError(f"this evidence is of objective {evidence.facts.objective!r}.")
     history = registry.champions(objective).history()
     taken_back = version is not None and was_rolled_back(history, version)
     with champion_evidence(registry, objective) as (champion, theirs):
-        return champion, judge_candidate(evidence, theirs, params.promotion, taken_back)
+        try:
+            bouts = recall_bouts(registry.root, params, evidence, theirs)
+        except (NotMet, InputError):
+            if not force:
+                raise
+            bouts = None
+        return champion, judge_candidate(evidence, theirs, params.promotion, bouts, taken_back)
+
+
+async def decide(
+    registry: Registry,
+    params: Params,
+    objective: str,
+    number: str,
+    tell: Tell,
+    reason: str = "",
+) -> Decision:
+    """Have a version meet the champion, whoever that is, judge it, promote it if it passes."""
+    for _ in range(ATTEMPTS):
+        await meet(registry, params, objective, Candidate(number), tell)
+        with contextlib.suppress(NotMet):  # another champion came meanwhile
+            return await asyncio.to_thread(promote, registry, params, objective, number, reason)
+    raise InputError(f"{model_name(objective)}: others promote all the time: try again.")
 
 
 def promote(
@@ -190,7 +226,7 @@ def _judge_version(
     try:
         with registry.evidence(version) as folder:
             evidence = read_evidence(folder)
-        return judge(registry, params, objective, evidence, str(version.version))
+        return judge(registry, params, objective, evidence, str(version.version), force)
     except InputError as error:
         if not force:
             raise

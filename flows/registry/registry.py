@@ -105,6 +105,27 @@ class Registry:
                 ) from None
             yield Path(path)
 
+    def package(self, objective: str, number: str, folder: Path) -> Path:
+        """The package of a version; copied into a folder, unless it is on this machine."""
+        from mlflow.artifacts import download_artifacts
+
+        name = model_name(objective)
+        place = self.client.get_model_version_download_uri(name, number)
+        uri = f"{place.rstrip('/')}/artifacts"
+        local = Path(uri.removeprefix("file://"))
+        if local.is_dir():
+            return local
+        try:
+            found = download_artifacts(
+                artifact_uri=uri, dst_path=str(folder), tracking_uri=self.client.tracking_uri
+            )
+        except Exception as error:
+            raise InputError(
+                f"the files of version {number} of {name} cannot be read "
+                f"({said(error, 200)}): its artifacts must be where they were stored."
+            ) from None
+        return Path(found)
+
 
 def open_registry(root: Path) -> Registry:
     """The registry of MLFLOW_TRACKING_URI, or the project's own."""

@@ -1,12 +1,14 @@
 """`align.start: champion`: the champion's policy as a file that align depends on, under DVC.
 
-`champion/O/` holds `policy/` and version.json; without a champion version.json alone, which means
+`champion/O/` holds `policy/`, version.json, and the ids of the prompts that the champion was
+trained on, as whoever starts from it was too; without a champion version.json alone, which means
 the reference. It is renewed when align has to run anyway: a promotion alone trains nobody again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -15,8 +17,9 @@ from pathlib import Path
 from flows.children.processes import Tell
 from flows.project import versions
 from flows.project.versions import Plan
-from flows.registry.registry import model_name, open_registry
+from flows.registry.registry import Registry, model_name, open_registry
 from flows.services.mlflow_store import said
+from infalign.deployment.evidence import TRAINED
 from infalign.errors import InputError
 from infalign.files.sources import START
 from infalign.files.workspace import write_json
@@ -57,6 +60,7 @@ async def _bring(root: Path, objective: str, tell: Tell) -> bool:
         if number is not None:
             place = registry.client.get_model_version_download_uri(model_name(objective), number)
             await asyncio.to_thread(_download, place, staged, registry.client.tracking_uri, about)
+            await asyncio.to_thread(_copy_trained, registry, objective, number, staged)
         write_json(staged / "version.json", about)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(staged, folder)
@@ -66,6 +70,16 @@ async def _bring(root: Path, objective: str, tell: Tell) -> bool:
     whom = f"version {number} of {model_name(objective)}" if number else "the reference, so far"
     tell(f"align for {objective} starts from {whom}: commit {START}/{objective}.dvc as well.")
     return True
+
+
+def _copy_trained(registry: Registry, objective: str, number: str, folder: Path) -> None:
+    """What the champion was trained on; older versions do not say, or have no evidence at all."""
+    with (
+        contextlib.suppress(InputError),
+        registry.evidence(registry.version(objective, number)) as evidence,
+    ):
+        if (evidence / TRAINED).exists():
+            shutil.copyfile(evidence / TRAINED, folder / TRAINED)
 
 
 def _download(place: str, folder: Path, uri: str, about: dict[str, str | None]) -> None:

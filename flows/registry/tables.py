@@ -13,11 +13,11 @@ from flows.registry.champions import Move
 from flows.registry.promotion import Decision
 from flows.registry.registry import GATE
 
-RULE_COLUMNS = ("rule", "", "number", "bound", "what")
+RULE_COLUMNS = ("rule", "", "number", "bound", "short by", "what")
 
 
 def rule_rows(decision: Decision) -> list[tuple[str, ...]]:
-    """A row a rule: name, passed or failed, number, bound, words."""
+    """A row a rule: name, passed or failed, number, bound, by how much it is missed, words."""
     if decision.verdict is None:
         return []
     return [
@@ -26,7 +26,8 @@ def rule_rows(decision: Decision) -> list[tuple[str, ...]]:
             "passed" if rule.passed else "failed",
             "–" if rule.number is None else f"{rule.number:.4g}",
             rule.bound,
-            rule.words,
+            "" if rule.short is None else f"{rule.short:.3g}",
+            rule.words + (f"; {rule.wanted}" if rule.wanted and not rule.passed else ""),
         )
         for rule in decision.verdict.rules
     ]

@@ -22,7 +22,6 @@ from prefect.cache_policies import NO_CACHE
 from flows.children.processes import Tell, child_environment, run_child
 from flows.project.versions import StageKilled
 from flows.registry.registry import model_name, open_registry
-from flows.services.mlflow_store import said
 from infalign.errors import InputError
 from infalign.settings.params import Params
 
@@ -94,33 +93,13 @@ async def check_champion(root: str, objective: str, alias: str, seed: int) -> Ch
     if number is None:
         return None
     with tempfile.TemporaryDirectory() as temporary:
-        model = await asyncio.to_thread(_fetch, registry, objective, number, temporary)
-        out = Path(temporary) / "monitor.json"
+        place = Path(temporary)
+        model = await asyncio.to_thread(registry.package, objective, number, place)
+        out = place / "monitor.json"
         numbers = await _measure(folder, objective, seed, model, out)
     check = Check(objective, str(number), numbers)
     await asyncio.to_thread(_record, registry, check)
     return check
-
-
-def _fetch(registry: Any, objective: str, version: str, folder: str) -> Path:
-    """The artifacts of a version, on this machine."""
-    from mlflow.artifacts import download_artifacts
-
-    name = model_name(objective)
-    place = registry.client.get_model_version_download_uri(name, version)
-    try:
-        return Path(
-            download_artifacts(
-                artifact_uri=f"{place.rstrip('/')}/artifacts",
-                dst_path=folder,
-                tracking_uri=registry.client.tracking_uri,
-            )
-        )
-    except Exception as error:
-        raise InputError(
-            f"the files of version {version} of {name} cannot be read ({said(error, 200)}): its "
-            "artifacts must be where they were stored."
-        ) from None
 
 
 async def _measure(root: Path, objective: str, seed: int, model: Path, out: Path) -> dict[str, Any]:

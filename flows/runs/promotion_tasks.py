@@ -1,4 +1,4 @@
-"""The stages `register` and `promote` of a pipeline run: tasks after the last stage of DVC's.
+"""`register`, `arena` and `promote` of a pipeline run: tasks after the last stage of DVC's.
 
 Models and verdicts stay in MLflow; tasks hand version numbers on. MLflow is called in threads.
 """
@@ -18,6 +18,7 @@ from prefect.states import Completed, State
 
 from flows.children.processes import RETRIES, RETRY_SECONDS, Tell
 from flows.registry import promotion
+from flows.registry.arena import Candidate, meet
 from flows.registry.promotion import Decision
 from flows.registry.registry import Unreachable, open_registry
 from flows.registry.tables import verdict_markdown
@@ -54,13 +55,32 @@ async def register(root: str, objective: str, parent: str | None) -> str:
     return await promotion.registered(models, params, objective, tell, parent)
 
 
+@task(name="arena", task_run_name="arena@{objective}", **_SETTINGS)
+async def arena(root: str, objective: str, version: str) -> Any:
+    """Have the version meet the champion, unless they have met or there is none."""
+    folder = Path(root)
+    params = load_params(folder / "params.yaml")
+    models = await asyncio.to_thread(open_registry, folder)
+
+    def tell(line: str) -> None:
+        print(f"arena@{objective} {line}", flush=True)
+
+    if await meet(models, params, objective, Candidate(version), tell):
+        return Completed(message="Candidate and champion have met.")
+    return Completed(name="Skipped", message="There is no champion to meet, or they have met.")
+
+
 @task(name="promote", task_run_name="promote@{objective}", **_SETTINGS)
 async def promote(root: str, objective: str, version: str) -> Any:
     """Judge the version and make it the champion if it passes; a refusal is no failure."""
     folder = Path(root)
     params = load_params(folder / "params.yaml")
     models = await asyncio.to_thread(open_registry, folder)
-    decision = await asyncio.to_thread(promotion.promote, models, params, objective, version)
+
+    def tell(line: str) -> None:
+        print(f"promote@{objective} {line}", flush=True)
+
+    decision = await promotion.decide(models, params, objective, version, tell)
     promotion.write_decision(folder, decision)
     await publish(decision)
     name = REFUSED if decision.outcome == "refused" else "Completed"
@@ -78,6 +98,9 @@ async def register_and_promote(
 ) -> list[Decision]:
     """Every objective's candidate: registered, judged, approved where that is asked, promoted."""
     versions = {name: await register(str(root), name, parent) for name in params.run.objectives}
+    for name, version in versions.items():
+        meeting: Any = arena
+        await (await meeting(str(root), name, version, return_state=True)).aresult()
     if params.promotion.approval:
         await _approved(root, params, versions, tell)
     decisions = []

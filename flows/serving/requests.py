@@ -51,7 +51,7 @@ class Reader:
         if content_type != "application/json":
             raise Refused(415, "the content type must be application/json.")
         try:
-            tree = json.loads(body, parse_constant=_no_number)
+            tree = json.loads(body, parse_constant=no_number)
         except (ValueError, RecursionError):  # a number of thousands of digits among them
             raise Refused(400, f"the request is not JSON: {EXPECTED}.") from None
         given = [name for name in FORMATS if isinstance(tree, dict) and name in tree]
@@ -67,9 +67,13 @@ class Reader:
         if not isinstance(params, dict):
             raise Refused(400, "params must be a mapping of names to values.")
         params = {name: value for name, value in params.items() if value is not None}
+        self.check_params(params)
+        return json.dumps({"inputs": prompts, "params": params}).encode()
+
+    def check_params(self, params: Mapping[str, Any]) -> None:
+        """Refuse what is none of the model's parameters, or out of bounds."""
         for name, value in params.items():
             self._check_param(name, value)
-        return json.dumps({"inputs": prompts, "params": params}).encode()
 
     def _prompts(self, form: str, value: Any) -> list[str]:
         rows = self._rows(form, value)
@@ -188,5 +192,6 @@ _KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def _no_number(name: str) -> None:
+def no_number(name: str) -> None:
+    """Refuse NaN and the infinities, which JSON does not have."""
     raise ValueError(f"{name} is no JSON")

@@ -2,8 +2,9 @@
 
 `infalign serve` starts this as `python -m flows.serving.server` on a listening socket that it
 keeps. The process says `ready` on a pipe once the model has answered its own example, or in one
-sentence why it cannot. Told to end, or left alone (its standard input ends), it takes no new
-connection, answers those it has, and goes.
+sentence why it cannot. Told to rest (a line on its standard input), it takes no new connection and
+answers those it has; told to serve, it accepts again and says so. Told to end, or left alone (its
+standard input ends), it goes once it has answered.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from typing import Any
 import uvicorn
 
 from flows.services.mlflow_store import said
+from flows.serving.answering import Answering, Busy
 from flows.serving.connections import Timely
 from flows.serving.hosts import check_sender
+from flows.serving.log import Log
 from flows.serving.requests import Reader, Refused
+from flows.serving.routes import FAULT, Reply, Routes
 from infalign.errors import InputError
 from infalign.settings.params import Serving
 
@@ -38,9 +42,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 SENTENCE = 400  # longest message, characters
 SAID = 4096  # bytes that a pipe takes at once
+READY, REST, SERVE = b"ready", "rest", "serve"
 VERSION_HEADER = b"x-infalign-model"
 _INPUT_ERROR = re.compile(r"^(?:[\w.]+\.)?InputError: (.*)", re.MULTILINE | re.DOTALL)
-_OWN_FAULT = "the model failed on this request: the server's log says why."
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Job:
     socket: int  # descriptors
     ready: int
     limits: Serving
+    log: str | None = None  # a folder
 
     def dump(self) -> str:
         """As text, for the environment."""
@@ -70,10 +75,12 @@ class Bounded:
         app: MLflow's scoring app.
         reader: of the model's requests.
         model: shown in a header of every answer.
+        routes: the pages that infalign answers itself, of a policy that it packaged.
     """
 
-    def __init__(self, app: App, reader: Reader, model: str) -> None:
+    def __init__(self, app: App, reader: Reader, model: str, routes: Routes | None = None) -> None:
         self._app, self._reader, self.limits = app, reader, reader.limits
+        self.routes = routes
         self._header = (VERSION_HEADER, model.removeprefix("models:/").encode())
         self.draining = False
 
@@ -83,14 +90,21 @@ class Bounded:
         try:
             check_sender(scope, self.limits.allowed_hosts)
             body = await self._body(scope, receive)
-            if scope["path"] == "/invocations" and scope["method"] == "POST":
-                body = self._reader.read(_content_type(scope), body)
-            await self._app(scope, _replay(body), answer)
+            page = self.routes and self.routes.find(scope["method"], scope["path"])
+            if page:
+                answer.take(await page(_content_type(scope), body))
+            else:
+                if scope["path"] == "/invocations" and scope["method"] == "POST":
+                    body = self._reader.read(_content_type(scope), body)
+                await self._app(scope, _replay(body), answer)
+        except Busy as error:
+            answer.refuse(429, str(error))
+            answer.headers.append((b"retry-after", str(error.seconds).encode()))
         except Refused as error:
             answer.refuse(error.status, str(error))
         except Exception as error:
             print(f"scoring: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            answer.refuse(500, _OWN_FAULT)
+            answer.refuse(500, FAULT)
         await answer.send(send, self._header, close=self.draining)
 
     async def _body(self, scope: Message, receive: Receive) -> bytes:
@@ -119,6 +133,7 @@ class _Answer:
 
     def __init__(self) -> None:
         self.status, self.headers, self.body = 500, list[tuple[bytes, bytes]](), b""
+        self._said = False  # whether a refusal is a sentence already
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -129,11 +144,16 @@ class _Answer:
     def refuse(self, status: int, sentence: str) -> None:
         """Answer with a status and one sentence."""
         self.status, self.headers = status, [(b"content-type", b"application/json")]
-        self.body = json.dumps({"error": sentence}).encode()
+        self.body, self._said = json.dumps({"error": sentence}).encode(), True
+
+    def take(self, reply: Reply) -> None:
+        """Answer with what a page of ours says."""
+        self.status, self.body, self._said = reply.status, reply.body, True
+        self.headers = [(b"content-type", reply.kind.encode()), *reply.headers]
 
     async def send(self, send: Send, header: tuple[bytes, bytes], close: bool) -> None:
         """Pass the answer on."""
-        if self.status >= 400:
+        if self.status >= 400 and not self._said:
             self.refuse(*in_a_sentence(self.status, self.body))
         kept = [(k, v) for k, v in self.headers if k.lower() != b"content-length"]
         kept += [header, (b"content-length", str(len(self.body)).encode())]
@@ -159,7 +179,7 @@ def in_a_sentence(status: int, body: bytes) -> tuple[int, str]:
         return 400, _short(found[1])
     if trace or status >= 500:
         print(trace or body.decode(errors="replace"), file=sys.stderr, flush=True)
-        return (504, "the answer took too long.") if status == 504 else (500, _OWN_FAULT)
+        return (504, "the answer took too long.") if status == 504 else (500, FAULT)
     words = tree.get("error") or tree.get("message") or tree.get("detail")
     text = str(words or body.decode(errors="replace") or "refused.")
     return status, _short(text.split("\nError: ")[-1])
@@ -191,31 +211,58 @@ def _replay(body: bytes) -> Receive:
 
 
 class Draining(uvicorn.Server):
-    """Takes no new connection when told to end, but answers every one it has.
+    """Takes no new connection when told to rest or to end, but answers every one it has.
 
     uvicorn closes connections whose request has not been read yet; a client would see its request
     dropped. Here they are answered first, and told to connect anew.
+
+    Args:
+        listener: descriptor of the listening socket, of which every start takes a copy.
+        ready: called whenever connections are accepted.
     """
 
-    def __init__(self, config: uvicorn.Config, bounded: Bounded, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        bounded: Bounded,
+        listener: int,
+        ready: Callable[[], None],
+    ) -> None:
         super().__init__(config)
-        self._bounded, self._ready = bounded, ready
+        self._bounded, self._listener, self._ready = bounded, listener, ready
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept, then say so."""
-        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        # asyncio closes a socket that it no longer listens on.
+        await super().startup([socket.socket(fileno=os.dup(self._listener))])
+        self._bounded.draining = False
         self._ready()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting, wait for the connections, then end."""
+    def told(self, word: str) -> None:
+        """Rest or serve, from any thread."""
+        assert self._loop is not None, "nothing is told before it is ready"
+        if word == REST:
+            self._loop.call_soon_threadsafe(self._rest)
+        elif word == SERVE:
+            asyncio.run_coroutine_threadsafe(self.startup(), self._loop)
+
+    def _rest(self) -> None:
         for server in self.servers:
             server.close()
         self._bounded.draining = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, wait for the connections, then end."""
+        self._rest()
         deadline = asyncio.get_running_loop().time() + self._bounded.limits.drain_seconds
         await asyncio.sleep(0.2)  # what was accepted a moment ago becomes a connection
         while self.server_state.connections and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
+        if self._bounded.routes is not None:
+            self._bounded.routes.close()
 
 
 def build(job: Job) -> Bounded:
@@ -235,7 +282,20 @@ def build(job: Job) -> Bounded:
     inputs, schema = meta.get_input_schema(), meta.get_params_schema()
     params = {param.name: param.dtype.name for param in schema.params} if schema else {}
     column = inputs.input_names()[0] if inputs and inputs.has_input_names() else None
-    return Bounded(scoring_server.init(model), Reader(job.limits, params, column), job.model)
+    reader = Reader(job.limits, params, column)
+    return Bounded(scoring_server.init(model), reader, job.model, _routes(model, reader, job))
+
+
+def _routes(model: Any, reader: Reader, job: Job) -> Routes | None:
+    """The pages of a policy that infalign packaged; None of any other model, or an older one."""
+    deployed: Any = getattr(model.unwrap_python_model(), "deployed", None)
+    if not hasattr(deployed, "draw"):
+        if job.log is not None:
+            raise InputError("it is none whose answers can be logged: leave --log out.")
+        return None
+    log = None if job.log is None else Log(Path(job.log), job.limits, Path.cwd())
+    name = job.model.removeprefix("models:/")
+    return Routes(Answering(deployed, name, job.limits, log), reader)
 
 
 def _load(name: str) -> Any:
@@ -277,17 +337,17 @@ def main() -> None:
     )
 
     def ready() -> None:
-        os.write(job.ready, b"ready")
-        os.close(job.ready)
+        os.write(job.ready, READY)
 
-    server = Draining(config, bounded, ready)
+    server = Draining(config, bounded, job.socket, ready)
 
-    def left_alone() -> None:
-        sys.stdin.buffer.read()
-        server.should_exit = True
+    def listen() -> None:
+        for line in sys.stdin.buffer:
+            server.told(line.decode().strip())
+        server.should_exit = True  # left alone
 
-    threading.Thread(target=left_alone, daemon=True).start()
-    server.run(sockets=[socket.socket(fileno=job.socket)])
+    threading.Thread(target=listen, daemon=True).start()
+    server.run()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The supervisor holds the listening socket. When the alias moves it starts a server for the new
 version on the same socket, waits until that one has answered, then lets the old one finish what it
-has. A version that does not start changes nothing. Connections wait in the socket's queue while no
+has and rest, loaded: should the alias go back, it serves again at once. A version that does not
+start changes nothing. Connections wait in the socket's queue while no
 server accepts, so a crash delays requests and refuses none.
 """
 
@@ -22,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.processes import Tell, child_environment, redact
-from flows.serving.server import SAID, Job
+from flows.serving.server import READY, REST, SAID, SERVE, Job
 from flows.tracking.tracker import default_uri
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
 from infalign.settings.reading import meant
 
 STARTUP_SECONDS = 300.0
+WAKING_SECONDS = 5.0  # of a server that rests
 TICK_SECONDS = 0.2
 RESTART_SECONDS = 2.0  # between two starts of a server that keeps dying
 LOOPBACK = "127.0.0.1"
@@ -41,11 +43,40 @@ class Server:
 
     version: str
     child: subprocess.Popen[bytes]
+    said: int  # descriptor on which it says that it is ready
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process is there."""
+        return self.child.poll() is None
+
+    def tell(self, word: str) -> None:
+        """Let it rest, or serve again."""
+        assert self.child.stdin is not None
+        with contextlib.suppress(OSError):
+            self.child.stdin.write(f"{word}\n".encode())
+            self.child.stdin.flush()
+
+    def serves_again(self) -> bool:
+        """Whether, resting, it accepts again when it is told to."""
+        if not self.lives:
+            return False
+        self.tell(SERVE)
+        ready, _, _ = select.select([self.said], [], [], WAKING_SECONDS)
+        return bool(ready) and os.read(self.said, SAID) == READY
 
     def retire(self) -> None:
         """Ask it to answer what it has, and to go."""
         with contextlib.suppress(ProcessLookupError):
             self.child.terminate()
+
+    def close(self) -> None:
+        """Forget a process that is gone."""
+        with contextlib.suppress(OSError):
+            os.close(self.said)
+        if self.child.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.child.stdin.close()
 
 
 @dataclass
@@ -59,6 +90,7 @@ class Supervisor:
         listener: the socket that all servers share.
         params: section `serving` is used.
         tell: called with each line for the user.
+        log: the folder of the log of requests, if there is one.
     """
 
     root: Path
@@ -67,9 +99,11 @@ class Supervisor:
     listener: socket.socket
     params: Params
     tell: Tell
+    log: Path | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     reload: threading.Event = field(default_factory=threading.Event)
     _current: Server | None = None
+    _former: Server | None = None  # rests
     _retired: list[Server] = field(default_factory=list)
     _failed: str = ""
     _silent: bool = False
@@ -102,7 +136,9 @@ class Supervisor:
 
     def _step(self) -> None:
         """Replace the server where it died, where the alias moved, or where it was asked for."""
-        self._retired = [one for one in self._retired if one.child.poll() is None]
+        for one in [one for one in self._retired if not one.lives]:
+            one.close()
+            self._retired.remove(one)
         assert self._current is not None
         wanted = self._wanted(self._current.version)
         died = self._died()
@@ -115,16 +151,27 @@ class Supervisor:
         if died:
             self.tell(f"The server of version {self._current.version} died: it is started again.")
             wanted = self._current.version if wanted == self._failed else wanted
-        try:
-            fresh = self._start(wanted)
-        except InputError as error:
-            self._failed = wanted
-            self.tell(f"{error} Version {self._current.version} stays.")
-            return
-        self._current.retire()
-        self._retired.append(self._current)
+        if self._former and self._former.version == wanted and self._former.serves_again():
+            fresh, self._former = self._former, None
+        else:
+            try:
+                fresh = self._start(wanted)
+            except InputError as error:
+                self._failed = wanted
+                self.tell(f"{error} Version {self._current.version} stays.")
+                return
+        self._put_aside(self._current, fresh.version)
         self._current = fresh
         self._announce()
+
+    def _put_aside(self, old: Server, version: str) -> None:
+        """Let the server that was replaced rest, or go where none is kept or it serves the same."""
+        if old.lives and self.params.serving.keep_former and old.version != version:
+            old.tell(REST)
+            old, self._former = self._former, old  # type: ignore[assignment]
+        if old is not None:
+            old.retire()
+            self._retired.append(old)
 
     def _announce(self) -> None:
         assert self._current is not None
@@ -165,7 +212,11 @@ class Supervisor:
         uri = default_uri(self.root)
         read, write = os.pipe()
         job = Job(
-            f"models:/{self.name}/{version}", self.listener.fileno(), write, self.params.serving
+            f"models:/{self.name}/{version}",
+            self.listener.fileno(),
+            write,
+            self.params.serving,
+            None if self.log is None else str(self.log.resolve()),
         )
         environment = child_environment(
             {
@@ -190,10 +241,9 @@ class Supervisor:
         except BaseException:
             child.kill()
             child.wait()
-            raise
-        finally:
             os.close(read)
-        return Server(version, child)
+            raise
+        return Server(version, child, read)
 
     def _until_ready(self, child: subprocess.Popen[bytes], read: int, version: str) -> None:
         deadline = time.monotonic() + STARTUP_SECONDS
@@ -201,12 +251,12 @@ class Supervisor:
             if self.stop.is_set():
                 raise KeyboardInterrupt
             if select.select([read], [], [], 0.1)[0]:
-                said = os.read(read, SAID).decode(errors="replace")
-                if said == "ready":
+                said = os.read(read, SAID)
+                if said == READY:
                     return
                 raise InputError(
                     f"version {version} of {self.name} cannot be served: "
-                    f"{said or 'see the lines above.'}"
+                    f"{said.decode(errors='replace') or 'see the lines above.'}"
                 )
         raise InputError(
             f"version {version} of {self.name} was not ready within {STARTUP_SECONDS:.0f} s."
@@ -214,7 +264,7 @@ class Supervisor:
 
     def _end(self) -> None:
         """Let every server finish, then leave none."""
-        servers = [*self._retired, *([self._current] if self._current else [])]
+        servers = [*self._retired, *filter(None, (self._former, self._current))]
         for server in servers:
             server.retire()
         deadline = time.monotonic() + self.params.serving.drain_seconds + 2
@@ -224,8 +274,7 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 server.child.kill()
                 server.child.wait()
-            if server.child.stdin is not None:
-                server.child.stdin.close()
+            server.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -257,15 +306,27 @@ def pick_objective(params: Params, objective: str | None) -> str:
     return objective
 
 
-def serve(root: Path, objective: str | None, alias: str, host: str, port: int, tell: Tell) -> None:
-    """Serve the alias's version until interrupted; SIGHUP restarts the server."""
+def serve(
+    root: Path,
+    objective: str | None,
+    alias: str,
+    host: str,
+    port: int,
+    tell: Tell,
+    log: Path | None = None,
+) -> None:
+    """Serve the alias's version until interrupted; SIGHUP restarts the server.
+
+    Args:
+        log: the folder into which requests and answers are written; None: they are not.
+    """
     params = load_params(root / "params.yaml")
     hosts = [*params.serving.allowed_hosts, host]
     serving = params.serving.model_copy(update={"allowed_hosts": hosts})
     params = params.model_copy(update={"serving": serving})
     name = f"infalign-{pick_objective(params, objective)}"
     with listen(host, port) as listener:
-        supervisor = Supervisor(root, name, alias, listener, params, tell)
+        supervisor = Supervisor(root, name, alias, listener, params, tell, log)
 
         def ends(_number: int, _frame: Any) -> None:
             supervisor.stop.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from infalign.data.dialogue import Dialogue
@@ -39,13 +39,29 @@ class Kept:
         return pairs | {row.prompt for split in splits for row in self.alone[split]}
 
 
-def separate(kept: dict[str, Kept]) -> None:
-    """Take every test prompt, of any objective, out of every training split."""
+def separate(kept: dict[str, Kept], pinned: Set[Dialogue] = frozenset()) -> None:
+    """Take every test prompt, of any objective, and every pinned one out of every training split.
+
+    Args:
+        pinned: prompts that train nobody.
+    """
     held_out = {prompt for part in kept.values() for prompt in part.dialogues("test")}
     for part in kept.values():
-        part.splits["train"], shared = without_prompts(part.splits["train"], held_out)
-        part.alone["train"], alone = without_prompts(part.alone["train"], held_out)
-        part.dropped["prompt_in_test"] += shared + alone
+        for reason, prompts in (("prompt_in_suite", pinned), ("prompt_in_test", held_out)):
+            part.splits["train"], shared = without_prompts(part.splits["train"], prompts)
+            part.alone["train"], alone = without_prompts(part.alone["train"], prompts)
+            part.dropped[reason] += shared + alone
+
+
+def shortened(prompts: Set[Dialogue], encode: Encode, longest: int) -> set[Dialogue]:
+    """Prompts as they are after a cut to `longest` tokens; without those that stay longer."""
+    ordered = sorted(prompts)
+    fits = (len(ids) <= longest for ids in encode(ordered))
+    cuts = (
+        prompt if fit else last_exchanges(prompt, encode, longest)
+        for prompt, fit in zip(ordered, fits, strict=True)
+    )
+    return {prompt for prompt in cuts if prompt is not None}
 
 
 def cut(part: Kept, encode: Encode, longest: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,6 +19,7 @@ DROP_REASONS = {
     "identical_pair": "the two sides are the same response",
     "empty_response": "a side has no words",
     "prompt_in_test": "the prompt is in the test split as well",
+    "prompt_in_suite": "the prompt is pinned in a suite, which trains nobody",
     "tie": "neither side is preferred",
     "response_not_one_turn": "a side is not one turn of the assistant",
     "tool_calls_only": "a turn of the assistant calls tools and says nothing",
@@ -119,7 +120,7 @@ def side_of(prompt: Dialogue, test_share: float) -> str:
     return "test" if prompt.share("test") < test_share else "train"
 
 
-def without_prompts(rows: Iterable[Entry], prompts: set[Dialogue]) -> tuple[list[Entry], int]:
+def without_prompts(rows: Iterable[Entry], prompts: Set[Dialogue]) -> tuple[list[Entry], int]:
     """The rows whose prompt is not in `prompts`, and how many were left out."""
     rows = list(rows)
     kept = [row for row in rows if row.prompt not in prompts]

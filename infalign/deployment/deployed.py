@@ -2,16 +2,17 @@
 
 Reads one folder (`package.py` writes it): `policy/`, `reward/`, `reward.json`, `settings.json` and
 `references.parquet`. The same prompt, settings and seed give the same bytes, whatever else is in
-the request: every prompt is decoded on its own, and every token follows from a counter.
+the request: every prompt is decoded on its own, and every token follows from a counter. A server
+may draw what several threads ask for side by side (`together`): the tokens still follow from the
+same counters, but sums are rounded in another order.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,13 +23,14 @@ from transformers import PreTrainedModel
 
 from infalign.data.dialogue import Dialogue, read_marked
 from infalign.data.framing import asked
+from infalign.deployment.together import Together
 from infalign.errors import InputError
 from infalign.files.tables import Table, read_table
 from infalign.files.weights import PICKLES
 from infalign.lm.formats import Format
 from infalign.lm.models import load_format, load_policy, pick_device
 from infalign.lm.sampling.randomness import derive_seed
-from infalign.lm.sampling.sampler import sample_responses
+from infalign.lm.sampling.sampler import Responses, sample_responses
 from infalign.rewards.classifier import Passes
 from infalign.rewards.packaged import classifiers, open_packaged
 from infalign.rewards.source import RewardSource
@@ -42,9 +44,6 @@ MOST_RESPONSES = 4096  # in a request: prompts times N
 TEMPERATURES = (0.01, 10.0)
 _NEEDED = ("objective", "procedure", "prompt_tokens", "response_tokens")
 _DEFAULTS = {"threads": 1, "device": "auto", "precision": "float32"}  # of older packages
-# Threads answer one at a time: a model's passes may keep something in it (some rotary embeddings
-# do), and a CUDA graph that is being recorded allows no other thread's work on the device.
-_TURN = threading.Lock()
 REFERENCES = Table(
     "references",
     pa.schema(
@@ -91,6 +90,48 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """All that was drawn for a prompt.
+
+    Attributes:
+        dialogue: the prompt.
+        prompt_tokens: its length as the policy reads it.
+        procedure: which draws N and keeps one.
+        responses: N texts.
+        n_tokens: their lengths, the end included [N].
+        finished: which ended by themselves [N].
+        rewards: by the selecting reward [N].
+        kept: which one the procedure keeps.
+        calibrated: the share of the reference's responses that it beats; None without references.
+    """
+
+    dialogue: Dialogue
+    prompt_tokens: int
+    procedure: Procedure
+    responses: list[str]
+    n_tokens: np.ndarray
+    finished: np.ndarray
+    rewards: np.ndarray
+    kept: int
+    calibrated: float | None
+
+    @property
+    def answer(self) -> Answer:
+        """What is said of it."""
+        return Answer(self.responses[self.kept], float(self.rewards[self.kept]), self.calibrated)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One prompt, and how to answer it."""
+
+    dialogue: Dialogue
+    tokens: int
+    procedure: Procedure
+    request: Request
+
+
+@dataclass(frozen=True)
 class Deployed:
     """A policy with the reward that its procedure selects by.
 
@@ -99,6 +140,8 @@ class Deployed:
         procedure: the objective's own, used where a request names none.
         prompt_tokens, response_tokens: the lengths that it was trained and evaluated with.
         references: dialogue to the reference's rewards.
+        together: responses drawn side by side for several threads or prompts, at most; 1: every
+            prompt is drawn for alone.
     """
 
     objective: str
@@ -109,6 +152,12 @@ class Deployed:
     form: Format
     reward: RewardSource
     references: Mapping[Dialogue, Sequence[float]]
+    together: int = 1
+    _turns: Together[_Ask, Drawn] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        turns = Together(self._draw, lambda ask: ask.procedure.n, self.together)
+        object.__setattr__(self, "_turns", turns)
 
     def answer(self, prompts: Sequence[Prompt], request: Request) -> list[Answer]:
         """One answer a prompt; InputError, one sentence, for what is out of bounds.
@@ -116,20 +165,27 @@ class Deployed:
         Args:
             prompts: texts, or messages as chat templates take them.
         """
-        checked = self.check(prompts, request)
-        procedure = chosen_procedure(request.procedure or self.procedure, request.n)
-        answers = []
-        for prompt in map(asked, prompts):
-            with _TURN:
-                answers.append(self._answer(prompt, procedure, checked))
-        return answers
+        return [drawn.answer for drawn in self.draw(prompts, [request] * len(prompts))]
 
-    def check(self, prompts: Sequence[Prompt], request: Request) -> Request:
-        """The request with its defaults filled in, or one sentence about what it asks for."""
-        procedure = chosen_procedure(request.procedure or self.procedure, request.n)
+    def draw(self, prompts: Sequence[Prompt], requests: Sequence[Request]) -> list[Drawn]:
+        """What is drawn for each prompt; bounds and errors as `answer`.
+
+        Args:
+            requests: one a prompt, which may differ in all they say.
+        """
         _check_count("prompts", len(prompts), 1, MOST_PROMPTS, "send several requests")
-        total = len(prompts) * procedure.n
+        checked = {request: self._checked(request) for request in requests}
+        total = sum(checked[request][0].n for request in requests)
         _check_count("prompts times n", total, 1, MOST_RESPONSES, "send several requests")
+        asks = []
+        for position, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+            dialogue, tokens = self._read(position, prompt)
+            asks.append(_Ask(dialogue, tokens, *checked[request]))
+        return self._turns.ask(asks)
+
+    def _checked(self, request: Request) -> tuple[Procedure, Request]:
+        """The procedure and the request with its defaults filled in, or one sentence."""
+        procedure = chosen_procedure(request.procedure or self.procedure, request.n)
         longest = request.max_new_tokens or self.response_tokens
         _check_count("max_new_tokens", longest, 1, self.response_tokens, "ask for fewer")
         low, high = TEMPERATURES
@@ -140,11 +196,10 @@ class Deployed:
             )
         if not 0 <= request.seed < 2**63:
             raise InputError(f"seed is {request.seed}, but must lie between 0 and 2^63 - 1.")
-        for position, prompt in enumerate(prompts):
-            self._check_prompt(position, prompt)
-        return replace(request, max_new_tokens=longest)
+        return procedure, replace(request, max_new_tokens=longest)
 
-    def _check_prompt(self, position: int, prompt: Prompt) -> None:
+    def _read(self, position: int, prompt: Prompt) -> tuple[Dialogue, int]:
+        """A prompt's dialogue and its length, tokens, or one sentence."""
         try:
             dialogue = asked(prompt)
         except ValueError as error:
@@ -161,28 +216,64 @@ class Deployed:
                 f"prompt {position} has {tokens} tokens, the policy was trained for at most "
                 f"{self.prompt_tokens}: leave out its first turns."
             )
+        return dialogue, tokens
 
-    def _answer(self, prompt: Dialogue, procedure: Procedure, request: Request) -> Answer:
-        seed = derive_seed(request.seed, "deployed")
+    def _draw(self, asks: list[_Ask]) -> list[Drawn]:
+        """Draw for some prompts, those side by side that want as many responses of one kind."""
+        alike: dict[tuple[int, int, float], list[int]] = {}
+        for place, ask in enumerate(asks):
+            key = (ask.procedure.n, ask.request.max_new_tokens, ask.request.temperature)
+            alike.setdefault(key, []).append(place)
+        found: dict[int, Drawn] = {}
+        for places in alike.values():
+            drawn = self._side_by_side([asks[place] for place in places])
+            found |= dict(zip(places, drawn, strict=True))
+        return [found[place] for place in range(len(asks))]
+
+    def _side_by_side(self, asks: list[_Ask]) -> list[Drawn]:
+        """Draw for prompts that want as many responses, of one length and temperature."""
+        n, request = asks[0].procedure.n, asks[0].request
+        seeds = [derive_seed(ask.request.seed, "deployed") for ask in asks]
+        dialogues = [ask.dialogue for ask in asks]
         drawn = sample_responses(
             self.policy,
             self.form,
-            [prompt],
-            [prompt.id],
-            np.arange(procedure.n)[None],
-            seed=seed,
+            dialogues,
+            [dialogue.id for dialogue in dialogues],
+            np.tile(np.arange(n), (len(asks), 1)),
+            seed=seeds,
             longest=request.max_new_tokens,
-            batch_size=procedure.n,
+            batch_size=max(n, self.together),
             temperature=request.temperature,
         )
-        rewards = self.reward.rewards([prompt] * procedure.n, drawn.text)
-        uniform = np.random.default_rng(derive_seed(seed, "keep", prompt.id)).random(2)
-        kept = keep(procedure, rewards, *uniform)
-        reference = self.references.get(prompt)
+        each = [dialogue for dialogue in dialogues for _ in range(n)]
+        rewards = self.reward.rewards(each, drawn.text).reshape(-1, n)
+        return [
+            self._kept(ask, seed, rewards[row], drawn, slice(row * n, (row + 1) * n))
+            for row, (ask, seed) in enumerate(zip(asks, seeds, strict=True))
+        ]
+
+    def _kept(
+        self, ask: _Ask, seed: int, rewards: np.ndarray, drawn: Responses, rows: slice
+    ) -> Drawn:
+        """One prompt's responses, and which of them the procedure keeps."""
+        uniform = np.random.default_rng(derive_seed(seed, "keep", ask.dialogue.id)).random(2)
+        kept = keep(ask.procedure, rewards, *uniform)
+        reference = self.references.get(ask.dialogue)
         calibrated = None
         if reference is not None:
             calibrated = float(calibrate(rewards[None, kept : kept + 1], [reference])[0, 0])
-        return Answer(drawn.text[kept], float(rewards[kept]), calibrated)
+        return Drawn(
+            ask.dialogue,
+            ask.tokens,
+            ask.procedure,
+            drawn.text[rows],
+            drawn.n_tokens[rows],
+            drawn.finished[rows],
+            rewards,
+            kept,
+            calibrated,
+        )
 
 
 def _reference_prompt(text: str) -> Dialogue:

@@ -3,7 +3,7 @@
 `evidence.parquet`: the policy's and the reference's rewards of every evaluation prompt;
 `other.parquet`: win rates over the reference on other objectives' prompts; `facts.json`: what was
 compared (procedure, and digests of data, judges and reference), the calibration error, and the KL
-budget.
+budget; `trained.npy`: the prompts that anything of the system was trained on, 8 bytes each.
 Numpy and pyarrow alone: a gate needs no model.
 """
 
@@ -22,9 +22,10 @@ import pyarrow as pa
 from infalign.errors import InputError
 from infalign.files.squares import Array
 from infalign.files.tables import INDEPENDENT, SELECTING, Table, read_table, schema, write_table
-from infalign.files.workspace import write_json
+from infalign.files.workspace import replacing, write_json
 
 _TEXT, _FLOAT, _INF = pa.string(), pa.float64(), math.inf
+TRAINED = "trained.npy"
 
 
 EVIDENCE = Table(
@@ -60,7 +61,7 @@ OTHER = Table(
 
 @dataclass(frozen=True)
 class Facts:
-    """What was measured, and by what: two policies compare only where the digests agree.
+    """What was measured, and by what.
 
     Attributes:
         objective, variant, procedure: of the policy.
@@ -71,6 +72,9 @@ class Facts:
         seed: of the bootstrap.
         kl_nats: the KL budget that the policy was trained to; None where it was given a beta, and
             in evidence that is older than this field.
+        system: SHA-256 of what is deployed (policy, selecting reward, settings).
+        reward, judged_by: SHA-256 of its packaged selecting reward, and of its packaged judge;
+            None where there is no judge, and all three in older evidence.
     """
 
     objective: str
@@ -83,6 +87,9 @@ class Facts:
     references: int
     seed: int
     kl_nats: float | None = None
+    system: str | None = None
+    reward: str | None = None
+    judged_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,13 +108,20 @@ class Side:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A policy and the reference on the same prompts; `other` holds win rates [prompts] each."""
+    """A policy and the reference on the same prompts.
+
+    Attributes:
+        other: objective to win rates [prompts].
+        trained: ids of the prompts that the system was trained on, its reward models and reference
+            included; None in older evidence, which does not say.
+    """
 
     facts: Facts
     prompt_ids: tuple[str, ...]
     policy: Side
     reference: Side
     other: Mapping[str, Array]
+    trained: frozenset[str] | None = None
 
 
 def write_evidence(folder: Path, evidence: Evidence) -> None:
@@ -134,6 +148,10 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
         OTHER,
     )
     write_json(folder / "facts.json", asdict(evidence.facts))
+    if evidence.trained is not None:
+        ids = np.array(sorted(int(name, 16) for name in evidence.trained), dtype=np.uint64)
+        with replacing(folder / TRAINED) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, ids, allow_pickle=False)
 
 
 def read_evidence(folder: Path) -> Evidence:
@@ -162,7 +180,19 @@ def read_evidence(folder: Path) -> Evidence:
         _side(policy, path),
         _side(reference, path),
         {str(name): wins[names == name] for name in dict.fromkeys(names)},
+        read_trained(folder / TRAINED),
     )
+
+
+def read_trained(path: Path) -> frozenset[str] | None:
+    """The ids of a file of prompts that something was trained on; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        ids = np.load(path, allow_pickle=False)
+        return frozenset(f"{int(number):016x}" for number in ids)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} does not list prompts ({error}): register it again.") from None
 
 
 def _side(table: pa.Table, path: Path) -> Side:

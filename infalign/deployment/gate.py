@@ -1,9 +1,10 @@
 """May a policy become the champion? Rules over evidence, each a number and its bound.
 
-Win rates are exact over the subsets of the samples, intervals resample prompts (the same ones for
-every rule). A candidate is compared with the champion by the difference of their win rates over
-the reference, prompt by prompt; without a champion that rule does not apply. Two policies compare
-only on the same data, procedure, judges and reference: anything else is refused, not estimated.
+Win rates are exact over the subsets of the samples. A candidate meets the champion itself: how
+often its kept answer beats the champion's, by today's judge and by the one under which the champion
+was promoted (`bouts.py`), with a bound that many looks do not wear out (`theory.looks`). What was
+measured differently is named, and refuses nothing. Without a champion these rules do not apply.
+Other intervals resample prompts, the same ones for every rule.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
+from infalign.deployment.bouts import FORMER, Bouts
 from infalign.deployment.evidence import Evidence
 from infalign.files.squares import Array
+from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.measuring.contest import BUDGET_TOLERANCE
 from infalign.settings.params import Promotion
+from infalign.theory.looks import look_level, lower_bound
 from infalign.theory.winrates import bootstrap_interval, judged_win_rates, win_rates
 
 COMPARED = ("data", "procedure", "judge", "reference")
+FEWEST = 2  # prompts that are a comparison
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Rule:
         number: what was measured; None where it could not be.
         bound: as it is written beside the number, such as `>= 0.5`.
         words: what the number is.
+        short: by how much it misses the bound; None where it does not, or was not measured.
+        wanted: what would have passed, in words; empty where the bound says it.
     """
 
     name: str
@@ -40,6 +45,16 @@ class Rule:
     number: float | None
     bound: str
     words: str
+    short: float | None = None
+    wanted: str = ""
+
+    def reason(self) -> str:
+        """Why it failed: number, bound, by how much, and what would have passed."""
+        if self.number is None:
+            return f"{self.name} (not measured: {self.words}; must be {self.bound})"
+        short = "" if self.short is None else f", short by {self.short:.3g}"
+        wanted = f"; {self.wanted}" if self.wanted else ""
+        return f"{self.name} ({self.number:.3f}, must be {self.bound}{short}{wanted})"
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ def judge_candidate(
     candidate: Evidence,
     champion: Evidence | None,
     bounds: Promotion,
+    bouts: Bouts | None = None,
     rolled_back: bool = False,
 ) -> Verdict:
     """Every rule of the gate.
@@ -79,12 +95,14 @@ def judge_candidate(
         candidate: what was measured of it.
         champion: of the present champion; None where there is none.
         bounds: the section `promotion` of params.yaml.
+        bouts: the candidate against that champion; None where they did not meet.
         rolled_back: whether the candidate was the champion and was taken back.
     """
     wins = own_wins(candidate)
     rules = [_win_rate(wins, candidate, bounds)]
     if champion is not None:
-        rules += _against(wins, candidate, champion, bounds)
+        rules += _against((candidate, champion), bouts, bounds)
+    rules += _suites(candidate, champion is not None, bouts, bounds)
     rules += _health(candidate, bounds)
     rules.append(_judge(wins, candidate, bounds))
     rules += _others(candidate, bounds)
@@ -100,14 +118,24 @@ def own_wins(evidence: Evidence) -> Array:
 
 
 def differences(candidate: Evidence, champion: Evidence) -> list[str]:
-    """In what two policies were not measured alike; empty where they compare."""
+    """In what two systems were not made or measured alike, in words."""
     ours, theirs = candidate.facts, champion.facts
     found = [name for name in COMPARED if getattr(ours, name) != getattr(theirs, name)]
+    words = {"procedure": f"procedure ({theirs.procedure}, now {ours.procedure})"}
     if candidate.prompt_ids != champion.prompt_ids and "data" not in found:
-        found.append("data")
-    same = np.array_equal(candidate.reference.selecting, champion.reference.selecting)
-    if not found and not same:
-        found.append("reference")
+        found.insert(0, "data")
+    return [words.get(name, name) for name in found]
+
+
+def obstacles(candidate: Evidence, champion: Evidence) -> list[str]:
+    """Why two systems cannot be compared at all, in words."""
+    ours, theirs = candidate.facts, champion.facts
+    found = []
+    if ours.objective != theirs.objective:
+        found.append(f"another objective ({theirs.objective}, now {ours.objective})")
+    same_reward = ours.reward is not None and ours.reward == theirs.reward
+    if not (ours.judged_by or theirs.judged_by or same_reward):
+        found.append("neither has an independent judge, and their selecting rewards differ")
     return found
 
 
@@ -117,12 +145,16 @@ def _low(values: Array, evidence: Evidence, bounds: Promotion) -> float:
     return float(bootstrap_interval(values, replicates=bounds.bootstrap, seed=seed)[0])
 
 
-def _at_least(name: str, number: float, bound: float, words: str) -> Rule:
-    return Rule(name, bool(number >= bound), float(number), f">= {bound:g}", words)
+def _at_least(name: str, number: float, bound: float, words: str, wanted: str = "") -> Rule:
+    passed = bool(number >= bound)
+    short = None if passed else float(bound - number)
+    return Rule(name, passed, float(number), f">= {bound:g}", words, short, wanted)
 
 
 def _at_most(name: str, number: float, bound: float, words: str) -> Rule:
-    return Rule(name, bool(number <= bound), float(number), f"<= {bound:g}", words)
+    passed = bool(number <= bound)
+    short = None if passed else float(number - bound)
+    return Rule(name, passed, float(number), f"<= {bound:g}", words, short)
 
 
 def _win_rate(wins: Array, candidate: Evidence, bounds: Promotion) -> Rule:
@@ -131,21 +163,99 @@ def _win_rate(wins: Array, candidate: Evidence, bounds: Promotion) -> Rule:
 
 
 def _against(
-    wins: Array, candidate: Evidence, champion: Evidence, bounds: Promotion
+    systems: tuple[Evidence, Evidence], bouts: Bouts | None, bounds: Promotion
 ) -> Iterator[Rule]:
-    """Whether the two compare, and if so, what the candidate loses."""
-    apart = differences(candidate, champion)
-    words = "kinds of things measured differently from the champion"
+    """Whether the two compare, and how often the candidate's kept answer beats the champion's."""
+    apart, against = differences(*systems), obstacles(*systems)
+    words = "; ".join(["reasons why the champion cannot be compared", *against])
     if apart:
-        words += f": {', '.join(apart)}"
-    yield _at_most("comparable", len(apart), 0, words)
-    bound = -bounds.champion_margin
-    if apart:
-        yield Rule("champion", False, None, f">= {bound:g}", "not compared")
+        words += f"; measured differently, and compared all the same: {', '.join(apart)}"
+    yield _at_most("comparable", len(against), 0, words)
+    bound = f">= {0.5 - bounds.champion_margin:g}"
+    if against or bouts is None or not bouts.wins:
+        words = "not comparable" if against else "the two have not met in the arena"
+        yield Rule("champion", False, None, bound, words)
         return
-    gap = wins - own_wins(champion)
-    words = f"win rate minus the champion's, lower end ({gap.mean():+.3f} on average)"
-    yield _at_least("champion", _low(gap, candidate, bounds), bound, words)
+    for name, judge, wins in _judged(systems, bouts):
+        if len(wins) < FEWEST:
+            left = f"{len(wins)} prompts are left{_left_out(bouts)}"
+            yield Rule(name, False, None, bound, left)
+        else:
+            yield _met(name, judge, wins, (systems, bouts, bounds))
+
+
+def _judged(systems: tuple[Evidence, Evidence], bouts: Bouts) -> Iterator[tuple[str, str, Array]]:
+    """The rules' names, who judges in words, and the win rates by them [prompts]."""
+    if INDEPENDENT in bouts.wins:
+        yield "champion", "today's judge", bouts.wins[INDEPENDENT]
+    if FORMER in bouts.wins:
+        yield "champion_judge", "the judge it was promoted under", bouts.wins[FORMER]
+    if not {INDEPENDENT, FORMER} & set(bouts.wins):
+        yield "champion", "the reward that both select by", bouts.wins[SELECTING]
+
+
+def _met(
+    name: str,
+    judge: str,
+    wins: Array,
+    about: tuple[tuple[Evidence, Evidence], Bouts, Promotion],
+) -> Rule:
+    """One judge's word on the two, with the bound for all looks."""
+    (candidate, champion), bouts, bounds = about
+    number = lower_bound(wins, look_level(bounds.looks_level, bounds.looks))
+    seed = candidate.facts.seed
+    low, high = bootstrap_interval(wins, replicates=bounds.bootstrap, seed=seed)
+    mean, floor = float(wins.mean()), 0.5 - bounds.champion_margin
+    over = [float(own_wins(one).mean()) for one in (candidate, champion)]
+    words = (
+        f"how often its kept answer beats the champion's by {judge}, lower bound for "
+        f"{bounds.looks} looks ({mean:.3f} on average of {len(wins)} prompts, 95 % interval "
+        f"{low:.3f} to {high:.3f}; by the selecting reward {bouts.wins[SELECTING].mean():.3f}; "
+        f"over their references {over[0]:.3f} and {over[1]:.3f}{_left_out(bouts)})"
+    )
+    wanted = f"{mean + floor - number:.3f} on average would have passed, it was {mean:.3f}"
+    return _at_least(name, number, floor, words, wanted)
+
+
+def _left_out(bouts: Bouts) -> str:
+    """Which prompts the two did not meet on."""
+    said = f"; {bouts.trained} prompts that either was trained on are left out"
+    if bouts.too_long:
+        said += f", and {bouts.too_long} that are too long for either"
+    if bouts.unknown:
+        said += f"; the {' and the '.join(bouts.unknown)} does not say what it was trained on"
+    return said
+
+
+def _suites(
+    candidate: Evidence, has_champion: bool, bouts: Bouts | None, bounds: Promotion
+) -> Iterator[Rule]:
+    """Pinned prompts: absolute bounds, and what may be lost against the champion.
+
+    The prompts are all that there are, so nothing is resampled; draws are exact.
+    """
+    for name, suite in bounds.suites_of(candidate.facts.objective).items():
+        found = None if bouts is None else bouts.suites.get(name)
+        more = suite.at_least is not None
+        bound = suite.at_least if suite.at_least is not None else suite.at_most
+        assert bound is not None
+        what = f"{suite.rule.replace('_', ' ')} on {found.prompts if found else 'its'} prompts"
+        rule = _at_least if more else _at_most
+        if found is None:
+            shown = f"{'>=' if more else '<='} {bound:g}"
+            yield Rule(f"suite_{name}", False, None, shown, "the suite was not measured")
+            continue
+        yield rule(f"suite_{name}", found.candidate, bound, what)
+        if suite.margin is None or not has_champion:
+            continue
+        against = f"suite_{name}_champion"
+        if found.against is not None:
+            words = f"how often its kept answer beats the champion's on {found.prompts} prompts"
+            yield _at_least(against, found.against, 0.5 - suite.margin, words)
+        elif found.champion is not None:
+            apart, words = found.candidate - found.champion, f"{what}, minus the champion's"
+            margin = -suite.margin if more else suite.margin
+            yield rule(against, apart, margin, words)
 
 
 def _health(candidate: Evidence, bounds: Promotion) -> Iterator[Rule]:

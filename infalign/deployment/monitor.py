@@ -1,9 +1,10 @@
 """Champions on fresh prompts: `python -m infalign.deployment.monitor --objective O --seed N M OUT`
 
-Reads the package of a registered version (M: `deployed/` and `evidence/`), the reference in
-results/sft and the prompts in results/prepare. Fresh are evaluation prompts that the version's own
-evaluation did not use. Champion and reference answer them anew; the win rate and the reference's
-rewards are compared with those of the version's evaluation. Writes OUT, a JSON file.
+Reads the package of a registered version (M: `deployed/`, `evidence/` and `reference/`) and the
+prompts in results/prepare. Fresh are evaluation prompts that the version's own evaluation did not
+use and that nothing of it was trained on. Champion and reference answer them anew; the win rate
+and the reference's rewards are compared with those of the version's evaluation. Writes OUT, a JSON
+file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,19 +29,18 @@ from infalign.settings.params import Params, load_params
 from infalign.theory.procedures import parse_procedure
 from infalign.theory.winrates import bootstrap_interval, win_rates
 
+if TYPE_CHECKING:
+    from infalign.rewards.function import Columns
+
 FEWEST = 8  # fresh prompts that are worth a comparison
 
 
 def check(root: Path, params: Params, objective: str, model: Path, seed: int) -> dict[str, Any]:
     """The champion's numbers on fresh prompts, beside those of its evaluation."""
-    from infalign.deployment.package import digest
+    from infalign.rewards.opening import columns_of
 
     evidence = read_evidence(model / "evidence")
-    if digest(root / "results" / "sft" / "policy") != evidence.facts.reference:
-        raise InputError(
-            "results/sft holds another reference policy than the champion was measured against: "
-            "check it in a folder made by `infalign restore`, or promote a version of this one."
-        )
+    folders = (model / "deployed", _reference(root, model, evidence))
     procedure = parse_procedure(evidence.facts.procedure)
     if procedure.n > params.drift.samples:
         raise InputError(
@@ -48,11 +48,32 @@ def check(root: Path, params: Params, objective: str, model: Path, seed: int) ->
             "responses: give drift.samples at least as many."
         )
     prompts = fresh_prompts(root, params, objective, evidence, seed)
-    ours, theirs = _rewards(root, params, objective, model / "deployed", prompts, seed)
+    columns = columns_of(root / "results" / "prepare" / "prompts.parquet", objective)
+    ours, theirs = _rewards(folders, params, prompts, columns, seed)
     wins = np.clip(win_rates(procedure, ours, theirs), 0.0, 1.0)
     return {"prompts": len(prompts), "procedure": str(procedure)} | compare(
         params, evidence, wins, theirs, seed
     )
+
+
+def _reference(root: Path, model: Path, evidence: Evidence) -> Path:
+    """The reference policy that the champion was measured against: its package's.
+
+    Older packages hold none: then it must still be the one in results/sft.
+    """
+    from infalign.deployment.package import digest
+
+    packaged = model / "reference" / "policy"
+    if packaged.is_dir():
+        return packaged
+    here = root / "results" / "sft" / "policy"
+    if not here.is_dir() or digest(here) != evidence.facts.reference:
+        raise InputError(
+            "results/sft holds another reference policy than the champion was measured against, "
+            "and its version is too old to hold its own: check it in a folder made by "
+            "`infalign restore`, or promote a version of this one."
+        )
+    return here
 
 
 def compare(
@@ -84,9 +105,10 @@ def compare(
 def fresh_prompts(
     root: Path, params: Params, objective: str, evidence: Evidence, seed: int
 ) -> dict[str, Dialogue]:
-    """Evaluation prompts that the version's evaluation did not use, others with every seed."""
+    """Evaluation prompts that the version knows nothing of, others with every seed."""
     known = read_prompts(root / "results" / "prepare" / "prompts.parquet", objective, "test")
-    fresh = [name for name in known if name not in set(evidence.prompt_ids)]
+    used = {*evidence.prompt_ids, *(evidence.trained or ())}
+    fresh = [name for name in known if name not in used]
     if len(fresh) < FEWEST:
         raise InputError(
             f"{len(fresh)} evaluation prompts of {objective} are fresh, at least {FEWEST} are "
@@ -97,33 +119,36 @@ def fresh_prompts(
 
 
 def _rewards(
-    root: Path,
+    folders: tuple[Path, Path],
     params: Params,
-    objective: str,
-    deployed: Path,
     prompts: dict[str, Dialogue],
+    columns: Columns,
     seed: int,
 ) -> tuple[Array, Array]:
-    """Training rewards of champion and reference, [prompts, samples] each."""
+    """Training rewards of champion and reference, [prompts, samples] each.
+
+    Args:
+        folders: what is deployed of the champion, and the reference policy.
+        columns: the other columns of the prompts' rows.
+    """
     from infalign.lm.memory import Budget
     from infalign.lm.models import load_format, load_policy, pick_device
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
     from infalign.rewards.classifier import Passes
-    from infalign.rewards.opening import columns_of
     from infalign.rewards.packaged import open_packaged
 
+    deployed, reference = folders
     device, samples = pick_device(params.run.device), params.drift.samples
     settings = json.loads((deployed / "settings.json").read_text(encoding="utf-8"))
     precision = settings.get("precision", "float32")  # older packages do not say
     passes = Passes(params.evaluate.batch_size, Budget(params.run.batch_tokens))
-    columns = columns_of(root / "results" / "prepare" / "prompts.parquet", objective)
     source = open_packaged(deployed, params.run.device, precision, passes, columns)
     indices = np.tile(np.arange(samples), (len(prompts), 1))
     found = []
     for side, folder in (
         ("champion", deployed / "policy"),
-        ("reference", root / "results" / "sft" / "policy"),
+        ("reference", reference),
     ):
         drawn = sample_responses(
             load_policy(folder, device, precision),

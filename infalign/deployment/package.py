@@ -1,7 +1,8 @@
 """A policy as deployed: `python -m infalign.deployment.package --objective O --variant V OUT`.
 
 Reads results/{prepare,sft,sources,reward,calibrate,align,evaluate}. Writes the folder OUT at once:
-`deployed/` (what `deployed.py` loads) and `evidence/` (what `gate.py` judges).
+`deployed/` (what `deployed.py` loads), `evidence/` (what `gate.py` judges), `judge/` (the
+independent one, if there is one, for `arena.py`) and `reference/` (for `monitor.py`).
 The only thing that is computed here, on the other objectives' evaluation prompts, is the policy's
 win rate by their rewards: what aligning for one objective costs the others.
 """
@@ -15,6 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +25,30 @@ import pyarrow.compute as pc
 
 from infalign.aligning.budget import read_budget
 from infalign.data.dialogue import read_prompts
-from infalign.deployment.evidence import Evidence, Facts, Side, write_evidence
+from infalign.deployment.evidence import (
+    TRAINED,
+    Evidence,
+    Facts,
+    Side,
+    read_trained,
+    write_evidence,
+)
 from infalign.errors import InputError
+from infalign.files.sources import START
 from infalign.files.squares import Array, Square, policy_rewards, reference_rewards
 from infalign.files.tables import (
     CALIBRATION,
     EVALUATION_REWARDS,
     EVALUATION_SAMPLES,
     INDEPENDENT,
+    PROMPTS,
     REFERENCE,
     SELECTING,
     read_table,
     write_table,
 )
 from infalign.files.workspace import Workspace, read_lengths, write_json
-from infalign.rewards.description import kinds, trained_halves
+from infalign.rewards.description import kinds, settings_of, trained_halves
 from infalign.settings.params import Params, load_params
 from infalign.theory.winrates import win_rates
 
@@ -49,7 +60,9 @@ def package(root: Path, params: Params, objective: str, variant: str, out: Path)
     shutil.rmtree(staged, ignore_errors=True)
     try:
         _write_deployed(results, params, objective, variant, staged / "deployed")
-        write_evidence(staged / "evidence", gather(results, params, objective, variant))
+        _write_yardsticks(results, params, objective, staged)
+        evidence = _named(gather(results, params, objective, variant), staged)
+        write_evidence(staged / "evidence", evidence)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(staged, out)
     finally:
@@ -94,6 +107,38 @@ def _write_deployed(
     write_json(folder / "settings.json", settings)
 
 
+def _write_yardsticks(results: Path, params: Params, objective: str, folder: Path) -> None:
+    """What others are measured by, and the system once more: its judge and its reference."""
+    from infalign.deployment.deployed import check_safetensors
+    from infalign.rewards.packaged import classifiers, pack_source
+
+    if settings_of(params.objectives[objective], INDEPENDENT) is not None:
+        workspace = Workspace(params, results.parent, "package")
+        pack_source(workspace, objective, folder / "judge", INDEPENDENT)
+        for inside in classifiers(folder / "judge"):
+            check_safetensors(inside)
+    shutil.copytree(results / "sft" / "policy", folder / "reference" / "policy")
+    check_safetensors(folder / "reference" / "policy")
+
+
+def _named(evidence: Evidence, folder: Path) -> Evidence:
+    """The evidence with the names, by content, of what is packaged."""
+    facts = replace(
+        evidence.facts,
+        system=digest(folder / "deployed"),
+        reward=source_digest(folder / "deployed"),
+        judged_by=source_digest(folder / "judge") if (folder / "judge").exists() else None,
+    )
+    return replace(evidence, facts=facts)
+
+
+def source_digest(folder: Path) -> str:
+    """One name for a packaged source of rewards."""
+    from infalign.rewards.packaged import FILE, FOLDER
+
+    return digest(*(folder / name for name in (FILE, FOLDER) if (folder / name).exists()))
+
+
 def gather(results: Path, params: Params, objective: str, variant: str) -> Evidence:
     """What was measured of a variant."""
     folder = results / "evaluate" / objective
@@ -120,7 +165,16 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
     )
     others = [name for name in params.run.objectives if name != objective]
     wins = {name: _other_wins(results, params, objective, variant, name) for name in others}
-    return Evidence(facts, ids, policy, reference, wins)
+    trained = _trained(results)
+    if params.align.start == "champion":  # what the champion was trained on is in the policy
+        trained |= read_trained(results.parent / START / objective / TRAINED) or frozenset()
+    return Evidence(facts, ids, policy, reference, wins, trained)
+
+
+def _trained(results: Path) -> frozenset[str]:
+    """Every prompt of the training split, of all objectives: the reference learns from them all."""
+    table = read_table(results / "prepare" / "prompts.parquet", PROMPTS)
+    return frozenset(table.filter(pc.field("split") == "train")["prompt_id"].to_pylist())
 
 
 def _judges(results: Path, params: Params, objective: str) -> Iterator[Path]:

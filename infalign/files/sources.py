@@ -26,17 +26,23 @@ def data_paths(params: Params) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(params.data_path, params.run.objectives)))
 
 
+def suite_paths(params: Params) -> tuple[str, ...]:
+    """The pinned prompts that `prepare` leaves out of training, each path once."""
+    return tuple(dict.fromkeys(params.data.suites.values()))
+
+
 def own_files(word: str, params: Params) -> dict[str, str]:
     """The user's own files that a stage reads, beside data.path: path to the setting."""
     if word == "sources":
         return own_paths(params.running)
     if word != "prepare":
         return {}
-    return {
+    own = {
         path: f"objectives.{name}.data"
         for name in params.run.objectives
         if (path := params.data_path(name)) != params.data.path
     }
+    return own | {path: f"data.suites.{name}" for name, path in params.data.suites.items()}
 
 
 def items(word: str, params: Params, objective: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -44,7 +44,7 @@ class WinRate:
     value: float
     low: float
     high: float
-    prompts: FloatArray
+    prompts: FloatArray = field(repr=False)
 
     def __float__(self) -> float:
         return self.value

@@ -36,6 +36,7 @@ from infalign.theory.planning import expected_disagreement
 from infalign.theory.procedures import MAX_N, Procedure, parse_procedure
 from infalign.theory.winrates import bootstrap_intervals, judged_win_rates_under, win_rates_under
 
+LARGEST_GROUP = 256  # of references, for the error of calibrated rewards that is measured
 _Wins = dict[tuple[str, str], dict[Procedure, FloatArray]]  # (policy, judge) to rates by procedure
 
 
@@ -222,7 +223,7 @@ class Measuring:
         """
         table = largest_rectangle(self.reference)
         shuffled = np.random.default_rng(self.contest.seed).permuted(table, axis=1)
-        third = shuffled.shape[1] // 3
+        third = min(shuffled.shape[1] // 3, LARGEST_GROUP)
         found: dict[str, Any] = {
             "references": int(np.median(self.reference.counts)),
             "expected_error": sum(

@@ -122,7 +122,7 @@ def load_function(
         raise InputError(
             f"{path} is not the file that was described when it was looked at: {remedy}."
         )
-    module = _module(path, source)
+    module = run_file(path, source)
     call = getattr(module, name, None)
     if not callable(call):
         known = [n for n, v in vars(module).items() if inspect.isfunction(v)]
@@ -131,7 +131,7 @@ def load_function(
     return Function(path, name, call, columns or {})
 
 
-def _module(path: Path, source: bytes) -> Any:
+def run_file(path: Path, source: bytes) -> Any:
     """The file, run as a module that nothing else imports."""
     name = f"_reward_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -20,7 +20,7 @@ from infalign.files.weights import PICKLES, snapshot
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.loading import check_weights
 from infalign.rewards.classifier import Passes, ready_classifier, trained_classifier
-from infalign.rewards.description import check_folder, read_description, settings_of
+from infalign.rewards.description import FIELDS, check_folder, read_description, settings_of
 from infalign.rewards.function import Columns, load_function
 from infalign.rewards.opening import columns_of, scales_of
 from infalign.rewards.server import Server
@@ -42,24 +42,28 @@ MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tikt
 _SETTINGS: TypeAdapter[AnyReward] = TypeAdapter(RewardSettings)
 
 
-def pack_source(workspace: Workspace, objective: str, deployed: Path) -> None:
-    """Put the selecting reward of an objective into a package."""
-    settings = settings_of(workspace.params.objectives[objective], SELECTING)
+def pack_source(
+    workspace: Workspace, objective: str, deployed: Path, judge: str = SELECTING
+) -> None:
+    """Put a source of rewards of an objective into a package: the selecting one, or its judge."""
+    settings = settings_of(workspace.params.objectives[objective], judge)
     assert settings is not None
     path = workspace.results("sources", f"{objective}.json")
-    about = read_description(path, settings, "reward")
+    about = read_description(path, settings, FIELDS[judge])
     about = {"settings": settings.model_dump(mode="json"), "source": about}
-    if used := _columns_left_behind(workspace, objective, settings):
+    # A judge is never served: it is asked about prompts of the data, with their columns.
+    served = judge == SELECTING
+    if used := _columns_left_behind(workspace, objective, settings) if served else []:
         about["columns"] = used
     folder = deployed / FOLDER
     if isinstance(settings, SumReward):
-        scales = scales_of(workspace, objective, SELECTING, settings)
+        scales = scales_of(workspace, objective, judge, settings)
         about["scales"] = [[scale.mean, scale.std] for scale in scales]
         for number, part in enumerate(settings.parts):
             source = about["source"]["parts"][number]
-            _pack(workspace, objective, part, source, folder / str(number))
+            _pack(workspace, (objective, judge), part, source, folder / str(number))
     else:
-        _pack(workspace, objective, settings, about["source"], folder)
+        _pack(workspace, (objective, judge), settings, about["source"], folder)
     write_json(deployed / FILE, about)
 
 
@@ -85,7 +89,7 @@ def _columns_left_behind(workspace: Workspace, objective: str, settings: AnyRewa
 
 def _pack(
     workspace: Workspace,
-    objective: str,
+    whose: tuple[str, str],
     settings: AnyReward,
     source: dict[str, Any],
     folder: Path,
@@ -104,7 +108,7 @@ def _pack(
         left_out = shutil.ignore_patterns(".*", *(f"*{suffix}" for suffix in PICKLES))
         shutil.copytree(place, folder, ignore=left_out)
     elif not isinstance(settings, ServerReward):
-        shutil.copytree(workspace.results("reward", objective, SELECTING), folder)
+        shutil.copytree(workspace.results("reward", *whose), folder)
 
 
 def open_packaged(

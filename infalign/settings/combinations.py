@@ -26,6 +26,7 @@ def check_combinations(params: Params) -> None:
     _enough_prompts(params)
     _something_to_compare(params)
     _reachable_budgets(params)
+    _known_suites(params)
     if params.align.start == "champion" and params.align.lora_rank is not None:
         raise ValueError(
             f"align.start = champion trains all weights of the champion, and align.lora_rank = "
@@ -38,6 +39,20 @@ def check_combinations(params: Params) -> None:
             f"promotion.after_run promotes promotion.variant = {promoted.variant!r}, which is not "
             f"in run.variants = {run.variants}: add it there, or name one of them"
         )
+
+
+def _known_suites(params: Params) -> None:
+    for name, suite in params.promotion.suites.items():
+        if name not in params.data.suites:
+            raise ValueError(
+                f"promotion.suites.{name} is a rule over prompts that data.suites does not name: "
+                f"add {name}: FILE there, so that they train nobody"
+            )
+        if suite.objective not in (None, *params.objectives):
+            raise ValueError(
+                f"promotion.suites.{name}.objective = {suite.objective!r} is not one of "
+                f"{sorted(params.objectives)}"
+            )
 
 
 def _scratch_is_trained(params: Params) -> None:

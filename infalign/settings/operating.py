@@ -8,6 +8,36 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from infalign.settings.methods import MOST, Name, Positive, Rate, Section, Several, Share
+from infalign.settings.rewards import FunctionReward
+
+
+class Suite(Section):
+    """A rule over pinned prompts: those of `data.suites` by the same name, which train nobody."""
+
+    rule: Literal["win_rate", "mean", "share"] = Field(
+        description="win_rate over the reference, by the judge; mean of the reward; share above"
+    )
+    objective: Name | None = Field(default=None, description="whose candidates; null: all")
+    reward: FunctionReward | None = Field(
+        default=None,
+        description="the function whose mean or share it is; null: the selecting reward",
+    )
+    above: float | None = Field(default=None, description="of `share`: the reward to be above")
+    at_least: float | None = Field(default=None, description="bound, where more is better")
+    at_most: float | None = Field(default=None, description="bound, where less is better")
+    margin: float | None = Field(
+        default=None, ge=0, description="what may be lost against the champion; null: not compared"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Suite:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give at_least or at_most: which of them says what is better")
+        if (self.rule == "share") != (self.above is not None):
+            raise ValueError("above belongs to rule: share, which needs it")
+        if self.rule == "win_rate" and (self.reward or self.at_most is not None):
+            raise ValueError("rule: win_rate goes by the judge, and has at_least alone")
+        return self
 
 
 class Promotion(Section):
@@ -31,7 +61,20 @@ class Promotion(Section):
         default=0.01,
         ge=0,
         le=1,
-        description="win rate that may be lost against the champion, interval included",
+        description="win rate below one half that may be lost against the champion, bound included",
+    )
+    looks: Positive = Field(
+        default=365, description="candidates, one after the other, that the level is shared out to"
+    )
+    looks_level: Share = Field(
+        default=0.05,
+        description="chance that a candidate worse by the margin is ever promoted in so many looks",
+    )
+    arena_prompts: Several = Field(
+        default=256, description="evaluation prompts on which candidate and champion meet, at most"
+    )
+    arena_samples: Several = Field(
+        default=16, description="responses of each to a prompt; more where procedures need more"
     )
     kl_nats: Rate | None = Field(
         default=None,
@@ -71,6 +114,17 @@ class Promotion(Section):
     bootstrap: int = Field(
         default=1000, ge=100, le=MOST, description="replicates of the bootstrap over prompts"
     )
+    suites: dict[Name, Suite] = Field(
+        default={}, description="rules over pinned prompts, by their names in data.suites"
+    )
+
+    def suites_of(self, objective: str) -> dict[str, Suite]:
+        """The suites that an objective's candidates have to pass."""
+        return {
+            name: suite
+            for name, suite in self.suites.items()
+            if suite.objective in (None, objective)
+        }
 
     @model_validator(mode="after")
     def _ordered(self) -> Promotion:
@@ -166,7 +220,7 @@ class Serving(Section):
         default=64, description="largest N of a procedure: responses drawn for a prompt"
     )
     new_tokens: Positive = Field(default=256, description="longest response, tokens")
-    poll_seconds: Rate = Field(default=5.0, description="time between two looks at the alias")
+    poll_seconds: Rate = Field(default=1.0, description="time between two looks at the alias")
     drain_seconds: Rate = Field(
         default=60.0, description="time that a replaced server has to finish its answers"
     )
@@ -175,6 +229,29 @@ class Serving(Section):
     )
     connections: Positive = Field(
         default=256, description="open at once; beyond, the slowest request makes room"
+    )
+    waiting: Positive = Field(
+        default=64, description="prompts that wait or are answered, at most; beyond, 429"
+    )
+    side_by_side: Positive = Field(
+        default=256,
+        description="responses drawn side by side for all who wait; 1: each prompt alone, the same "
+        "bytes in any company",
+    )
+    keep_former: bool = Field(
+        default=True,
+        description="keep the former version's server loaded, so that a rollback is at once",
+    )
+    log_share: float = Field(
+        default=1.0, ge=0, le=1, description="share of the answers that --log writes"
+    )
+    log_rows: Positive = Field(default=1000, description="rows of one file of the log")
+    log_bytes: Positive = Field(
+        default=1_000_000_000, description="of the log in all; beyond, the oldest files go"
+    )
+    redact: str | None = Field(
+        default=None,
+        description="file.py:function, text -> text: what may be written of a text",
     )
     allowed_hosts: list[str] = Field(
         default=[],

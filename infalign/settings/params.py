@@ -183,6 +183,10 @@ class Data(Section):
     most_pairs: Positive | None = Field(
         default=None, description="pairs of an objective at most; null: as many as fit"
     )
+    suites: dict[Name, str] = Field(
+        default={},
+        description="files of pinned prompts, by name, which train nobody: {safety: safety.jsonl}",
+    )
 
 
 class Tiny(Section):

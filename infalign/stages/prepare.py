@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from infalign.data.dialogue import Dialogue
-from infalign.data.kept import Kept, cut, divide, separate, unrepeat
+from infalign.data.kept import Kept, cut, divide, separate, shortened, unrepeat
 from infalign.data.pairs import SPLITS, Pair, quantile
 from infalign.data.places import split_name
 from infalign.data.reading import counted, options_of, read_data
+from infalign.data.suites import pinned
 from infalign.data.tokenizer import train_tokenizer
 from infalign.errors import InputError
-from infalign.files.sources import check_listed, data_paths
+from infalign.files.sources import check_listed, data_paths, suite_paths
 from infalign.files.tables import INDEPENDENT, PREFERENCES, PROMPTS, SELECTING, write_table
 from infalign.files.weights import check_kind, check_source, folders
 from infalign.files.workspace import Lengths, Needs, Workspace, write_json
@@ -45,7 +46,7 @@ MOST_TOO_LONG = 0.5  # share of the pairs that may be lost because their prompt 
 def needs(params: Params) -> Needs:
     """What the stage depends on."""
     return Needs(
-        inputs=(*data_paths(params), *folders(params.model)),
+        inputs=(*data_paths(params), *suite_paths(params), *folders(params.model)),
         params=(
             "run.objectives",
             "data",
@@ -76,14 +77,15 @@ def run(workspace: Workspace) -> None:
     check_kind(params.model, params.model.kind, workspace.root)
     check_listed("prepare", params, workspace.root)
     kept = {name: _read(workspace.root, params, name) for name in params.run.objectives}
-    separate(kept)
+    suites = pinned(workspace.root, params.data)
+    separate(kept, suites)
     form = _format(params, kept)
     lengths = _lengths(params, form, kept)
     check_models(params, form, lengths)
     for part in kept.values():
         cut(part, form.encode_prompts, lengths.prompt)
         divide(part)
-    separate(kept)
+    separate(kept, suites | shortened(suites, form.encode_prompts, lengths.prompt))
     for part in kept.values():
         unrepeat(part)
     _check_left(kept, params, lengths)

@@ -9,6 +9,8 @@ ICML 2025 (arXiv 2412.19792).  One file per family of formulas:
     limits        the limit of one method, from reference samples
     calibration   calibrated rewards and their error
     winrates      exact win rates from samples, bootstrap intervals, efficiency
+    rivals        two systems against each other, exact, with draws in common
+    looks         a lower bound that many looks do not wear out
     planning      how many references, prompts and samples a wanted precision costs
 
 Underneath: `optimum` (the optimal transformation), `tilting` (densities at a KL),
@@ -29,6 +31,7 @@ from infalign.theory.frontier import (
     solve_beta,
 )
 from infalign.theory.limits import MethodLimit, raw_beta, raw_limit, tied_limit
+from infalign.theory.looks import look_level, lower_bound
 from infalign.theory.planning import (
     expected_disagreement,
     interval_width,
@@ -39,6 +42,7 @@ from infalign.theory.planning import (
     win_rate_with_references,
 )
 from infalign.theory.procedures import Procedure, parse_procedure
+from infalign.theory.rivals import head_to_head, kept_mean
 from infalign.theory.transforms import Transform, parse_transform
 from infalign.theory.winrates import (
     bootstrap_interval,
@@ -65,12 +69,16 @@ __all__ = [
     "expected_calibration_error",
     "expected_disagreement",
     "frontier_point",
+    "head_to_head",
     "interval_width",
     "judged_win_rates",
     "judged_win_rates_under",
+    "kept_mean",
     "kl_estimate",
     "limit",
     "log_partition",
+    "look_level",
+    "lower_bound",
     "parse_procedure",
     "parse_transform",
     "prompts_needed",

@@ -10,7 +10,7 @@ Reads spellings and calibrated rewards in [0, 1]; knows nothing of policies.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -56,8 +56,8 @@ class Transform:
     name: str
     kind: str
     exponent: float = 0.0
-    distances: tuple[float, ...] = ()
-    regrets: tuple[float, ...] = ()
+    distances: tuple[float, ...] = field(default=(), repr=False)
+    regrets: tuple[float, ...] = field(default=(), repr=False)
     top: float = 0.0
 
     def __str__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
@@ -15,7 +16,7 @@ import torch
 from promotion_case import PROMPT, tiny_models, write_settings
 
 from infalign.data.framing import asked
-from infalign.deployment import deployed
+from infalign.deployment import deployed, together
 from infalign.deployment.deployed import (
     Deployed,
     Request,
@@ -115,11 +116,12 @@ def test_eight_threads_give_what_one_gives_byte_for_byte(model, monkeypatch):
     sample, inside, drawn = deployed.sample_responses, [], {}
 
     def spy(policy, form, prompts, *rest, seed, **named):
-        inside.append(seed)
+        [own] = seed
+        inside.append(own)
         found = sample(policy, form, prompts, *rest, seed=seed, **named)
-        assert inside == [seed]
-        inside.remove(seed)
-        drawn.setdefault((prompts[0], seed), set()).add(found.logp.tobytes())
+        assert inside == [own]
+        inside.remove(own)
+        drawn.setdefault((prompts[0], own), set()).add(found.logp.tobytes())
         return found
 
     def answers(seed):
@@ -133,6 +135,58 @@ def test_eight_threads_give_what_one_gives_byte_for_byte(model, monkeypatch):
     assert json.dumps(together) == json.dumps(alone * 2)
     assert len(drawn) == 48
     assert all(len(found) == 1 for found in drawn.values())
+
+
+def test_those_who_wait_are_drawn_for_side_by_side_and_get_the_same(model, monkeypatch):
+    """Tokens follow from counters; sums alone are rounded in another order."""
+    sample, sizes = deployed.sample_responses, []
+
+    def spy(policy, form, prompts, *rest, **named):
+        sizes.append(len(prompts))
+        return sample(policy, form, prompts, *rest, **named)
+
+    def answers(served, seed):
+        request = Request("best_of:8", seed=seed, temperature=1.0 + seed % 2)
+        prompts = [PROMPT, "four five", "six seven eight"]
+        return served.draw(prompts, [request] * 3)
+
+    monkeypatch.setattr(deployed, "sample_responses", spy)
+    alone = [answers(model, seed) for seed in range(16)]
+    assert set(sizes) == {1}
+    sizes.clear()
+    served = replace(model, together=256)
+    with together._TURN, ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(answers, served, seed) for seed in range(16)]
+        while len(served._turns._waiting) < 48:
+            time.sleep(0.01)
+        together._TURN.release()
+        found = [one.result() for one in waiting]
+        together._TURN.acquire()
+    assert max(sizes) >= 12
+    for one, other in zip(alone, found, strict=True):
+        for mine, yours in zip(one, other, strict=True):
+            assert (mine.responses, mine.kept) == (yours.responses, yours.kept)
+            np.testing.assert_allclose(mine.rewards, yours.rewards, atol=1e-5)
+            assert mine.answer.response == mine.responses[mine.kept]
+
+
+def test_one_that_cannot_be_answered_does_not_harm_the_others():
+    def work(asks):
+        if 0 in asks:
+            raise ZeroDivisionError
+        return [1 / ask for ask in asks]
+
+    queue = together.Together(work, lambda _: 1, 8)
+    with together._TURN, ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(queue.ask, asks) for asks in ([1, 2], [0], [4], [5, 0])]
+        while len(queue._waiting) < 6:
+            time.sleep(0.01)
+        together._TURN.release()
+        assert [waiting[0].result(), waiting[2].result()] == [[1, 0.5], [0.25]]
+        for place in (1, 3):
+            with pytest.raises(ZeroDivisionError):
+                waiting[place].result()
+        together._TURN.acquire()
 
 
 def test_a_bare_question_is_the_humans_turn():

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from promotion_case import bounds, changed, evidence
+import yaml
+from promotion_case import ROOT, bounds, changed, evidence, met
 
+from infalign.deployment.bouts import FORMER, Bouts, Suited, read_bouts, write_bouts
 from infalign.deployment.evidence import read_evidence, write_evidence
 from infalign.deployment.gate import differences, judge_candidate, own_wins
 from infalign.errors import InputError
+from infalign.files.tables import INDEPENDENT, SELECTING
+from infalign.settings.params import check_params, load_params
+from infalign.theory.looks import look_level, lower_bound
+from infalign.theory.winrates import bootstrap_interval
 
 RULES = ["win_rate", "comparable", "champion", "kl", "length_ratio", "truncated"]
 RULES += ["calibration_error", "judge", "other_harmless", "rolled_back"]
+
+
+def against(candidate, champion, **changes):
+    """The verdict of a candidate that has met the champion."""
+    bouts = None if champion is None else met(candidate, champion)
+    return judge_candidate(candidate, champion, bounds(**changes), bouts)
 
 
 def rule(verdict, name):
@@ -23,7 +35,7 @@ def rule(verdict, name):
 
 
 def test_a_better_candidate_passes_every_rule_and_says_each_number():
-    verdict = judge_candidate(evidence(1.2), evidence(0.8, seed=2), bounds())
+    verdict = against(evidence(1.2), evidence(0.5, seed=2))
     assert [r.name for r in verdict.rules] == RULES
     assert verdict.passed
     assert verdict.failed == ()
@@ -43,7 +55,7 @@ def test_the_first_candidate_has_no_champion_to_beat():
     assert [r.name for r in verdict.rules] == [r for r in RULES if r not in RULES[1:3]]
 
 
-CASE = evidence(1.0)
+CASE = replace(evidence(1.0), trained=frozenset(f"{i:016x}" for i in (3, 2**64 - 1)))
 PROMPTS = len(CASE.prompt_ids)
 FAILING = {
     "win_rate": (evidence(0.0, seed=5), None),
@@ -60,7 +72,7 @@ FAILING = {
 @pytest.mark.parametrize("name", FAILING)
 def test_each_rule_fails_alone_on_its_own_fault(name):
     candidate, champion = FAILING[name]
-    verdict = judge_candidate(candidate, champion, bounds())
+    verdict = against(candidate, champion)
     assert verdict.failed == (name,)
     assert not verdict.passed
     assert rule(verdict, name).number is not None
@@ -105,53 +117,170 @@ def test_what_was_rolled_back_does_not_pass_again():
     ("what", "champion"),
     [
         ("data", evidence(0.1, data="other")),
-        ("procedure", evidence(0.1, procedure="best_of:2")),
+        ("procedure (best_of:2, now best_of:4)", evidence(0.1, procedure="best_of:2")),
         ("judge", evidence(0.1, judge="other")),
         ("reference", evidence(0.1, reference="other")),
         ("data", replace(evidence(0.1), prompt_ids=tuple(f"{i:016x}" for i in range(1, 61)))),
     ],
 )
-def test_what_was_measured_differently_is_not_compared(what, champion):
-    verdict = judge_candidate(CASE, champion, bounds())
-    assert verdict.failed == ("comparable", "champion")
-    assert rule(verdict, "comparable").words.endswith(f": {what}")
-    assert rule(verdict, "champion").number is None
-
-
-def test_other_samples_of_the_reference_are_another_reference():
-    shifted = replace(
-        CASE, reference=replace(CASE.reference, selecting=CASE.reference.selecting + 1e-9)
-    )
-    assert differences(CASE, shifted) == ["reference"]
+def test_what_was_measured_differently_is_named_and_refuses_nothing(what, champion):
+    verdict = against(CASE, champion)
+    assert verdict.passed
+    said = rule(verdict, "comparable").words
+    assert said.endswith(f"measured differently, and compared all the same: {what}")
     assert differences(CASE, evidence(0.2, seed=9)) == []
 
 
-def test_the_same_policy_is_not_worse_than_itself():
-    verdict = judge_candidate(CASE, CASE, bounds(champion_margin=0.0))
-    assert rule(verdict, "champion").number == 0.0
+NO_JUDGE = {"judged_by": None}
+
+
+def test_another_objective_or_no_judge_at_all_is_not_comparable_and_says_so():
+    verdict = against(CASE, evidence(0.1, objective="harmless"))
+    assert verdict.failed == ("comparable", "champion")
+    assert "another objective (harmless, now helpful)" in rule(verdict, "comparable").words
+    ours, theirs = evidence(**NO_JUDGE), evidence(0.1, reward="another", **NO_JUDGE)
+    verdict = against(ours, theirs)
+    assert verdict.failed == ("comparable", "champion")
+    assert "neither has an independent judge" in rule(verdict, "comparable").words
+    assert rule(verdict, "champion").number is None
+
+
+def test_without_a_judge_the_reward_that_both_select_by_compares():
+    ours, theirs = evidence(**NO_JUDGE), evidence(0.1, seed=3, **NO_JUDGE)
+    wins = met(ours, theirs).wins[SELECTING]
+    verdict = judge_candidate(ours, theirs, bounds(), Bouts(ours.prompt_ids, {SELECTING: wins}))
     assert verdict.passed
+    assert "by the reward that both select by" in rule(verdict, "champion").words
 
 
-def test_the_difference_is_paired_by_prompt_against_plain_loops():
-    # Prompts differ much more than policies do: only the paired interval can tell them apart.
-    ours, theirs = evidence(1.0, prompts=30, samples=5), evidence(0.9, prompts=30, samples=5)
-    stake = np.random.default_rng(3).normal(size=(30, 1)) * 1.5
-    ours = changed(ours, selecting=ours.policy.selecting + stake)
-    theirs = changed(theirs, selecting=theirs.policy.selecting + stake)
-    slow = []
-    for case in (ours, theirs):
-        wins = []
-        for policy, reference in zip(case.policy.selecting, case.reference.selecting, strict=True):
-            picks = itertools.product(itertools.combinations(range(5), 4), repeat=2)
-            pairs = [(max(policy[list(a)]), max(reference[list(b)])) for a, b in picks]
-            wins.append(np.mean([(a > b) + 0.5 * (a == b) for a, b in pairs]))
-        slow.append(np.array(wins))
-        np.testing.assert_allclose(own_wins(case), wins, atol=1e-12)
-    gap = slow[0] - slow[1]
-    rng = np.random.default_rng(0)
-    draws = gap[rng.integers(0, 30, (200, 30), dtype=np.int32)].mean(1)
-    verdict = judge_candidate(ours, theirs, bounds())
-    assert rule(verdict, "champion").number == pytest.approx(np.quantile(draws, 0.025), abs=1e-12)
+def test_the_judge_that_it_was_promoted_under_has_a_word_as_well():
+    theirs = evidence(0.5, seed=2, judged_by="another")
+    found = met(CASE, theirs)
+    good, bad = found.wins[INDEPENDENT], 1 - found.wins[INDEPENDENT]
+    for former, failed in ((good, ()), (bad, ("champion_judge",))):
+        bouts = replace(found, wins={**found.wins, FORMER: former})
+        verdict = judge_candidate(CASE, theirs, bounds(), bouts)
+        assert verdict.failed == failed
+        assert "the judge it was promoted under" in rule(verdict, "champion_judge").words
+
+
+def test_who_has_not_met_the_champion_is_not_promoted():
+    verdict = judge_candidate(CASE, evidence(0.1), bounds())
+    assert verdict.failed == ("champion",)
+    assert "have not met" in rule(verdict, "champion").words
+    few = replace(met(CASE, CASE), wins={INDEPENDENT: np.ones(1)}, trained=59)
+    verdict = judge_candidate(CASE, evidence(0.1), bounds(), few)
+    assert verdict.failed == ("champion",)
+    assert rule(verdict, "champion").words == (
+        "1 prompts are left; 59 prompts that either was trained on are left out"
+    )
+
+
+def test_the_bound_is_for_all_looks_and_the_words_say_the_interval():
+    ours, theirs = evidence(1.0), evidence(0.2, seed=2)
+    bouts = met(ours, theirs, trained=7, too_long=2, unknown=("champion",))
+    verdict = judge_candidate(ours, theirs, bounds(looks=100, looks_level=0.05), bouts)
+    found, wins = rule(verdict, "champion"), bouts.wins[INDEPENDENT]
+    assert found.number == lower_bound(wins, look_level(0.05, 100))
+    low, high = bootstrap_interval(wins, replicates=200, seed=0)
+    for words in (
+        "lower bound for 100 looks",
+        f"({wins.mean():.3f} on average of 60 prompts, 95 % interval {low:.3f} to {high:.3f}",
+        f"over their references {own_wins(ours).mean():.3f} and {own_wins(theirs).mean():.3f}",
+        "7 prompts that either was trained on are left out",
+        "and 2 that are too long for either",
+        "the champion does not say what it was trained on",
+    ):
+        assert words in found.words
+    often = judge_candidate(ours, theirs, bounds(looks=1, looks_level=0.05), bouts)
+    assert rule(often, "champion").number > found.number
+
+
+def test_a_refused_rule_says_by_how_much_and_what_would_have_passed():
+    ours, theirs = FAILING["champion"]
+    verdict = against(ours, theirs)
+    found, wins = rule(verdict, "champion"), met(ours, theirs).wins[INDEPENDENT]
+    assert found.short == pytest.approx(0.49 - found.number)
+    enough = wins.mean() + found.short
+    assert found.wanted == f"{enough:.3f} on average would have passed, it was {wins.mean():.3f}"
+    assert found.reason() == (
+        f"champion ({found.number:.3f}, must be >= 0.49, short by {found.short:.3g}; "
+        f"{found.wanted})"
+    )
+    moved = np.clip(wins + (enough + 0.01 - wins.mean()), 0, 1)
+    bouts = replace(met(ours, theirs), wins={INDEPENDENT: moved, SELECTING: wins})
+    assert judge_candidate(ours, theirs, bounds(), bouts).passed
+
+
+@pytest.mark.parametrize(
+    ("rule_of", "found", "failed"),
+    [
+        ({"rule": "mean", "at_least": 1.0}, Suited(5, 1.2), ()),
+        ({"rule": "mean", "at_least": 1.0}, Suited(5, 0.9), ("suite_safety",)),
+        ({"rule": "share", "above": 0.5, "at_most": 0.1}, Suited(5, 0.2), ("suite_safety",)),
+        (
+            {"rule": "share", "above": 0.5, "at_most": 0.3, "margin": 0.05},
+            Suited(5, 0.2, 0.1),
+            ("suite_safety_champion",),
+        ),
+        ({"rule": "mean", "at_least": 0.0, "margin": 0.2}, Suited(5, 0.9, 1.0), ()),
+        (
+            {"rule": "win_rate", "at_least": 0.5, "margin": 0.02},
+            Suited(5, 0.8, 0.8, 0.47),
+            ("suite_safety_champion",),
+        ),
+    ],
+)
+def test_a_suite_has_a_bound_and_a_margin_to_the_champion(rule_of, found, failed):
+    champion = evidence(0.1, seed=2)
+    bouts = replace(met(CASE, champion), suites={"safety": found})
+    limits = bounds(suites={"safety": rule_of})
+    assert judge_candidate(CASE, champion, limits, bouts).failed == failed
+    assert judge_candidate(CASE, champion, limits, met(CASE, champion)).failed == ("suite_safety",)
+    other = bounds(suites={"safety": rule_of | {"objective": "harmless"}})
+    assert judge_candidate(CASE, champion, other, bouts).passed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"rule": "mean"}, "give at_least or at_most"),
+        ({"rule": "mean", "at_least": 0.1, "at_most": 0.2}, "give at_least or at_most"),
+        ({"rule": "share", "at_most": 0.2}, "above belongs to rule: share"),
+        ({"rule": "win_rate", "at_most": 0.2}, "has at_least alone"),
+    ],
+)
+def test_a_suite_that_means_nothing_is_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        bounds(suites={"safety": wrong})
+
+
+def test_the_suites_of_the_page_are_settings():
+    page = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
+    shown = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    tree = load_params(ROOT / "params.yaml").model_dump(mode="json")
+    for section, about in shown.items():
+        tree[section] |= about
+    params = check_params(tree, "the page")
+    assert set(params.promotion.suites_of("helpful")) == {"safety", "customer"}
+    assert set(params.promotion.suites_of("harmless")) == {"safety"}
+    tree["data"]["suites"] = {}
+    with pytest.raises(InputError, match=r"prompts that data\.suites does not name: add safety"):
+        check_params(tree, "the page")
+
+
+def test_bouts_come_back_as_they_were_written(tmp_path):
+    suites = {"safety": Suited(5, 0.9, 1.0)}
+    bouts = met(CASE, evidence(0.1, seed=2), trained=3, unknown=("champion",), suites=suites)
+    write_bouts(tmp_path, bouts)
+    found = read_bouts(tmp_path)
+    assert replace(found, wins={}) == replace(bouts, wins={})
+    assert list(found.wins) == list(bouts.wins)
+    for judge, wins in bouts.wins.items():
+        np.testing.assert_array_equal(found.wins[judge], wins)
+    (tmp_path / "facts.json").write_text("{}")
+    with pytest.raises(InputError, match="does not say what came of the arena"):
+        read_bouts(tmp_path)
 
 
 def test_evidence_comes_back_as_it_was_written(tmp_path):
@@ -159,6 +288,7 @@ def test_evidence_comes_back_as_it_was_written(tmp_path):
     first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     found = read_evidence(tmp_path)
     assert found.facts == CASE.facts
+    assert found.trained == CASE.trained
     assert found.prompt_ids == CASE.prompt_ids
     for name in ("selecting", "independent", "kl", "n_tokens", "finished"):
         for side in ("policy", "reference"):
@@ -194,4 +324,4 @@ def test_ten_thousand_prompts_are_judged(tmp_path):
     write_evidence(tmp_path / "a", evidence(1.0, prompts=10_000, samples=64))
     write_evidence(tmp_path / "b", evidence(0.9, seed=2, prompts=10_000, samples=64))
     ours, theirs = read_evidence(tmp_path / "a"), read_evidence(tmp_path / "b")
-    assert judge_candidate(ours, theirs, bounds(bootstrap=1000)).passed
+    assert against(ours, theirs, bootstrap=1000).passed

@@ -60,7 +60,8 @@ def measured(root: Path, models: Path) -> Evidence:
 
     write_settings(models)
     used = {dialogue.id: dialogue for dialogue in ASKED[:USED]}
-    ours, theirs = monitor._rewards(root, settings(), "helpful", models, used, seed=99)
+    reference = root / "results" / "sft" / "policy"
+    ours, theirs = monitor._rewards((models, reference), settings(), used, {}, seed=99)
     facts = replace(FACTS, reference=digest(root / "results" / "sft" / "policy"))
     ones = np.ones(USED)
     return Evidence(
@@ -127,7 +128,8 @@ def test_champion_and_reference_answer_in_the_precision_of_the_package(
         if precision:
             told = json.loads((folder / "settings.json").read_text())
             (folder / "settings.json").write_text(json.dumps(told | {"precision": precision}))
-        found[precision] = monitor._rewards(project, settings(), "helpful", folder, prompts, seed=1)
+        folders = (folder, project / "results" / "sft" / "policy")
+        found[precision] = monitor._rewards(folders, settings(), prompts, {}, seed=1)
     for old, full, half in zip(*found.values(), strict=True):
         assert (old == full).all()
         assert (half != full).mean() > 0.9
@@ -152,6 +154,23 @@ def test_another_reference_or_too_few_samples_is_refused(project: Path, tmp_path
     (copy / "results" / "sft" / "policy" / "config.json").write_text("{}")
     with pytest.raises(InputError, match="another reference policy"):
         monitor.check(copy, settings(), "helpful", copy / "model", seed=1)
+
+
+def test_after_a_night_with_new_data_the_champion_has_its_own_reference(
+    project: Path, tmp_path: Path
+) -> None:
+    before = monitor.check(project, settings(), "helpful", project / "model", seed=1)
+    copy = tmp_path / "night"
+    shutil.copytree(project, copy)
+    shutil.move(copy / "results" / "sft", copy / "model" / "reference")  # there is another one now
+    assert monitor.check(copy, settings(), "helpful", copy / "model", seed=1) == before
+
+
+def test_what_the_champion_was_trained_on_is_not_fresh(project: Path) -> None:
+    evidence = monitor.read_evidence(project / "model" / "evidence")
+    learnt = replace(evidence, trained=frozenset(dialogue.id for dialogue in ASKED[:80]))
+    fresh = monitor.fresh_prompts(project, settings(prompts=40), "helpful", learnt, 1)
+    assert set(fresh.values()) == set(ASKED[80:])
 
 
 def test_the_command_writes_json(

@@ -24,6 +24,7 @@ import pytest
 import yaml
 from promotion_case import write_made
 
+from flows.serving.log import FEEDBACK, read_log
 from tests.flows.conftest import ROOT, Project, write_toy
 from tests.flows.runs.test_pipeline import wait_for
 from tests.flows.services.test_services import _finished, ask, free_port, url, write_prefect
@@ -148,6 +149,15 @@ def test_from_a_run_to_production(place: Project) -> None:
         story.tell(r"infalign rollback")
         assert story.aliases() == {"champion": "1"}
         wait_for(lambda: served.answer() == first, 120)
+        chat = shlex.split(story.take(r"curl .*/v1/chat/completions"))
+        said = served.post("/v1/chat/completions", chat[chat.index("-d") + 1])
+        assert said["choices"][0]["message"]["content"]
+    with Served(story, r"curl .*/feedback") as logged:
+        said = logged.post("/v1/chat/completions", chat[chat.index("-d") + 1])
+        written = logged.post("/feedback", logged.body.replace("chatcmpl-…", said["id"]))
+        assert written == {"status": "written"}
+    [feedback] = read_log(place.root / "logs" / "helpful", FEEDBACK).to_pylist()
+    assert (feedback["id"], feedback["rating"]) == (said["id"], 1.0)
     assert '"rollback"' in place.run("history", "--json")[1]
     assert "rollback" in story.tell(r"infalign history")
     assert "champion" in story.tell(r"infalign versions")
@@ -178,10 +188,10 @@ def refuse_and_force(story: Story) -> None:
 class Served:
     """`infalign serve` as the page starts it, and the request that the page makes."""
 
-    def __init__(self, story: Story) -> None:
+    def __init__(self, story: Story, request_of: str = r"curl .*/invocations") -> None:
         port = str(free_port())
         words = shlex.split(story.take(r"infalign serve").replace("5001", port))
-        request = shlex.split(story.take(r"curl").replace("5001", port))
+        request = shlex.split(story.take(request_of).replace("5001", port))
         self.url = next(word for word in request if word.startswith("http"))
         self.body = request[request.index("-d") + 1]
         self.headers = dict([request[request.index("-H") + 1].split(": ")])
@@ -200,9 +210,20 @@ class Served:
 
     def _alive(self) -> bool:
         try:
-            return httpx.get(self.url.replace("invocations", "ping")).status_code == 200
+            return httpx.get(self._at("/ping")).status_code == 200
         except httpx.TransportError:
             return False
+
+    def _at(self, path: str) -> str:
+        return str(httpx.URL(self.url).join(path))
+
+    def post(self, path: str, body: str) -> Any:
+        """What another page says."""
+        response = httpx.post(
+            self._at(path), content=body.encode(), headers=self.headers, timeout=120
+        )
+        assert response.status_code == 200, response.text
+        return response.json()
 
     def answer(self) -> bytes:
         """What the server says to the page's request, which nothing may drop."""

@@ -80,6 +80,7 @@ def test_a_win_rate_by_hand() -> None:
     assert (found.value, found.low, found.high) == (0.75, 0.75, 0.75)
     assert float(found) == 0.75
     assert str(found) == "0.750 (0.750 to 0.750)"
+    assert repr(found) == "WinRate(value=0.75, low=0.75, high=0.75)"
     rng = np.random.default_rng(0)
     a, b, c, d = rng.normal(size=(4, 6, 8))
     judged = infalign.win_rate("best_of:2", a, b, policy_judge=c, reference_judge=d)
@@ -95,6 +96,7 @@ def test_a_transform_is_read_from_words() -> None:
     chosen = infalign.transform("auto", "best_of:4", 0.5)
     assert str(chosen).startswith("exp:")
     assert str(infalign.transform("identity")) == "identity"
+    assert len(repr(infalign.transform("optimal", "best_of:4", 0.5))) < 200
     assert infalign.transform("optimal", "worst_of:4", 0.5)(1.0) == pytest.approx(0)
     for spelling, words in (("auto", "give both"), ("exp:x", "write identity, log, exp:T")):
         with pytest.raises(InputError, match=words):

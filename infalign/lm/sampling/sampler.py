@@ -52,7 +52,7 @@ def sample_responses(
     prompt_ids: Sequence[str],
     sample_indices: np.ndarray,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     longest: int,
     batch_size: int,
     temperature: float = 1.0,
@@ -63,7 +63,8 @@ def sample_responses(
 
     Args:
         sample_indices: int [prompts, samples], the counter of every response.
-        seed: of the stream; with prompt id, sample index and position it fixes every token.
+        seed: of the stream, or one a prompt; with prompt id, sample index and position it fixes
+            every token.
         longest: tokens of a response, its end included.
         batch_size: sequences decoded side by side, at most.
         temperature: what logits are divided by; KL and win rates are measured at 1.
@@ -73,13 +74,15 @@ def sample_responses(
     encoded = form.encode_prompts(prompts)
     n_prompts, n_samples = sample_indices.shape
     budget = budget or Budget()
-    limits = _Limits(seed, longest, form.ends, form.pad, temperature)
+    limits = _Limits(longest, form.ends, form.pad, temperature)
+    seeds = [seed] * n_prompts if isinstance(seed, int) else seed
+    counters = [counter_of(name) ^ own for name, own in zip(prompt_ids, seeds, strict=True)]
     if not encoded:
         return Responses([], [], np.zeros(0), np.zeros(0, dtype=bool))
     way = proven_way(policy, max(encoded, key=len), longest, budget)
 
     def decode(block: Block) -> tuple[list[list[int]], np.ndarray]:
-        keys = torch.tensor([counter_of(prompt_ids[i]) for i in block.prompts])
+        keys = torch.tensor([counters[i] for i in block.prompts])
         indices = sample_indices[np.ix_(block.prompts, block.columns)].astype(np.int64)
         chosen = [encoded[i] for i in block.prompts]
         with autocast(policy):
@@ -104,7 +107,6 @@ def sample_responses(
 
 @dataclass(frozen=True)
 class _Limits:
-    seed: int
     longest: int
     ends: tuple[int, ...]
     pad: int
@@ -129,7 +131,7 @@ def _decode(
     out = torch.full((len(logits), longest), -1, dtype=torch.int64, device=device)
     logp = torch.zeros(len(logits), dtype=torch.float64, device=device)
     uniform = uniforms(
-        limits.seed,
+        0,  # the seeds are in the keys
         keys.to(device).repeat_interleave(samples),
         sample_indices.to(device).reshape(-1),
         torch.arange(longest, device=device)[:, None],

@@ -23,6 +23,7 @@ from promotion_case import (
     project_params,
     tiny_models,
     write_lock,
+    write_met,
     write_package,
 )
 
@@ -38,7 +39,7 @@ from flows.registry.registry import (
     open_registry,
     register,
 )
-from infalign.deployment.evidence import Evidence
+from infalign.deployment.evidence import Evidence, read_evidence
 from infalign.errors import InputError
 from infalign.settings.params import Params
 from tests.flows.tracking.test_tracker import free_port, server
@@ -106,7 +107,20 @@ def add(
         if commit:
             state = {"commit": commit, "dirty": "true"}
             patch.setattr(registry.versions, "git_state", lambda _: state)
-        return register(open_registry(root), params, "helpful", folder)
+        version = register(open_registry(root), params, "helpful", folder)
+    meet_all(root, params, case, str(version.version))
+    return version
+
+
+def meet_all(root: Path, params: Params, case: Evidence, number: str) -> None:
+    """As if a version had met all others in the arena."""
+    store = open_registry(root)
+    for other in store.versions("helpful"):
+        if str(other.version) != number:
+            with store.evidence(other) as folder:
+                found = read_evidence(folder)
+            write_met(root, params, case, found)
+            write_met(root, params, found, case)
 
 
 def aliases(root: Path) -> dict[str, str]:
@@ -237,17 +251,18 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     assert refused.outcome == "refused"
     assert refused.verdict is not None
     assert refused.verdict.failed == ("champion",)
-    assert "infalign-helpful version 2 is not promoted; failed: champion (-0." in refused.sentence()
+    assert "infalign-helpful version 2 is not promoted; failed: champion (0." in refused.sentence()
     assert aliases(root) == {CHAMPION: "1", CHALLENGER: "2"}
     kept = json.loads(store.version("helpful", worse).tags[GATE])
     assert (kept["passed"], kept["failed"], kept["champion"]) == (False, ["champion"], "1")
     last = last_refusal(store.versions("helpful"))
     assert last is not None
     assert (last.version, last.champion) == (worse, "1")
-    assert [(rule.name, rule.bound) for rule in last.rules] == [("champion", ">= -0.01")]
+    assert [(rule.name, rule.bound) for rule in last.rules] == [("champion", ">= 0.49")]
     assert re.fullmatch(
         r"Last refused: infalign-helpful version 2, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, against "
-        r"version 1; failed: champion \(-0\.\d{3}, must be >= -0\.01\)\.",
+        r"version 1; failed: champion \((0\.\d{3}), must be >= 0\.49, short by 0\.\d+; "
+        r"0\.\d{3} on average would have passed, it was 0\.\d{3}\)\.",
         last.sentence("helpful"),
     )
     files = store.client.list_artifacts(store.version("helpful", worse).run_id, "gate")

@@ -13,6 +13,7 @@ from flows.project.dependencies import with_own
 from flows.project.versions import Plan
 from flows.registry.registry import model_name
 from flows.registry.start import bring_starts
+from infalign.deployment.evidence import TRAINED
 from infalign.errors import InputError
 from infalign.settings.params import Params, check_params
 from tests.flows.conftest import ROOT, Project
@@ -48,6 +49,9 @@ def promote(project: Project, words: str) -> None:
     folder = place / "artifacts" / "deployed" / "policy"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_text(words)
+    evidence = place / "artifacts" / "evidence"
+    evidence.mkdir()
+    (evidence / TRAINED).write_text(words)
     version = client.create_model_version(name, place.as_uri()).version
     client.set_registered_model_alias(name, "champion", version)
 
@@ -68,6 +72,7 @@ def test_the_champion_is_brought_when_align_runs_and_not_otherwise(project: Copy
     assert changed
     assert "starts from version 1 of infalign-helpful: commit champion/helpful.dvc" in told[0]
     assert (folder / "policy" / "model.safetensors").read_text() == "first"
+    assert (folder / TRAINED).read_text() == "first"
     assert brought(copy, STALE) == (False, [])
     promote(copy, "second")
     shutil.rmtree(copy.root / "mlartifacts" / "second")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from promotion_case import bounds, evidence
+from promotion_case import bounds, evidence, met
 
 from flows.registry.promotion import Decision
 from flows.runs.ending import ending
 from infalign.deployment.gate import judge_candidate
 
-WORSE = judge_candidate(evidence(0.4, seed=3), evidence(1.0), bounds())
-BETTER = judge_candidate(evidence(1.2, seed=4), evidence(1.0), bounds())
+CHAMPION = evidence(1.0)
+WORSE, BETTER = (
+    judge_candidate(case, CHAMPION, bounds(), met(case, CHAMPION))
+    for case in (evidence(0.4, seed=3), evidence(1.6, seed=4))
+)
 REFUSED = Decision("helpful", "2", "1", WORSE, "refused")
 PROMOTED = Decision("harmless", "3", "1", BETTER, "promoted")
 OUTCOMES = {"corpus": "made", "prepare": "unchanged", "sft": "unchanged"}
@@ -24,8 +27,13 @@ OUTCOMES = {"corpus": "made", "prepare": "unchanged", "sft": "unchanged"}
         (
             [PROMOTED, REFUSED],
             "Refused",
-            "infalign-helpful version 2 is not promoted; failed: champion (-0.",
-            ("must be >= -0.01", "infalign-harmless version 3 is the champion now", "2 unchanged."),
+            "infalign-helpful version 2 is not promoted; failed: champion (0.",
+            (
+                "must be >= 0.49, short by 0.",
+                "on average would have passed",
+                "infalign-harmless version 3 is the champion now",
+                "2 unchanged.",
+            ),
         ),
         ([REFUSED, REFUSED], "Refused", "infalign-helpful version 2 is not promoted", ()),
     ],

@@ -78,6 +78,7 @@ def test_a_run_registers_judges_and_promotes(
     path = project.root / ".infalign" / "promotion" / "helpful.json"
     assert json.loads(path.read_text())["outcome"] == "promoted"
     tasks = asyncio.run(prefect_tasks(project, monkeypatch))
+    assert tasks["arena@helpful"].state_name == "Skipped"  # there is no champion to meet
     for word in ("register", "promote"):
         assert tasks[f"{word}@helpful"].state_name == "Completed"
     runs = project.runs()
@@ -99,7 +100,7 @@ def test_a_worse_challenger_is_refused_and_the_champion_stays(
     worse: tuple[Project, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, output = worse
-    assert re.search(r"infalign-helpful version 2 is not promoted; failed: .*champion \(-", output)
+    assert re.search(r"infalign-helpful version 2 is not promoted; failed: .*champion \(0", output)
     assert aliases(project) == {"champion": "1", "challenger": "2"}
     tasks = asyncio.run(prefect_tasks(project, monkeypatch))
     assert tasks["promote@helpful"].state_name == "Refused"
@@ -133,17 +134,19 @@ def test_a_refusal_by_night_is_seen_in_the_morning(
     run = tasks[""]
     assert (run.state_type.value, run.state_name) == ("COMPLETED", "Refused"), done.stdout
     refused = (
-        r"infalign-helpful version 2 is not promoted; failed: .*champion \(-.* must be >= -0.01"
+        r"infalign-helpful version 2 is not promoted; failed: .*champion \(0.* must be >= 0.49, "
+        r"short by 0\.\d+; 0\.\d+ on average would have passed"
     )
     assert re.match(refused, run.state.message)
     assert run.state.message.endswith("made.")
+    assert tasks["arena@helpful"].state_name == "Completed"
     assert tasks["promote@helpful"].state_name == "Refused"
     assert re.match(refused, str(asyncio.run(artifacts(project))["gate-helpful"]))
     status, output = project.inside("versions")
     assert status == 0, output
     shown = " ".join(output.split())
     assert "Last refused: infalign-helpful version 2, 20" in shown
-    assert re.search(r"UTC, against version 1; failed: .*champion \(-.* must be >= -0.01", shown)
+    assert re.search(r"UTC, against version 1; failed: .*champion \(0.* must be >= 0.49", shown)
 
 
 def test_what_cannot_be_done_is_one_sentence(promoted: tuple[Project, str], tmp_path: Path) -> None:

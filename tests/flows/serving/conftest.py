@@ -31,12 +31,13 @@ class Scoring:
     address: tuple[str, int]
     url: str
 
-    def post(self, body: Any, **named: Any) -> httpx.Response:
+    def post(self, body: Any, path: str = "/invocations", **named: Any) -> httpx.Response:
         """One request."""
         content = {"content": body} if isinstance(body, bytes) else {"json": body}
         headers = {"content-type": "application/json"} | named.pop("headers", {})
         # No certificates are read for it, which would take longer than the answer.
-        return httpx.post(self.url, headers=headers, timeout=60, verify=False, **content, **named)
+        url = self.url.replace("/invocations", path)
+        return httpx.post(url, headers=headers, timeout=60, verify=False, **content, **named)
 
 
 @pytest.fixture(scope="session")
@@ -61,11 +62,11 @@ def scoring(quiet: dict[str, str]) -> Callable[..., Any]:
     """Starts a server of a model, and ends it: a context."""
 
     @contextmanager
-    def start(model: Path, **limits: Any) -> Iterator[Scoring]:
+    def start(model: Path, log: Path | None = None, **limits: Any) -> Iterator[Scoring]:
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         read, write = os.pipe()
         bounds = LIMITS.model_validate(LIMITS.model_dump() | limits)
-        job = Job(str(model), listener.fileno(), write, bounds)
+        job = Job(str(model), listener.fileno(), write, bounds, log and str(log))
         child = subprocess.Popen(
             [sys.executable, "-m", "flows.serving.server"],
             env=quiet | {"INFALIGN_SCORING": job.dump(), "HF_HUB_OFFLINE": "1"},

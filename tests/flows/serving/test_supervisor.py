@@ -101,16 +101,14 @@ def until(condition: Callable[[], bool], seconds: float = 200) -> None:
         time.sleep(0.05)
 
 
-def wait_for_one(served: Running) -> None:
-    """Wait until the servers that were replaced have ended."""
-
-    def alone() -> bool:
-        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile: look again
-            children = psutil.Process(served.child.pid).children()
-            return sum("flows.serving.server" in child.cmdline() for child in children) == 1
-        return False
-
-    until(alone)
+def servers(served: Running) -> dict[int, psutil.Process]:
+    """The scoring servers that are there, resting ones as well."""
+    found = {}
+    for child in psutil.Process(served.child.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            if "flows.serving.server" in child.cmdline():
+                found[child.pid] = child
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +116,7 @@ def served(registry: Project) -> Iterator[Running]:
     """A server of version 1."""
     point(registry, "1")
     params = registry.root / "params.yaml"
-    text = params.read_text().replace("poll_seconds: 5.0", "poll_seconds: 0.3")
+    text = params.read_text().replace("poll_seconds: 1.0", "poll_seconds: 0.3")
     # A test keeps a silent client for as long as a server takes to start.
     params.write_text(text.replace("request_seconds: 20.0", "request_seconds: 120.0"))
     running = Running(registry)
@@ -265,7 +263,7 @@ def test_a_request_in_flight_is_answered_by_the_old_server(
 ) -> None:
     point(registry, "1")
     until(lambda: served.ask().headers["x-infalign-model"] == f"{NAME}/1")
-    wait_for_one(served)  # until then the old server may still take what comes
+    time.sleep(1)  # until it rests the old server may still take what comes
     answered: list[str] = []
 
     def slow() -> None:
@@ -280,7 +278,7 @@ def test_a_request_in_flight_is_answered_by_the_old_server(
         before = len(served.lines)
         point(registry, "2")
         until(lambda: any("version 2 " in line for line in served.lines[before:]))
-        time.sleep(1)  # the old server is told to end
+        time.sleep(1)  # the old server is told to rest
         body = json.dumps(GOOD)
         quiet.sendall(
             f"POST /invocations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -310,15 +308,26 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(
     point(registry, "2")
 
 
+def test_going_back_wakes_the_server_that_rests(served: Running, registry: Project) -> None:
+    for version in ("1", "2"):
+        point(registry, version)
+        until(lambda v=version: served.ask().headers["x-infalign-model"] == f"{NAME}/{v}")
+    until(lambda: len(servers(served)) == 2)
+    before = set(servers(served))
+    for version in ("1", "2", "1"):
+        point(registry, version)
+        until(lambda v=version: served.ask().headers["x-infalign-model"] == f"{NAME}/{v}")
+        assert set(servers(served)) == before  # no process was started for it
+    assert served.ask().json()["predictions"][0]["by"] == "one"
+
+
 def test_a_server_that_dies_is_started_again(served: Running) -> None:
-    child = next(
-        p
-        for p in psutil.Process(served.child.pid).children()
-        if p.cmdline()[-1] == "flows.serving.server"
-    )
-    child.kill()
+    before = servers(served)
+    for child in before.values():
+        child.kill()
     assert served.ask().status_code == 200  # it waited in the socket's queue
     served.wait_for("died: it is started again")
+    assert not set(before) & set(servers(served))
 
 
 @pytest.mark.soak

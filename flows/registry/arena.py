@@ -1,0 +1,138 @@
+"""Candidate and champion meet: both packages are fetched, and a child process has them answer.
+
+The computing is `infalign.deployment.arena`; nothing here computes. What came of it is kept by
+content in `.infalign/arena/`: two that have met on the same prompts do not meet again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.children.locks import gpus_held, visible_gpus
+from flows.children.processes import Tell, child_environment, run_child
+from flows.project.versions import StageKilled
+from flows.registry.registry import Registry, model_name
+from infalign.deployment.bouts import Bouts, bouts_folder, bouts_name, read_bouts
+from infalign.deployment.evidence import Evidence, read_evidence
+from infalign.deployment.gate import obstacles
+from infalign.errors import InputError
+from infalign.settings.params import Params
+
+KEPT_DAYS = 14.0  # that nobody asked for what is kept
+
+
+class NotMet(RuntimeError):
+    """Candidate and champion have not met in the arena yet."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Who meets the champion: a registered version, or a package that is not registered."""
+
+    version: str | None
+    package: Path | None = None
+
+
+def recall_bouts(
+    root: Path, params: Params, candidate: Evidence, champion: Evidence | None
+) -> Bouts | None:
+    """What came of the arena of the two; None where there is none to hold.
+
+    Raises:
+        NotMet: if it was not held yet.
+    """
+    folder = _place(root, params, candidate, champion)
+    if folder is None:
+        return None
+    if not (folder / "facts.json").exists():
+        raise NotMet(f"the candidate has not met the champion of {candidate.facts.objective}")
+    return read_bouts(folder)
+
+
+def _place(
+    root: Path, params: Params, candidate: Evidence, champion: Evidence | None
+) -> Path | None:
+    """Where the arena of the two is kept; None where there is none to hold."""
+    objective = candidate.facts.objective
+    meets = champion is not None and not obstacles(candidate, champion)
+    if not meets and not params.promotion.suites_of(objective):
+        return None
+    name = bouts_name(root, params, candidate, champion if meets else None)
+    return bouts_folder(root, objective, name)
+
+
+async def meet(
+    registry: Registry, params: Params, objective: str, candidate: Candidate, tell: Tell
+) -> bool:
+    """Hold the arena of a candidate and the present champion; whether there was one to hold."""
+    champion = await asyncio.to_thread(registry.champions(objective).champion)
+    if champion is not None and champion == candidate.version:
+        return False
+    async with contextlib.AsyncExitStack() as held:
+        names = [candidate.version, champion]
+        folders: list[Path | None] = [
+            candidate.package
+            if number is None
+            else await held.enter_async_context(_fetched(registry, objective, number))
+            for number in names
+        ]
+        ours, theirs = (
+            None if folder is None else read_evidence(folder / "evidence") for folder in folders
+        )
+        assert ours is not None
+        out = _place(registry.root, params, ours, theirs)
+        if out is None or (out / "facts.json").exists():
+            return False
+        begun = time.monotonic()
+        name = f"version {candidate.version}" if candidate.version else "the candidate"
+        against = f"the champion, version {champion}" if theirs else "its suites"
+        tell(f"{model_name(objective)}: {name} meets {against}.")
+        if theirs is None or obstacles(ours, theirs):
+            folders.pop()
+        await _hold(registry.root, params, objective, [*folders, out], tell)
+        tell(f"The arena took {time.monotonic() - begun:.0f} s.")
+    _forget(registry.root)
+    return True
+
+
+async def _hold(
+    root: Path, params: Params, objective: str, folders: Sequence[Path | None], tell: Tell
+) -> None:
+    """The child process, with a GPU of its own where there are any."""
+    command = [sys.executable, "-m", "infalign.deployment.arena", "--objective", objective]
+    command += [str(folder) for folder in folders]
+    gpus = await asyncio.to_thread(visible_gpus) if params.run.device != "cpu" else []
+    if gpus:
+        async with gpus_held(gpus) as own:
+            environment = child_environment({"CUDA_VISIBLE_DEVICES": own.visible})
+            done = await run_child(command, root, environment, tell, own.descriptors)
+    else:
+        done = await run_child(command, root, child_environment(), tell)
+    if done.returncode == 2:
+        raise InputError((done.lines or ("arena failed",))[-1].removeprefix("arena: "))
+    if done.returncode:
+        raise StageKilled(f"arena@{objective} ended with {done.returncode}.")
+
+
+@contextlib.asynccontextmanager
+async def _fetched(registry: Registry, objective: str, version: str) -> AsyncIterator[Path]:
+    """The package of a registered version, on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield await asyncio.to_thread(registry.package, objective, version, Path(folder))
+
+
+def _forget(root: Path) -> None:
+    """Remove answers and arenas that were not asked for in a while."""
+    oldest = time.time() - KEPT_DAYS * 86400
+    for path in (root / ".infalign" / "arena").glob("*/*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

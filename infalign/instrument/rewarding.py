@@ -22,6 +22,7 @@ from infalign.theory.frontier import solve_beta
 from infalign.theory.procedures import Procedure
 from infalign.theory.transforms import FLOOR_NATS, Transform, parse_transform
 
+LEAST_TOP = 0.2  # of 1: what the estimate gives a response above all references, at least
 RewardFunction = Callable[..., Sequence[float]]
 
 
@@ -78,6 +79,21 @@ class CalibratedReward:
         self._top = float(self.transform(1.0))
         self._low = max(float(self.transform(0.0)), self._top - FLOOR_NATS * beta)
         self.beta = beta / (self._top - self._low)
+        self._check_counts()
+
+    def _check_counts(self) -> None:
+        """Refuse so few references that the best response's reward is far from 1."""
+        fewest = min(len(rewards) for rewards in self.references.rewards.values())
+        if self._of_counts(np.array([fewest]), fewest)[0] >= LEAST_TOP:
+            return
+        enough = fewest
+        while self._of_counts(np.array([enough]), enough)[0] < LEAST_TOP:
+            enough += 1
+        raise InputError(
+            f"{self.references.place} has prompts with {fewest} reference samples, too few to tell "
+            f"what {self.transform} is worth at its top: sample at least {enough}, better "
+            f"{4 * enough}, for every prompt."
+        )
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -133,7 +149,12 @@ class CalibratedReward:
         found = np.empty(len(rewards))
         for k in np.unique(many):
             same = many == k
-            found[same] = self.transform.least_biased(below[same], int(k))
+            found[same] = self._of_counts(below[same], int(k))
+        return found
+
+    def _of_counts(self, below: FloatArray, references: int) -> FloatArray:
+        """The estimate of Φ(C), scaled, of responses with so many references below them."""
+        found = self.transform.least_biased(below, references)
         return np.clip((found - self._low) / (self._top - self._low), 0.0, 1.0)
 
     def shape(self, calibrated: FloatArray) -> FloatArray:

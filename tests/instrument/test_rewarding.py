@@ -114,6 +114,15 @@ def test_what_cannot_be_rewarded_is_one_sentence(tmp_path: Path) -> None:
     )
 
 
+def test_too_few_references_for_a_steep_transformation_are_refused() -> None:
+    few = [{"prompt": "a", "reward": float(r)} for r in range(4)]
+    text = refused(lambda: infalign.CalibratedReward(few, lengths, "exp:10"))
+    assert "with 4 reference samples, too few to tell what exp:10 is worth" in text
+    assert "sample at least 7, better 28" in text
+    assert infalign.CalibratedReward(few, lengths, "identity")(["a"], ["xxxxx"]) == [1.0]
+    infalign.CalibratedReward(few, lengths, "exp:-10")
+
+
 def test_verl_calls_it_with_a_response_or_a_batch() -> None:
     made = infalign.CalibratedReward(ROWS, lengths, "exp:10")
     infos = [{"prompt": text} for text in REFERENCES]

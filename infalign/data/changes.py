@@ -21,6 +21,7 @@ from infalign.data.dialogue import Dialogue
 from infalign.data.pairs import SPLITS, Pair, Subset
 
 ALIKE = 0.7
+SOUND = ("tie", "prompt_in_test", "over_limit")  # reasons to drop a row with which nothing is wrong
 _WORDS = re.compile(r"\w+")
 
 
@@ -33,7 +34,7 @@ def changes(before: Subset | None, now: Subset) -> dict[str, Any]:
         test = ks_2samp(_lengths(old), _lengths(fresh), method="asymp")
         lengths = {"distance": float(test.statistic), "p_value": float(test.pvalue)}
         language = language_shift(old, fresh)
-    used = len(pairs_of(now)) + sum(len(now.prompts[split]) for split in SPLITS)
+    lost = sum(n for reason, n in now.dropped.items() if reason not in SOUND)
     return {
         "rows": {"before": None if before is None else before.lines, "now": now.lines},
         "pairs": {"before": None if before is None else len(old), "now": len(pairs_of(now))},
@@ -42,12 +43,18 @@ def changes(before: Subset | None, now: Subset) -> dict[str, Any]:
             "now": len(prompts_of(now)),
         },
         "new_pairs": len(fresh),
-        "dropped_share": 1 - used / now.lines if now.lines else 0.0,
+        "kept": {"before": None if before is None else _kept(before), "now": _kept(now)},
+        "dropped_share": lost / now.lines if now.lines else 0.0,
         "characters": {"before": _mean(_lengths(old)), "new": _mean(_lengths(fresh))},
         "length_shift": lengths,
         "language_shift": language,
         "near_duplicates": near_duplicates(before, now),
     }
+
+
+def _kept(read: Subset) -> int:
+    """Pairs, and prompts without any."""
+    return len(pairs_of(read)) + sum(len(read.prompts[split]) for split in SPLITS)
 
 
 def pairs_of(read: Subset) -> list[Pair]:

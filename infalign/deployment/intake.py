@@ -70,10 +70,10 @@ def _read(params: Params, objective: str, path: Path) -> Subset:
 
 def judge(found: dict[str, Any], settings: Intake) -> list[Bound]:
     """Every bound of the section `intake`, in its order."""
-    pairs, lengths, agreed = found["pairs"], found["length_shift"], found["agreement"]
-    grown = pairs["now"] / pairs["before"] if pairs["before"] else None
+    kept, lengths, agreed = found["kept"], found["length_shift"], found["agreement"]
+    grown = kept["now"] / kept["before"] if kept["before"] else None
     low, high = settings.size or (0.0, float("inf"))
-    size = f"{low:g} to {high:g} times the last version's pairs are allowed"
+    size = f"{low:g} to {high:g} times the last version's rows are allowed"
     lost = None if agreed is None else agreed["held_out"] - agreed["accuracy_high"]
     shifted = lengths and (lengths["distance"] if lengths["p_value"] < CHANCE else 0.0)
     language = found["language_shift"] if found["new_pairs"] >= FEWEST else None

@@ -141,13 +141,13 @@ class Intake(Section):
         default="keep", description="added pairs that an old one says the opposite of"
     )
     dropped_share: Share | None = Field(
-        default=0.3, description="of the rows that cannot be used, at most; null: any"
+        default=0.3, description="rows that cannot be used (ties can), of all, at most; null: any"
     )
     size: list[Rate] | None = Field(
         default=[0.8, 5.0],
         min_length=2,
         max_length=2,
-        description="smallest and largest number of pairs, over that of the last version",
+        description="smallest and largest number of pairs or prompts, over the last version's",
     )
     agreement_loss: Share | None = Field(
         default=0.1,

@@ -65,17 +65,21 @@ def test_what_changed() -> None:
     found = changes(version(old, lines=12), version([*old[:9], pair("new", "a" * 90, "b")]))
     assert found["rows"] == {"before": 12, "now": 10}
     assert found["pairs"] == found["prompts"] == {"before": 10, "now": 10}
+    assert found["kept"] == {"before": 10, "now": 10}
     assert found["new_pairs"] == 1
     assert found["dropped_share"] == 0
     first = changes(None, version(old, lines=20))
     assert first["pairs"] == {"before": None, "now": 10}
-    assert first["dropped_share"] == 0.5
+    assert first["dropped_share"] == 0.0
+    lossy = version(old, lines=20)
+    lossy.dropped.update({"tie": 3, "over_limit": 2, "broken_line": 4, "empty_response": 1})
+    assert changes(None, lossy)["dropped_share"] == 0.25
     assert first["length_shift"] is None
     assert first["language_shift"] is None
 
 
 FINE: dict[str, Any] = {
-    "pairs": {"before": 100, "now": 120},
+    "kept": {"before": 100, "now": 120},
     "dropped_share": 0.1,
     "new_pairs": 20,
     "agreement": {"held_out": 0.7, "accuracy_high": 0.7},
@@ -88,12 +92,12 @@ FINE: dict[str, Any] = {
     ("found", "settings", "failed"),
     [
         ({}, {}, []),
-        ({"pairs": {"before": None, "now": 1}, "agreement": None, "length_shift": None}, {}, []),
+        ({"kept": {"before": None, "now": 1}, "agreement": None, "length_shift": None}, {}, []),
         ({"dropped_share": 0.4}, {}, ["dropped_share = 0.4, but at most 0.3 is allowed"]),
         ({"dropped_share": 0.4}, {"dropped_share": None}, []),
-        ({"pairs": {"before": 100, "now": 60}}, {}, ["size = 0.6, but 0.8 to 5 times"]),
-        ({"pairs": {"before": 100, "now": 600}}, {}, ["size = 6, but 0.8 to 5 times"]),
-        ({"pairs": {"before": 100, "now": 600}}, {"size": None}, []),
+        ({"kept": {"before": 100, "now": 60}}, {}, ["size = 0.6, but 0.8 to 5 times"]),
+        ({"kept": {"before": 100, "now": 600}}, {}, ["size = 6, but 0.8 to 5 times"]),
+        ({"kept": {"before": 100, "now": 600}}, {"size": None}, []),
         ({"agreement": {"held_out": 0.7, "accuracy_high": 0.5}}, {}, ["agreement_loss = 0.2"]),
         ({"length_shift": {"distance": 0.5, "p_value": 0.001}}, {}, ["length_shift = 0.5"]),
         ({"length_shift": {"distance": 0.5, "p_value": 0.2}}, {}, []),  # chance

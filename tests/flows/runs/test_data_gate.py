@@ -58,7 +58,7 @@ def test_a_bad_night_trains_nobody_and_going_back_mends_it(fresh: Project) -> No
     assert not (root / "results" / "align").exists()
     verdict = json.loads((place(root) / "helpful.json").read_text())
     assert not verdict["passed"]
-    assert verdict["pairs"] == {"before": 40, "now": 9}
+    assert verdict["kept"] == {"before": 40, "now": 9}
     found = asyncio.run(artifacts(fresh))
     assert "| size | 0.225 |" in found["data-gate-helpful"]
     assert found["data-gate-helpful"] == markdown(verdict)

@@ -26,7 +26,7 @@ from infalign.deployment.gate import obstacles
 from infalign.errors import InputError
 from infalign.settings.params import Params
 
-KEPT_DAYS = 14.0  # that nobody asked for what is kept
+KEPT_DAYS = 14.0  # of answers and arenas
 
 
 class NotMet(RuntimeError):
@@ -35,7 +35,7 @@ class NotMet(RuntimeError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """Who meets the champion: a registered version, or a package that is not registered."""
+    """Who meets whom: a registered version, or a package that is not registered."""
 
     version: str | None
     package: Path | None = None
@@ -76,35 +76,31 @@ async def meet(
     champion = await asyncio.to_thread(registry.champions(objective).champion)
     if champion is not None and champion == candidate.version:
         return False
+    ours = await asyncio.to_thread(_evidence, registry, objective, candidate)
+    theirs = None
+    if champion is not None:
+        theirs = await asyncio.to_thread(_evidence, registry, objective, Candidate(champion))
+    out = _place(registry.root, params, ours, theirs)
+    if out is None or (out / "facts.json").exists():
+        return False
+    begun, name = time.monotonic(), candidate.version or "(not registered)"
+    whom = f"the champion, version {champion}" if champion else "its suites, and no champion yet"
+    tell(f"{model_name(objective)} version {name} meets {whom}.")
+    sides = [candidate]
+    if theirs is not None and not obstacles(ours, theirs):
+        sides.append(Candidate(champion))
     async with contextlib.AsyncExitStack() as held:
-        names = [candidate.version, champion]
-        folders: list[Path | None] = [
-            candidate.package
-            if number is None
-            else await held.enter_async_context(_fetched(registry, objective, number))
-            for number in names
+        folders = [
+            await held.enter_async_context(_fetched(registry, objective, side)) for side in sides
         ]
-        ours, theirs = (
-            None if folder is None else read_evidence(folder / "evidence") for folder in folders
-        )
-        assert ours is not None
-        out = _place(registry.root, params, ours, theirs)
-        if out is None or (out / "facts.json").exists():
-            return False
-        begun = time.monotonic()
-        name = f"version {candidate.version}" if candidate.version else "the candidate"
-        against = f"the champion, version {champion}" if theirs else "its suites"
-        tell(f"{model_name(objective)}: {name} meets {against}.")
-        if theirs is None or obstacles(ours, theirs):
-            folders.pop()
         await _hold(registry.root, params, objective, [*folders, out], tell)
-        tell(f"The arena took {time.monotonic() - begun:.0f} s.")
+    tell(f"The arena took {time.monotonic() - begun:.0f} s.")
     _forget(registry.root)
     return True
 
 
 async def _hold(
-    root: Path, params: Params, objective: str, folders: Sequence[Path | None], tell: Tell
+    root: Path, params: Params, objective: str, folders: Sequence[Path], tell: Tell
 ) -> None:
     """The child process, with a GPU of its own where there are any."""
     command = [sys.executable, "-m", "infalign.deployment.arena", "--objective", objective]
@@ -122,15 +118,28 @@ async def _hold(
         raise StageKilled(f"arena@{objective} ended with {done.returncode}.")
 
 
+def _evidence(registry: Registry, objective: str, side: Candidate) -> Evidence:
+    """What was measured of a side, without its models."""
+    if side.version is None:
+        assert side.package is not None
+        return read_evidence(side.package / "evidence")
+    with registry.evidence(registry.version(objective, side.version)) as folder:
+        return read_evidence(folder)
+
+
 @contextlib.asynccontextmanager
-async def _fetched(registry: Registry, objective: str, version: str) -> AsyncIterator[Path]:
-    """The package of a registered version, on this machine."""
+async def _fetched(registry: Registry, objective: str, side: Candidate) -> AsyncIterator[Path]:
+    """The package of a side, on this machine."""
+    if side.version is None:
+        assert side.package is not None
+        yield side.package
+        return
     with tempfile.TemporaryDirectory() as folder:
-        yield await asyncio.to_thread(registry.package, objective, version, Path(folder))
+        yield await asyncio.to_thread(registry.package, objective, side.version, Path(folder))
 
 
 def _forget(root: Path) -> None:
-    """Remove answers and arenas that were not asked for in a while."""
+    """Remove what is old: a champion that stays so long is asked again."""
     oldest = time.time() - KEPT_DAYS * 86400
     for path in (root / ".infalign" / "arena").glob("*/*"):
         with contextlib.suppress(OSError):

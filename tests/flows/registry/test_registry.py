@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from promotion_case import (
 
 from flows.commands.promote import _objectives
 from flows.registry import promotion, registry
+from flows.registry.arena import Candidate, NotMet, meet
 from flows.registry.champions import CHALLENGER, CHAMPION, PREVIOUS, Overtaken
 from flows.registry.promotion import check_reason, judge, last_refusal, preview, promote
 from flows.registry.registry import (
@@ -277,6 +279,34 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     assert (move.source, move.to, move.why, move.forced) == ("3", "2", "a test", True)
     assert move.gate["rules"]["champion"][0] is False
     assert promote(store, params, "helpful", worse).outcome == "champion"
+
+
+def test_two_meet_once_and_who_has_nobody_to_meet_does_not(
+    root: Path, models: Path, params: Params
+) -> None:
+    store, told = open_registry(root), list[str]()
+
+    def meets(candidate: Candidate) -> bool:
+        return asyncio.run(meet(store, params, "helpful", candidate, told.append))
+
+    case = evidence(1.2, seed=4)
+    package = Candidate(None, write_package(root / "package", models, case))
+    assert not meets(Candidate("1"))  # there is no champion
+    assert not meets(package)
+    promote(store, params, "helpful", "1")
+    assert not meets(Candidate("1"))  # it is the champion
+    number = str(add(root, models, params, "better", case).version)
+    assert not meets(Candidate(number))  # they have met
+    assert told == []
+    shutil.rmtree(root / ".infalign" / "arena")
+    with pytest.raises(NotMet):
+        promote(store, params, "helpful", number)
+    assert meets(package)  # the same system, by content, which is not registered here
+    assert told[0] == ("infalign-helpful version (not registered) meets the champion, version 1.")
+    assert not meets(Candidate(number))
+    decision = promote(store, params, "helpful", number)
+    assert decision.outcome == "refused"
+    assert "champion (not measured: 0 prompts are left" in decision.sentence()
 
 
 def test_what_was_rolled_back_needs_force(root: Path, models: Path, params: Params) -> None:

@@ -156,6 +156,17 @@ def test_a_failure_of_dvc_leaves_all_as_it_was(
     assert held(grown.root) == before
 
 
+def test_what_a_kill_left_under_another_name_comes_back(grown: Project) -> None:
+    raw, before = grown.root / "data" / "raw", held(grown.root)
+    (raw / "mine").rename(raw / ".mine.old")
+    shutil.copytree(raw / ".mine.old", raw / ".mine.new")
+    again = ("data", "add", str(grown.root.parent / "more.jsonl"), "--into", "mine")
+    status, output = grown.inside(*again)
+    assert status == 0, output
+    assert output.endswith("Nothing is new: nothing was changed.\n")
+    assert held(grown.root) == before
+
+
 def test_the_last_version_is_read_from_the_cache(grown: Project, tmp_path: Path) -> None:
     version = data_versions.log(grown.root, "mine")[0]
     unpacked = data_versions.unpacked(grown.root, version.md5, "mine", tmp_path / "there")

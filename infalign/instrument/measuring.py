@@ -28,7 +28,7 @@ from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import parse_transform
 
 WIDTH = 0.02
-REPLICATES, FEWEST, RESAMPLED = 1000, 200, 50_000_000  # by default: fewer of very many prompts
+REPLICATES, FEWEST, RESAMPLED = 1000, 100, 50_000_000  # by default: fewer of very many prompts
 Policies = Mapping[str, Source] | Sequence[str | Path] | str | Path | None
 
 
@@ -63,7 +63,7 @@ def measure(
         kl_nats: budget at which `optimal` and `auto` among the transforms were chosen.
         width: of an interval, for which the prompts and samples needed are counted.
         common: leave out prompts that a file lacks or has too few samples of; else an error.
-        replicates: of the bootstrap over prompts; None: 1000, and fewer (200 at least) of more than
+        replicates: of the bootstrap over prompts; None: 1000, and fewer (100 at least) of more than
             50,000 prompts.
         seed: of the bootstrap.
 

@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -187,18 +188,17 @@ class _Gathered:
             array = np.asarray(values)
         except ValueError:  # lists of several lengths among them
             array = np.array([None])
-        if array.dtype.kind in "fiub" and array.ndim == 1:
-            numbers = array.astype(np.float64)
-            bad = np.flatnonzero(~np.isfinite(numbers))
-            if not len(bad):
-                return numbers
-            row = int(bad[0])
-        else:
-            row = next(i for i, value in enumerate(values) if not _is_number(value))
+        if array.dtype.kind not in "fiub" or array.ndim != 1:  # something else is among them
+            array = np.array([_number(value) for value in values])
+        numbers = array.astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if not len(bad):
+            return numbers
+        row = int(bad[0])
         raise InputError(
             f"{self._columns.at(self._columns.rows + row)}: {name} is "
-            f"{_plain(values[row])!r}, not a finite number: score that response again, or leave "
-            "its row out."
+            f"{_shown(values[row])}, not a finite number: score that response again, or leave its "
+            "row out."
         )
 
     def finish(self) -> Columns:
@@ -211,14 +211,20 @@ class _Gathered:
         return columns
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, np.generic):
-        value = value.item()
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+def _number(value: Any) -> float:
+    """A number of any kind as a float; NaN for what is none."""
+    if not isinstance(value, int | float | Decimal | np.number | np.bool_):
+        return np.nan
+    try:
+        return float(value)
+    except (OverflowError, ValueError):
+        return np.nan
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _shown(value: Any) -> str:
+    """A value in a message, short."""
+    text = repr(value.item() if isinstance(value, np.generic) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def canonical(value: Any) -> str:
@@ -310,7 +316,7 @@ class _Table(Mapping[str, Sequence[Any]]):
 def _json_array(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}; JSON lines end in .jsonl.") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} must hold an array of objects, one a response.")
@@ -339,13 +345,13 @@ def _parsed(lines: list[bytes], part: Part, done: int) -> list[dict[str, Any]]:
         rows = json.loads(b"[" + b",".join(lines) + b"]")
         if len(rows) == len(lines) and all(map(dict.__instancecheck__, rows)):
             return list(rows)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     rows = []
     for number, line in enumerate(lines):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             rows.append(None)
         if not isinstance(rows[-1], dict):
             raise InputError(f"{part.at(done + number)}: not a JSON object: write one a line.")

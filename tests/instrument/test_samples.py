@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,15 @@ def told(source: object, **options: object) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "null", '"0.5"', "[1]", "{}"])
+def test_numbers_of_every_kind_are_numbers() -> None:
+    kinds = [1, 2.5, True, 2**70, np.float32(3), Decimal("4.5")]
+    found = read_side([{"prompt": "a", "reward": kind} for kind in kinds], "mine", "reward", ())
+    assert found.rewards["selecting"].tolist() == [1.0, 2.5, 1.0, 2.0**70, 3.0, 4.5]
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "null", '"0.5"', "[1]", "{}", "1" + "0" * 400, "1e999"]
+)
 def test_a_reward_that_is_no_number_is_named_with_its_line(value: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     good = lines([{"prompt_id": "a", "reward": 1.0}])
@@ -121,6 +130,15 @@ def test_one_line_that_looks_like_two_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt_id": "a", "reward": 1}, {"prompt_id": "a", "reward": 2}\n')
     assert "line 1: not a JSON object" in told(path)
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"\xff\xfe\x00", b'"text"', b"nonsense"])
+def test_what_is_no_json_is_named_with_its_line(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(lines(ROWS).encode() + line + b"\n")
+    assert told(path) == f"{path}, line 4: not a JSON object: write one a line."
+    (tmp_path / "mine.json").write_bytes(line)
+    assert str(tmp_path / "mine.json") in told(tmp_path / "mine.json")
 
 
 def test_what_is_missing_is_said_with_what_is_there(tmp_path: Path) -> None:

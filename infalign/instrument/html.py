@@ -113,7 +113,8 @@ def differences(found: Numbers) -> str:
 
 def figures_of(found: Numbers) -> list[str]:
     """Win rate against KL, where one is known, and against N for every judge."""
-    drawn = [_against_n(found, judge) for judge in found.judges]
+    several = len({row["n"] for row in found.by_n}) > 1
+    drawn = [_against_n(found, judge) if several else "" for judge in found.judges]
     return [_against_kl(found), *drawn] if found.limits else drawn
 
 
@@ -215,7 +216,7 @@ def quality(found: Numbers) -> str:
     """References, calibration error and ties in sentences, and what a narrower interval takes."""
     said = found.calibration
     told = (
-        f"Calibrated rewards from {said['references']} reference samples a prompt are off by "
+        f"Calibrated rewards of K = {said['references']} references a prompt are off by "
         f"{number(said['expected_error'])} on average."
     )
     if said["groups_of"]:

@@ -24,7 +24,8 @@ def interval(row: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> str
 
 def points(value: float) -> str:
     """A share as percentage points, with its sign."""
-    return f"{100 * value:+.1f}"
+    text = f"{100 * value:+.1f}"
+    return text if float(text) else "0.0"
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
@@ -68,7 +69,8 @@ def as_text(found: Numbers) -> str:
 def _heading(found: Numbers) -> list[str]:
     sides = {name: range_of(*spread) for name, spread in found.samples.items()}
     if len(set(sides.values())) == 1:
-        words = f"{next(iter(sides.values()))} samples each"
+        many = next(iter(sides.values()))
+        words = f"{many} {'sample' if many == '1' else 'samples'} each"
     else:
         words = "samples: " + ", ".join(f"{name} {many}" for name, many in sides.items())
     return [f"{found.prompts} prompts, {words}; win rates over the reference"]
@@ -142,7 +144,7 @@ def _peaks(found: Numbers) -> list[str]:
 def _quality(found: Numbers) -> list[str]:
     said = found.calibration
     text = (
-        f"Calibrated rewards from {said['references']} references a prompt are off by "
+        f"Calibrated rewards of K = {said['references']} references a prompt are off by "
         f"{said['expected_error']:.3f} on average"
     )
     if said["groups_of"]:

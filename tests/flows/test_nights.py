@@ -116,6 +116,12 @@ def project(tmp_path: Path, tokenizer: Any, quiet: dict[str, str], prefect_api: 
     for field, name in (("reward", "score"), ("judge", "judge")):
         tree["objectives"]["helpful"][field] = {"kind": "function", "path": f"scores.py:{name}"}
     tree["promotion"] |= {"looks": 365, "looks_level": 0.05}
+    pinned = "".join(json.dumps({"prompt": f"pinned {word}"}) + "\n" for word in WORDS)
+    (root / "pinned.jsonl").write_text(pinned)
+    tree["data"]["suites"] = {"pinned": "pinned.jsonl"}
+    score = {"kind": "function", "path": "scores.py:score"}
+    suite = {"rule": "mean", "reward": score, "at_least": 0.0, "margin": 0.5}
+    tree["promotion"]["suites"] = {"pinned": suite}
     (root / "params.yaml").write_text(yaml.safe_dump(tree))
     about = check_params(tree, "params.yaml").objectives["helpful"]
     write_json(root / "made" / "sources" / "helpful.json", described(about, root))
@@ -154,7 +160,9 @@ def test_five_nights(project: Project) -> None:
             break
         rules = {rule["name"]: rule for rule in decision["verdict"]["rules"]}
         failed = [name for name, rule in rules.items() if not rule["passed"]]
-        assert failed == ([] if outcome == "promoted" else ["champion"])
+        worse = ["champion", "suite_pinned_champion"]
+        assert failed == ([] if outcome == "promoted" else worse)
+        assert rules["suite_pinned"]["number"] > 0
         if number > 1:
             assert f"of {prompts} prompts" in rules["champion"]["words"]
             assert "data" in rules["comparable"]["words"]
@@ -170,4 +178,5 @@ def test_five_nights(project: Project) -> None:
     shown = " ".join(output.split())
     assert "Last refused: infalign-helpful version 3, 20" in shown
     assert "UTC, against version 2; failed: champion (0." in shown
+    assert ", suite_pinned_champion (-" in shown
     assert "on average would have passed, it was 0." in shown

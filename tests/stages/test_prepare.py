@@ -361,3 +361,31 @@ def recount(folder: Path, data: Path) -> None:
         assert lines == len(found) + sum(counts["dropped"].values())
         for reason in ("prompt_differs", "identical_pair", "empty_response"):
             assert counts["dropped"][reason] == reasons[reason]
+
+
+def test_what_a_suite_pins_trains_nobody_and_is_a_dependency(
+    smoke_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    data, root = tmp_path / "data", tmp_path / "project"
+    rows = many("what is")
+    for subset in SUBSETS.values():
+        put(data, subset, "train", rows)
+        put(data, subset, "test", many("other"))
+    root.mkdir()
+    asked = [f"what is {i}?" for i in (0, 3)]
+    lines = "".join(json.dumps({"prompt": text}) + "\n" for text in asked)
+    (root / "safety.jsonl").write_text(lines)
+    tree = copy.deepcopy(smoke_tree)
+    tree["data"]["suites"] = {"safety": "safety.jsonl"}
+    assert "safety.jsonl" in prepare.needs(check_params(tree, "test")).inputs
+    without = rows_of(run(smoke_tree, data, tmp_path / "without"))[0]
+    folder = run(tree, data, root)
+    prompts, pairs = rows_of(folder)
+    pinned = {Dialogue.of([("user", text)]).text for text in asked}
+    train = {row["dialogue"] for row in prompts if row["split"] == "train"}
+    assert not pinned & train
+    gone = {row["prompt_id"] for row in without} - {row["prompt_id"] for row in prompts}
+    assert len(gone) == 2
+    assert not gone & {pair["prompt_id"] for pair in pairs}
+    for objective in SUBSETS:
+        assert objective_counts(folder, objective)["dropped"]["prompt_in_suite"] == 2

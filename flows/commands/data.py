@@ -70,7 +70,7 @@ def from_log(
     into: Annotated[str, typer.Option(metavar="NAME", help="The folder below data/raw.")],
 ) -> None:
     """Make preference pairs and prompts of what users thought of answers, and add them to NAME."""
-    from flows.project.feedback import from_log as add
+    from flows.serving.feedback import from_log as add
 
     for line in add(Path.cwd(), folder, into):
         typer.echo(line)

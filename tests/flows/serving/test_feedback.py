@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.project.feedback import ASKED, PAIRS, harvest
+from flows.serving.feedback import ASKED, PAIRS, harvest
 from flows.serving.log import ANSWERS, FEEDBACK, SCHEMAS
 from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError

@@ -64,6 +64,18 @@ def _add_into(wanted: Wanted, columns: dict[str, str], subset: str | None) -> No
         typer.echo(line)
 
 
+@app.command("from-log")
+def from_log(
+    folder: Annotated[Path, typer.Argument(help="The folder of `infalign serve --log`.")],
+    into: Annotated[str, typer.Option(metavar="NAME", help="The folder below data/raw.")],
+) -> None:
+    """Make preference pairs and prompts of what users thought of answers, and add them to NAME."""
+    from flows.serving.feedback import from_log as add
+
+    for line in add(Path.cwd(), folder, into):
+        typer.echo(line)
+
+
 @app.command("log")
 def log(
     name: Annotated[str | None, typer.Argument(help="A folder of data/raw; else all.")] = None,

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 
 EULER = 0.5772156649015329
+DENSEST = 3.0  # nats over the reference, beyond which a response weighs no more in a regression
+SAME_NATS = 1e-3  # between two log-ratios whose densities are alike
+LEAST_WEIGHT = 0.05  # of a response that neither the policy nor the optimum gives
 
 
 def distillation_loss(best_logp: torch.Tensor) -> torch.Tensor:
@@ -50,17 +53,27 @@ def dpo_loss(chosen_ratio: torch.Tensor, rejected_ratio: torch.Tensor, beta: flo
 
 
 def regression_loss(ratio: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """CTRL without generating: half the mean of (log pi - log ref - target)^2.
+    """CTRL without generating: half the weighted mean of (log pi - log ref - target)^2.
 
-    With target = Phi(C)/beta - log Z the minimum, 0, is the optimum of E[Phi(C)] - beta KL,
-    whatever policy drew the responses (InfAlign, arXiv 2412.19792; with the identity it is QRPO's,
-    arXiv 2507.08068).
+    With target = Phi(C)/beta - log Z every term of the minimum is 0 at the optimum of
+    E[Phi(C)] - beta KL, whatever policy drew the responses (InfAlign, arXiv 2412.19792; unweighted
+    and with the identity it is QRPO's loss, arXiv 2507.08068).
+
+    A response of the reference counts as much as the policy or the optimum gives it, by the
+    logarithmic mean of both densities over the reference's, and a little more. So the gradient is
+    nearly that of the KL of the optimum from the policy, (pi - pi*)/ref times that of log pi:
+    how deep an unlikely response lies matters little, where it would carry a plain square away.
 
     Args:
         ratio: log pi - log ref, sums over tokens, nats, of any shape.
         target: what it should be, of the same shape.
     """
-    return 0.5 * (ratio - target).square().mean()
+    own, wanted = ratio.detach().clamp(max=DENSEST), target.clamp(max=DENSEST)
+    apart = own - wanted
+    same = apart.abs() < SAME_NATS
+    mean = (own.exp() - wanted.exp()) / torch.where(same, torch.ones_like(apart), apart)
+    weight = torch.where(same, own.exp(), mean) + LEAST_WEIGHT
+    return 0.5 * (weight * (ratio - target).square()).mean()
 
 
 def bonbon_loss(

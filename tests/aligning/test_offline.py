@@ -72,6 +72,17 @@ def test_the_exact_optimum_has_no_gradient(spelling):
         assert (float(loss.detach()) < 1e-12) == zero
 
 
+def test_a_response_weighs_as_the_policy_and_the_optimum_give_it():
+    target = torch.tensor([0.5, -8.0, -8.0, 2.0], dtype=torch.float64)
+    ratio = torch.tensor([0.0, 0.0, -6.0, 2.0 + 1e-6], dtype=torch.float64, requires_grad=True)
+    regression_loss(ratio, target).backward()
+    plain = (ratio - target).detach() / 4
+    kl = (ratio.exp() - target.exp()).detach() / 4
+    expected = kl + 0.05 * plain
+    assert torch.allclose(ratio.grad, expected, atol=1e-9)
+    assert abs(float(ratio.grad[2])) < 0.15 * abs(float(ratio.grad[1]))  # deep enough
+
+
 def test_the_kl_from_responses_of_the_reference():
     rng = np.random.default_rng(0)
     reference = rng.dirichlet(np.ones(6))

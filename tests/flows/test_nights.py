@@ -17,12 +17,14 @@ import pytest
 import yaml
 from promotion_case import WORDS, write_made
 
+from flows.children.processes import end_leftovers
 from infalign.data.framing import asked
 from infalign.files.tables import EVALUATION_REWARDS, PROMPTS, read_table, write_table
 from infalign.files.workspace import write_json
 from infalign.rewards.description import described
 from infalign.settings.params import check_params
 from tests.flows.conftest import Project, write_toy
+from tests.flows.runs.test_pipeline import wait_for
 
 pytestmark = pytest.mark.timeout(900)
 LETTER = "o"
@@ -180,3 +182,32 @@ def test_five_nights(project: Project) -> None:
     assert "UTC, against version 2; failed: champion (0." in shown
     assert ", suite_pinned_champion (-" in shown
     assert "on average would have passed, it was 0." in shown
+
+
+@pytest.mark.soak
+def test_a_night_that_is_killed_in_the_arena_goes_on_and_another_judge_has_a_word(
+    project: Project,
+) -> None:
+    night(project, 1)
+    parts = project.root / ".infalign" / "arena" / "parts"
+    known = set(parts.iterdir())  # of the suite
+    child = project.start("run", "--promote", "--set", "align.steps=2")
+    wait_for(lambda: bool(set(parts.iterdir()) - known) or child.poll() is not None, 400)
+    child.kill()
+    child.wait()
+    end_leftovers(project.root)
+    before = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
+    assert before.keys() - known
+    decision, output = night(project, 2)
+    assert decision["outcome"] == "promoted", output
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in parts.iterdir()}.items()
+    # Another judge, and a candidate that only the former one likes less.
+    tree = yaml.safe_load((project.root / "params.yaml").read_text())
+    tree["objectives"]["helpful"]["judge"]["path"] = "scores.py:score"
+    about = check_params(tree, "params.yaml").objectives["helpful"]
+    made = project.root / "nights" / "3" / "sources" / "helpful.json"
+    write_json(made, described(about, project.root))
+    decision, _ = night(project, 3, "objectives.helpful.judge.path=scores.py:score")
+    assert decision["outcome"] == "refused"
+    worse = ["champion", "champion_judge", "suite_pinned_champion"]
+    assert decision["verdict"]["failed"] == worse

@@ -158,6 +158,7 @@ def test_from_a_run_to_production(place: Project) -> None:
         assert written == {"status": "written"}
     [feedback] = read_log(place.root / "logs" / "helpful", FEEDBACK).to_pylist()
     assert (feedback["id"], feedback["rating"]) == (said["id"], 1.0)
+    assert "1 pairs corrected by a user" in story.tell(r"infalign data from-log")
     assert '"rollback"' in place.run("history", "--json")[1]
     assert "rollback" in story.tell(r"infalign history")
     assert "champion" in story.tell(r"infalign versions")

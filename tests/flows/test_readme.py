@@ -43,6 +43,7 @@ RUN = (
 # Run by test_production, in its order.
 PLAYED = (
     r"make (up|down)$|infalign (schedule|serve|versions|promote|rollback|history|run$) ?"
+    r"|infalign data from-log"
     r"|infalign run --promote|infalign restore --version"
     r"|curl .*/(invocations|v1/chat/completions|feedback)"
     r"|INFALIGN_ROOT=\$PWD prefect worker start|prefect work-pool create|export PREFECT_API_URL"

@@ -222,7 +222,7 @@ def form_of(path: Path, limits: Limits, columns: Mapping[str, str]) -> tuple[For
             f"{path}: no preference pairs and no prompts are recognised in its columns "
             f"{_shown(rows, seen)}: say which is which, as in "
             "columns: {prompt: instruction, chosen: better, rejected: worse}, or give data in a "
-            "form that the README lists."
+            "form that docs/data.md lists."
         )
     names = Counter(form.name for form in forms)
     best = max(names, key=lambda name: names[name])
@@ -291,7 +291,7 @@ def _check_dropped(about: FileRead, dropped: Counter[str]) -> None:
             "it is, with columns: {prompt: NAME}"
         )
     else:
-        remedy = "correct columns, or give data in a form that the README lists"
+        remedy = "correct columns, or give data in a form that docs/data.md lists"
     why = ", ".join(f"{n} for {reason}: {DROP_REASONS[reason]}" for reason, n in lost.most_common())
     raise Unsuitable(
         f"{about.path}: {lost.total()} of the {about.rows} rows read cannot be used ({why}; the "

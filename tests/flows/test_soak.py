@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from tests.flows.test_end_to_end import stage_process
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 RUN = [word for word, stage in STAGES.items() if not stage.compares]
 HH = ROOT.parent / "shared" / "data" / "hh-rlhf"
-HH_COMMAND = r"infalign run --set data\.path=/path/to/hh-rlhf(?: |\\\n|--set \S+)*"  # README's
+HH_COMMAND = "infalign run --recipe hh-from-scratch --set data.path=/path/to/hh-rlhf"
 
 
 def instances() -> list[str]:
@@ -88,15 +87,13 @@ def test_the_real_data_runs_through(
 ) -> None:
     root = tmp_path / "project"
     write_real(root, params_tree)
+    shutil.copytree(ROOT / "recipes", root / "recipes", dirs_exist_ok=True)
     environment = quiet | {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1"}
     project = Project(root, environment)
-    command = re.search(HH_COMMAND, (ROOT / "README.md").read_text())
-    assert command
-    settings = re.findall(r"--set (\S+)", command[0].replace("/path/to/hh-rlhf", str(HH)))
-    assert len(settings) > 5
+    assert HH_COMMAND in (ROOT / "docs" / "data.md").read_text()
+    given = HH_COMMAND.replace("/path/to/hh-rlhf", str(HH)).split()[2:]
     begun = time.monotonic()
     try:
-        given = [word for setting in settings for word in ("--set", setting)]
         status, output = project.run("run", *given, timeout=3000)
     finally:
         project.end()

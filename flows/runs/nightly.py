@@ -34,6 +34,7 @@ from flows.project import versions
 from flows.project.configuration import check_data, complete_params, set_params
 from flows.runs.data_gate import BREACH, Breach, check_data_gate
 from flows.runs.ending import ending
+from flows.runs.notifying import notify
 from flows.runs.pipeline import pipeline, work
 from flows.tracking.records import headline
 from infalign.errors import InputError
@@ -41,13 +42,14 @@ from infalign.files.workspace import write_text
 from infalign.settings.params import Params, load_params
 
 POLL_SECONDS = 5.0
+HOOKS: Any = {f"on_{end}": [notify] for end in ("completion", "failure", "crashed")}
 
 
 class Skipped(Exception):
     """It is not this run's turn; the message says why."""
 
 
-@flow(name="nightly", persist_result=False, validate_parameters=False)
+@flow(name="nightly", persist_result=False, validate_parameters=False, **HOOKS)
 async def nightly(root: str = ".", promote: bool = True) -> Any:
     """Ask whether the data may train, bring every stage up to date, register, judge and promote.
 
@@ -71,7 +73,7 @@ async def nightly(root: str = ".", promote: bool = True) -> Any:
         return Failed(name=BREACH, message=str(breach))
 
 
-@flow(name="evaluate-champion", persist_result=False, validate_parameters=False)
+@flow(name="evaluate-champion", persist_result=False, validate_parameters=False, **HOOKS)
 async def evaluate_champion(root: str = ".", alias: str = "champion") -> Any:
     """The champions on fresh prompts; fails with the sentence where something has drifted.
 
@@ -98,7 +100,7 @@ async def evaluate_champion(root: str = ".", alias: str = "champion") -> Any:
     return Completed(message=" ".join(check.sentence() for check in checks))
 
 
-@flow(name="backfill", persist_result=False, validate_parameters=False)
+@flow(name="backfill", persist_result=False, validate_parameters=False, **HOOKS)
 async def backfill(root: str = ".", kl_nats: Sequence[float] = ()) -> Any:
     """The pipeline at each of several KL budgets; params.yaml and results are put back at the end.
 

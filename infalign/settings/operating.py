@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -193,6 +193,11 @@ class Schedule(Section):
         default=3.0,
         ge=1,
         description="a running flow without a heartbeat for so long is dead, minutes",
+    )
+    notify: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        default=None,
+        description="environment variable that holds the address of a webhook, which is told of "
+        "refusals, breaches, drift and failures",
     )
 
 

@@ -293,7 +293,8 @@ def test_stage_names_every_policy_and_reward_model():
     stage = evaluate.needs(case_params(), "helpful")
     assert stage.outputs == ("results/evaluate/helpful",)
     assert "results/reward/helpful" in stage.inputs
-    assert "results/align/helpful" in stage.inputs
+    policies = {path for path in stage.inputs if path.startswith("results/align/")}
+    assert policies == {f"results/align/helpful/{v}" for v in case_params().run.variants}
     assert "objectives.helpful.procedure" in stage.params
     assert "align.kl_nats" not in stage.params
 

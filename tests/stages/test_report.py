@@ -203,4 +203,4 @@ def test_a_missing_file_is_named(tmp_path):
 def test_stage_reads_what_it_says():
     stage = report.needs(case_params())
     assert stage.outputs == ("results/report",)
-    assert {"results/evaluate/helpful", "results/align/harmless"} <= set(stage.inputs)
+    assert {"results/evaluate/helpful", "results/align/harmless/ctrl"} <= set(stage.inputs)

@@ -45,8 +45,9 @@ def test_monitoring_stops(finished, workspace, tmp_path, nothing_is_right):
     (tmp_path / "reward").symlink_to(finished / "results/reward/helpful/selecting")
     (tmp_path / "settings.json").write_text(json.dumps({"response_tokens": 8}))
     prompts = read_prompts(finished / "results/prepare/prompts.parquet", "helpful", "test")
+    folders = (tmp_path, finished / "results/sft/policy")
     with pytest.raises(InputError, match="cannot be sampled from"):
-        monitor._rewards(finished, workspace("monitor").params, tmp_path, prompts, 0)
+        monitor._rewards(folders, workspace("monitor").params, prompts, {}, 0)
 
 
 def test_what_cannot_be_sampled_from_is_not_trained(finished, workspace, tmp_path):

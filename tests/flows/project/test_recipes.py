@@ -12,6 +12,7 @@ import yaml
 
 from flows.project import versions
 from flows.project.configuration import set_params
+from flows.project.dependencies import write_own
 from flows.project.recipes import read_recipe
 from infalign.errors import InputError
 from infalign.files.stages import STAGES
@@ -49,6 +50,7 @@ def test_a_recipe_is_sound_and_plans_a_run(name: str, tmp_path: Path) -> None:
     recipe = read_recipe(ROOT, name)
     params = set_params(root / "params.yaml", commits(recipe), recipe=recipe)
     assert params == load_params(root / "params.yaml")
+    write_own(root, params)  # as `infalign run` does
     again = params.model_dump()
     for key, value in recipe:
         found = again

@@ -1,6 +1,5 @@
 """The comparisons run on a toy size, and their sides do the same work."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -48,9 +47,6 @@ def test_a_step_of_ours_has_the_whole_case(folder):
     assert step["peak_mib"] >= step["base_mib"] > 50
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("trl") is None, reason="TRL is not installed: make bench installs it"
-)
 def test_trl_does_the_same_work(folder):
     work = same_work(compare_steps(folder, warm=0, rounds=1))
     assert work == dict.fromkeys(("sampled", "trained"), TOY.responses * TOY.response_tokens)

@@ -80,7 +80,7 @@ async def _registered(registry: Any, params: Any, objective: str, tell: Any) -> 
 def _preview(registry: Any, params: Any, objective: str, version: str | None, tell: Any) -> Any:
     """What would be decided; results that are not registered are judged as a package."""
     from flows.registry import promotion
-    from flows.registry.arena import Candidate, meet
+    from flows.registry.arena import Entrant, meet
     from flows.registry.packaging import package
 
     folder = None
@@ -89,7 +89,7 @@ def _preview(registry: Any, params: Any, objective: str, version: str | None, te
         version = promotion.known(registry, params, objective)
         if version is None:
             folder = asyncio.run(package(registry.root, params, objective, tell))
-    asyncio.run(meet(registry, params, objective, Candidate(version, folder), tell))
+    asyncio.run(meet(registry, params, objective, Entrant(version, folder), tell))
     return promotion.preview(registry, params, objective, version, folder)
 
 

@@ -31,7 +31,13 @@ async def examine(root: Path, params: Params, objective: str) -> dict[str, Any]:
         if last is not None:
             into = Path(temporary) / "before"
             before = await data_versions.unpacked(root, last, Path(path).name, into)
-            command += ["--before", str(before)] if before is not None else []
+            if before is None:
+                raise InputError(
+                    f"data-gate: the version of {path} that was trained on last is not in DVC's "
+                    "cache, so that the new one cannot be compared with it: bring it with `dvc "
+                    "fetch`, or train on today's by hand, with `infalign run`."
+                )
+            command += ["--before", str(before)]
         done = await run_child([*command, str(out)], root, child_environment(), print)
         if done.returncode == 2:
             raise InputError((done.lines or ("intake failed",))[-1].removeprefix("intake: "))

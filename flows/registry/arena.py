@@ -34,7 +34,7 @@ class NotMet(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Entrant:
     """Who meets whom: a registered version, or a package that is not registered."""
 
     version: str | None
@@ -70,7 +70,7 @@ def _place(
 
 
 async def meet(
-    registry: Registry, params: Params, objective: str, candidate: Candidate, tell: Tell
+    registry: Registry, params: Params, objective: str, candidate: Entrant, tell: Tell
 ) -> bool:
     """Hold the arena of a candidate and the present champion; whether there was one to hold."""
     champion = await asyncio.to_thread(registry.champions(objective).champion)
@@ -79,16 +79,17 @@ async def meet(
     ours = await asyncio.to_thread(_evidence, registry, objective, candidate)
     theirs = None
     if champion is not None:
-        theirs = await asyncio.to_thread(_evidence, registry, objective, Candidate(champion))
+        theirs = await asyncio.to_thread(_evidence, registry, objective, Entrant(champion))
     out = _place(registry.root, params, ours, theirs)
     if out is None or (out / "facts.json").exists():
         return False
     begun, name = time.monotonic(), candidate.version or "(not registered)"
-    whom = f"the champion, version {champion}" if champion else "its suites, and no champion yet"
+    comparable = theirs is not None and not obstacles(ours, theirs)
+    whom = f"the champion, version {champion}" if comparable else "its suites alone"
     tell(f"{model_name(objective)} version {name} meets {whom}.")
     sides = [candidate]
-    if theirs is not None and not obstacles(ours, theirs):
-        sides.append(Candidate(champion))
+    if comparable:
+        sides.append(Entrant(champion))
     async with contextlib.AsyncExitStack() as held:
         folders = [
             await held.enter_async_context(_fetched(registry, objective, side)) for side in sides
@@ -118,7 +119,7 @@ async def _hold(
         raise StageKilled(f"arena@{objective} ended with {done.returncode}.")
 
 
-def _evidence(registry: Registry, objective: str, side: Candidate) -> Evidence:
+def _evidence(registry: Registry, objective: str, side: Entrant) -> Evidence:
     """What was measured of a side, without its models."""
     if side.version is None:
         assert side.package is not None
@@ -128,7 +129,7 @@ def _evidence(registry: Registry, objective: str, side: Candidate) -> Evidence:
 
 
 @contextlib.asynccontextmanager
-async def _fetched(registry: Registry, objective: str, side: Candidate) -> AsyncIterator[Path]:
+async def _fetched(registry: Registry, objective: str, side: Entrant) -> AsyncIterator[Path]:
     """The package of a side, on this machine."""
     if side.version is None:
         assert side.package is not None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.children.processes import Tell, redact
 from flows.registry import registry as models
-from flows.registry.arena import Candidate, NotMet, meet, recall_bouts
+from flows.registry.arena import Entrant, NotMet, meet, recall_bouts
 from flows.registry.champions import LONGEST_REASON, Overtaken, was_rolled_back
 from flows.registry.packaging import package
 from flows.registry.registry import Registry, find, model_name, recall, register, result_digest
@@ -101,12 +101,6 @@ class Refusal:
         )
 
 
-def last_refusal(versions: Sequence[ModelVersion]) -> Refusal | None:
-    """The latest refusal among the last verdicts of versions."""
-    found = refusals(versions)
-    return found[-1] if found else None
-
-
 def refusals(versions: Sequence[ModelVersion]) -> list[Refusal]:
     """The refusals among the last verdicts of versions, the latest last; forced ones are none."""
     found = []
@@ -185,7 +179,7 @@ async def decide(
 ) -> Decision:
     """Have a version meet the champion, whoever that is, judge it, promote it if it passes."""
     for _ in range(ATTEMPTS):
-        await meet(registry, params, objective, Candidate(number), tell)
+        await meet(registry, params, objective, Entrant(number), tell)
         with contextlib.suppress(NotMet):  # another champion came meanwhile
             return await asyncio.to_thread(promote, registry, params, objective, number, reason)
     raise InputError(f"{model_name(objective)}: others promote all the time: try again.")

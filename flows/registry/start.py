@@ -17,6 +17,7 @@ from pathlib import Path
 from flows.children.processes import Tell
 from flows.project import versions
 from flows.project.versions import Plan
+from flows.registry.champions import CHAMPION
 from flows.registry.registry import Registry, model_name, open_registry
 from flows.services.mlflow_store import said
 from infalign.deployment.evidence import TRAINED
@@ -24,8 +25,6 @@ from infalign.errors import InputError
 from infalign.files.sources import START
 from infalign.files.workspace import write_json
 from infalign.settings.params import Params
-
-ALIAS = "champion"
 
 
 async def bring_starts(root: Path, params: Params, plan: Plan, tell: Tell) -> bool:
@@ -45,7 +44,7 @@ async def _bring(root: Path, objective: str, tell: Tell) -> bool:
     """Bring one champion, unless it is there."""
     registry = await asyncio.to_thread(open_registry, root)
     aliases = await asyncio.to_thread(registry.champions(objective).aliases)
-    number = aliases.get(ALIAS)
+    number = aliases.get(CHAMPION)
     about = {"model": model_name(objective), "version": number}
     folder = root / START / objective
     try:

@@ -152,7 +152,7 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
         tracker.end(PARENT, status)
         closing = asyncio.shield(asyncio.to_thread(tracker.close))
         # Where both servers are gone, both are waited for at the same time.
-        answering = _prefect_answers(tell) if status == "FINISHED" else _no()
+        answering = _prefect_answers(tell) if status == "FINISHED" else asyncio.sleep(0, False)
         _, answers = await asyncio.gather(closing, answering)
         _PAGES[str(flow_run.id)] = tracker.page()
         if answers:
@@ -183,10 +183,6 @@ async def _prefect_answers(tell: Tell) -> bool:
             tell(f"Prefect's server does not answer: waiting {SERVER_SECONDS:.0f} s at most.")
             told = True
         await asyncio.sleep(1)
-
-
-async def _no() -> bool:
-    return False
 
 
 _PAGES: dict[str, str] = {}

@@ -18,9 +18,9 @@ from prefect.states import Completed, State
 
 from flows.children.processes import RETRIES, RETRY_SECONDS, Tell
 from flows.registry import promotion
-from flows.registry.arena import Candidate, meet
+from flows.registry.arena import Entrant, meet
 from flows.registry.promotion import Decision
-from flows.registry.registry import Unreachable, open_registry
+from flows.registry.registry import Registry, Unreachable, open_registry
 from flows.registry.tables import verdict_markdown
 from flows.runs.approval import wait_for_approval
 from flows.runs.ending import REFUSED
@@ -42,46 +42,38 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
+async def _opened(word: str, root: str, objective: str) -> tuple[Registry, Params, Tell]:
+    """What a task works with: the registry, the settings, and what says a line in its name."""
+
+    def tell(line: str) -> None:
+        print(f"{word}@{objective} {line}", flush=True)
+
+    registry = await asyncio.to_thread(open_registry, Path(root))
+    return registry, load_params(Path(root) / "params.yaml"), tell
+
+
 @task(name="register", task_run_name="register@{objective}", **_SETTINGS)
 async def register(root: str, objective: str, parent: str | None) -> str:
     """The version of what evaluate found, registered if it was not."""
-    folder = Path(root)
-    params = load_params(folder / "params.yaml")
-    models = await asyncio.to_thread(open_registry, folder)
-
-    def tell(line: str) -> None:
-        print(f"register@{objective} {line}", flush=True)
-
+    models, params, tell = await _opened("register", root, objective)
     return await promotion.registered(models, params, objective, tell, parent)
 
 
 @task(name="arena", task_run_name="arena@{objective}", **_SETTINGS)
 async def arena(root: str, objective: str, version: str) -> Any:
-    """Have the version meet the champion, unless they have met or there is none."""
-    folder = Path(root)
-    params = load_params(folder / "params.yaml")
-    models = await asyncio.to_thread(open_registry, folder)
-
-    def tell(line: str) -> None:
-        print(f"arena@{objective} {line}", flush=True)
-
-    if await meet(models, params, objective, Candidate(version), tell):
-        return Completed(message="Candidate and champion have met.")
-    return Completed(name="Skipped", message="There is no champion to meet, or they have met.")
+    """Hold the version's arena, unless there is nothing to hold or it was held."""
+    models, params, tell = await _opened("arena", root, objective)
+    if await meet(models, params, objective, Entrant(version), tell):
+        return Completed(message="The arena was held.")
+    return Completed(name="Skipped", message="There is nothing to hold, or it was held before.")
 
 
 @task(name="promote", task_run_name="promote@{objective}", **_SETTINGS)
 async def promote(root: str, objective: str, version: str) -> Any:
     """Judge the version and make it the champion if it passes; a refusal is no failure."""
-    folder = Path(root)
-    params = load_params(folder / "params.yaml")
-    models = await asyncio.to_thread(open_registry, folder)
-
-    def tell(line: str) -> None:
-        print(f"promote@{objective} {line}", flush=True)
-
+    models, params, tell = await _opened("promote", root, objective)
     decision = await promotion.decide(models, params, objective, version, tell)
-    promotion.write_decision(folder, decision)
+    promotion.write_decision(models.root, decision)
     await publish(decision)
     name = REFUSED if decision.outcome == "refused" else "Completed"
     return Completed(name=name, message=decision.sentence(), data=decision)

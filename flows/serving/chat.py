@@ -238,9 +238,9 @@ def _delta(index: int, delta: Mapping[str, Any], finish: str | None) -> dict[str
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
 
 
-def models(model: str, created: int) -> dict[str, Any]:
+def models(model: str) -> dict[str, Any]:
     """What `/v1/models` lists."""
-    listed = {"id": model.partition("/")[0], "object": "model", "created": created}
+    listed = {"id": model.partition("/")[0], "object": "model", "created": 0}
     return {"object": "list", "data": [listed | {"owned_by": "infalign", "version": model}]}
 
 

@@ -1,10 +1,10 @@
 """`infalign data from-log FOLDER`: what users thought of answers, as preference pairs and prompts.
 
 A correction is preferred to what was answered; the draw that a user prefers to the one that was
-kept; a good answer (rating above 0) to the draw of the lowest reward, and to a bad one (below 0)
-the other draw of the highest. Of several opinions about an answer the last of each kind counts.
-Rows say where they come from: the answer's id, the version that gave it, and by what they are a
-pair.
+kept; a good answer (rating above 0) to the draw of the lowest reward, where that is below its own,
+and to a bad one (below 0) the other draw of the highest. Of several opinions about an answer the
+last of each kind counts. Rows say where they come from: the answer's id, the version that gave it,
+and by what they are a pair.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def _preferences(
     others = [n for n, text in enumerate(responses) if text != answered]
     if rating > 0:
         worst = min(others, key=rewards.__getitem__, default=kept)
-        yield "rating", answered, responses[worst]
+        told = rewards[worst] < rewards[kept]  # else the reward knows of no worse one
+        yield "rating", answered, responses[worst] if told else answered
     elif rating < 0:
         best = max(others, key=rewards.__getitem__, default=kept)
         yield "rating", responses[best], answered

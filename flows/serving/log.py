@@ -83,7 +83,6 @@ class Log:
         self._lock = threading.Lock()
         self._journals: dict[str, IO[str]] = {}
         self._rows = dict.fromkeys(SCHEMAS, 0)
-        self.failed = 0
         for path in sorted(folder.glob("*.jsonl")):
             self._recover(path)
 
@@ -131,10 +130,10 @@ class Log:
         preferred: int | None,
         rating: float | None,
         correction: str | None,
-    ) -> None:
-        """Write what somebody thinks of an answer."""
+    ) -> bool:
+        """Write what somebody thinks of an answer; whether that could be done."""
         row = {"id": name, "choice": choice, "time": _now(), "preferred": preferred}
-        self._write(FEEDBACK, [row | {"rating": rating, "correction": correction}])
+        return self._write(FEEDBACK, [row | {"rating": rating, "correction": correction}])
 
     def samples(self, name: str) -> bool:
         """Whether an answer is among the share that is written, by its name alone."""
@@ -147,19 +146,18 @@ class Log:
             for kind in list(self._journals):
                 self._turn(kind)
 
-    def _write(self, kind: str, rows: list[dict[str, Any]]) -> None:
+    def _write(self, kind: str, rows: list[dict[str, Any]]) -> bool:
         """Append rows, redacted; where that fails, nothing of them is written, and it is said."""
         try:
             lines = [json.dumps(self._redacted(kind, row), ensure_ascii=False) for row in rows]
         except Exception as error:
-            self.failed += len(rows)
             print(
                 f"log: {len(rows)} rows are not written, because serving.redact failed "
                 f"({type(error).__name__}).",
                 file=sys.stderr,
                 flush=True,
             )
-            return
+            return False
         with self._lock:
             journal = self._journals.get(kind) or self._open(kind)
             journal.write("".join(f"{line}\n" for line in lines))
@@ -167,6 +165,7 @@ class Log:
             self._rows[kind] += len(lines)
             if self._rows[kind] >= self._limits.log_rows:
                 self._turn(kind)
+        return True
 
     def _redacted(self, kind: str, row: dict[str, Any]) -> dict[str, Any]:
         if self._redact is None:
@@ -204,11 +203,15 @@ class Log:
             as_parquet(path)
 
     def _remove_oldest(self) -> None:
-        files = sorted(self.folder.glob("*.parquet"), key=lambda path: path.name.split("-")[1])
-        sizes = [path.stat().st_size for path in files]
-        while len(files) > 1 and sum(sizes) > self._limits.log_bytes:
-            files.pop(0).unlink(missing_ok=True)
-            sizes.pop(0)
+        found = {path: path.stat() for path in self.folder.glob("*.parquet")}
+        size = sum(about.st_size for about in found.values())
+        # Answers first: feedback is rare, and what it is about may be known elsewhere.
+        files = sorted(found, key=lambda p: (p.name.startswith(FEEDBACK), found[p].st_mtime_ns))
+        for path in files[:-1]:
+            if size <= self._limits.log_bytes:
+                break
+            path.unlink(missing_ok=True)
+            size -= found[path].st_size
 
 
 def as_parquet(journal: Path) -> None:
@@ -230,7 +233,7 @@ def _lines(journal: Path) -> list[dict[str, Any]]:
         text = journal.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:  # it has become a Parquet file
         return []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # texts may hold what else is called a line's end
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from flows.serving import chat
 from flows.serving.answering import Answering, Busy
 from flows.serving.requests import Reader, Refused, no_number
-from infalign.deployment.deployed import Drawn, Request
+from infalign.deployment.deployed import Drawn, NotDrawn, Request
 from infalign.errors import InputError
 
 CHAT = "/v1/chat/completions"
@@ -94,6 +95,9 @@ class Routes:
         begun = time.monotonic()
         try:
             drawn = await self.answering.draw(prompts, requests)
+        except NotDrawn as error:  # of a reward that fails, say: not what the client can mend
+            print(f"scoring: {error}", file=sys.stderr, flush=True)
+            raise Refused(503, FAULT) from None
         except InputError as error:
             raise Refused(400, str(error)) from None
         took = time.monotonic() - begun
@@ -110,11 +114,12 @@ class Routes:
         except (ValueError, RecursionError):
             raise Refused(400, f"the request is not JSON: {FEEDBACK}.") from None
         given = read_feedback(tree, self.reader.limits.n)
-        await asyncio.to_thread(self.answering.log.add_feedback, *given)
+        if not await asyncio.to_thread(self.answering.log.add_feedback, *given):
+            raise Refused(500, "the feedback could not be redacted, and is not written.")
         return Reply(200, b'{"status": "written"}')
 
     async def _models(self, _kind: str, _body: bytes) -> Reply:
-        return Reply(200, json.dumps(chat.models(self.answering.model, 0)).encode())
+        return Reply(200, json.dumps(chat.models(self.answering.model)).encode())
 
     async def _metrics(self, _kind: str, _body: bytes) -> Reply:
         return Reply(200, self.answering.metrics(), "text/plain; version=0.0.4; charset=utf-8")

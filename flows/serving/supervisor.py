@@ -33,7 +33,6 @@ STARTUP_SECONDS = 300.0
 WAKING_SECONDS = 5.0  # of a server that rests
 TICK_SECONDS = 0.2
 RESTART_SECONDS = 2.0  # between two starts of a server that keeps dying
-LOOPBACK = "127.0.0.1"
 _NOT_THERE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
 
 

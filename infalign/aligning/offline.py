@@ -27,7 +27,7 @@ from infalign.lm.training.parallel import Trainable
 from infalign.lm.training.parts import batches_of, log_prob_parts
 from infalign.theory.calibration import calibrate_below
 from infalign.theory.frontier import log_partition
-from infalign.theory.levels import has_few_levels
+from infalign.theory.levels import FEW_LEVELS, tied_shares
 
 
 class OfflineSteps:
@@ -60,7 +60,7 @@ class OfflineSteps:
         self._seed, self._pad = seed, pad
         self._values = goal.of_references(prompts.rewards)
         self._calibrated = _own_calibrated(prompts.rewards)
-        self._tied = has_few_levels(prompts.rewards)
+        self._tied = tied_shares(prompts.rewards) > FEW_LEVELS
         self._responses = min(responses, prompts.rewards.shape[1])
         longest = max(len(tokens) for row in prompts.tokens for tokens in row)
         self._lengths = np.array([len(p) + longest for p in encoded]) * self._responses
@@ -118,14 +118,12 @@ class OfflineSteps:
     def _targets(self, beta: float) -> np.ndarray:
         """log pi* - log ref of every stored response at a beta, nats [prompts, refs]."""
         exponents = self._goal.floored(self._values, beta) / beta
-        if not self._tied:
-            return np.asarray(exponents - log_partition(self._transform, beta))
         # Tied responses share one estimate, and their rank cells have its width: each sample one
-        # of `refs` equal parts.
+        # of `refs` equal parts. Of a prompt whose samples all tie nothing is to be learnt.
         top = exponents.max(axis=1, keepdims=True)
-        return np.asarray(
-            exponents - top - np.log(np.exp(exponents - top).mean(axis=1, keepdims=True))
-        )
+        cells = top + np.log(np.exp(exponents - top).mean(axis=1, keepdims=True))
+        known = log_partition(self._transform, beta)
+        return np.asarray(exponents - np.where(self._tied[:, None], cells, known))
 
     def _drawn(self, number: int, everyone: np.ndarray) -> np.ndarray:
         """Which stored responses a step takes, each at most once [prompts, responses]."""

@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from infalign.data.dialogue import Dialogue
@@ -23,7 +24,16 @@ def read_suite(root: Path, data: Data, name: str) -> dict[str, Dialogue]:
             f"params.yaml: data.suites.{name} = {data.suites[name]!r} does not exist: bring the "
             "file back, or correct the path."
         )
-    read = survey(path, None, options_of(data))
+    options = options_of(data)
+    everything = options.limits._replace(kept_bytes=sys.maxsize, most_pairs=None)
+    read = survey(path, None, options._replace(limits=everything))
+    lost = {reason: n for reason, n in read.dropped.items() if n and reason != "repeated_pair"}
+    if lost:
+        raise InputError(
+            f"params.yaml: data.suites.{name} = {data.suites[name]!r} has rows that cannot be "
+            f"used ({', '.join(f'{n} for {reason}' for reason, n in lost.items())}): every prompt "
+            "of a suite counts, so correct them, or give its prompts alone."
+        )
     found = {pair.prompt for split in SPLITS for pair in read.pairs(split)}
     found |= {row.prompt for split in SPLITS for row in read.prompts[split]}
     if not found:

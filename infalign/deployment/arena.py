@@ -13,10 +13,11 @@ killed arena goes on, and a champion that did not change is not asked again.
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +27,14 @@ import numpy as np
 import pyarrow as pa
 
 from infalign.data.suites import read_suite
+from infalign.deployment import command
 from infalign.deployment.bouts import (
     FORMER,
     Bouts,
     Field,
     Suited,
     answers_name,
+    columns_name,
     draws_of,
     open_field,
     write_bouts,
@@ -43,7 +46,7 @@ from infalign.files.tables import INDEPENDENT, SELECTING, Table, read_table, wri
 from infalign.files.tables import schema as columns
 from infalign.files.workspace import Workspace
 from infalign.settings.operating import Suite
-from infalign.settings.params import Params, load_params
+from infalign.settings.params import Params
 from infalign.theory.rivals import head_to_head, kept_mean
 
 AT_ONCE = 64  # prompts that are answered, or scored, before that is kept
@@ -81,8 +84,9 @@ def hold(
     workspace = Workspace(params, root, f"arena@{objective}")
     with workspace.locked():
         draws = draws_of(params, evidence[0], evidence[1] if len(evidence) > 1 else None)
-        bouts = _bouts(Arena(workspace, field, draws), systems) if len(systems) > 1 else Bouts()
-        suites = measure_suites(Arena(workspace, field, draws), objective, systems)
+        arena = Arena(workspace, field, draws)
+        bouts = _bouts(arena, systems) if len(systems) > 1 else Bouts()
+        suites = measure_suites(arena, objective, systems)
     staged = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -178,11 +182,10 @@ class Arena:
 
     def against(self, first: System, second: System, judge: Path) -> Array:
         """How often the first one's kept answer beats the second's, by a judge [prompts]."""
-        both = (first, second)
         return head_to_head(
             (first.settings["procedure"], second.settings["procedure"]),
             (self.rewards(first, first.source), self.rewards(second, second.source)),
-            (self.rewards(both[0], judge), self.rewards(both[1], judge)),
+            (self.rewards(first, judge), self.rewards(second, judge)),
         )
 
     def kept(self, system: System, suite: Suite, candidate: System) -> float:
@@ -215,14 +218,15 @@ class Arena:
         from infalign.deployment.package import source_digest
 
         answers = self.answers(system)
-        name = f"{self._name(system)}-{source_digest(source)[:32]}"
+        about = [source_digest(source)[:32], _precision_of(source), columns_name(self.field)]
+        name = "-".join([self._name(system), *about])
         opened: list[Any] = []
         made = []
         for number, ids in enumerate(self._blocks()):
             path = self._part(name, number)
             if not path.exists():
                 if not opened:
-                    opened.append(self._open(system, source))
+                    opened.append(self._open(source))
                 asked = [self.field.prompts[i] for i in ids for _ in range(self.draws)]
                 responses = answers[number]["response"].to_pylist()
                 rewards = opened[0].rewards(asked, responses)
@@ -262,14 +266,14 @@ class Arena:
             made.append(read_table(path, ANSWERS))
         return made
 
-    def _open(self, system: System, source: Path) -> Any:
+    def _open(self, source: Path) -> Any:
         from infalign.lm.memory import Budget
         from infalign.rewards.classifier import Passes
         from infalign.rewards.packaged import open_packaged
 
         params = self.workspace.params
         passes = Passes(params.evaluate.batch_size, Budget(params.run.batch_tokens))
-        device, precision = params.run.device, _precision(system)
+        device, precision = params.run.device, _precision_of(source)
         return open_packaged(source, device, precision, passes, self.field.columns)
 
     def _blocks(self) -> Iterator[list[str]]:
@@ -290,6 +294,13 @@ class Arena:
         return folder / f"{name}-{number:04d}.parquet"
 
 
+def _precision_of(source: Path) -> str:
+    """A packaged source computes alike for all whom it scores: as its own package is deployed."""
+    package = source if source.name == "deployed" else source.parent / "deployed"
+    settings = json.loads((package / "settings.json").read_text(encoding="utf-8"))
+    return str(settings.get("precision", "float32"))
+
+
 def _precision(system: System) -> str:
     """As it was evaluated; older packages do not say."""
     return str(system.settings.get("precision", "float32"))
@@ -297,25 +308,16 @@ def _precision(system: System) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Hold one arena in the project of the current folder; 2 is the user's input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m infalign.deployment.arena", description=__doc__
-    )
-    parser.add_argument("--objective", required=True)
+    parser = command.parser_of("arena", __doc__)
     parser.add_argument("candidate", type=Path)
     parser.add_argument("champion", type=Path, nargs="?")
     parser.add_argument("out", type=Path)
-    chosen = parser.parse_args(arguments)
-    from infalign.processes.one_stage import apply_threads
 
-    try:
-        apply_threads("params.yaml")
-        params = load_params("params.yaml")
+    def work(params: Params, chosen: Namespace) -> None:
         folders = (chosen.candidate, chosen.champion)
         hold(Path.cwd(), params, chosen.objective, folders, chosen.out)
-    except InputError as error:
-        print(f"arena: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return command.run("arena", parser, arguments, work)
 
 
 if __name__ == "__main__":

@@ -125,12 +125,10 @@ def open_field(root: Path, params: Params, objective: str, systems: list[Evidenc
 def draws_of(params: Params, candidate: Evidence, champion: Evidence | None) -> int:
     """Draws of each system a prompt: both procedures need samples of their own.
 
-    Without a champion the candidate meets its reference, by its own procedure.
+    In a suite, and without a champion, each meets its own reference by its own procedure.
     """
-    needed = sum(
-        parse_procedure(one.facts.procedure).n for one in (candidate, champion or candidate)
-    )
-    return max(params.promotion.arena_samples, needed)
+    most = [parse_procedure(one.facts.procedure).n for one in (candidate, champion or candidate)]
+    return max(params.promotion.arena_samples, 2 * max(most))  # a suite's is its reference
 
 
 def identity(evidence: Evidence) -> str:
@@ -146,6 +144,11 @@ def answers_name(params: Params, system: Evidence, field: Field, draws: int) -> 
     return _sha([identity(system), prompts, draws, params.run.seed, _passes(params), _code()])
 
 
+def columns_name(field: Field) -> str:
+    """One name for the other columns of the prompts, which rewards may read."""
+    return _sha({dialogue.id: dict(more) for dialogue, more in field.columns.items()})
+
+
 def bouts_name(root: Path, params: Params, candidate: Evidence, champion: Evidence | None) -> str:
     """One name for an arena: both systems, their judges, the prompts, the draws, the code."""
     objective = candidate.facts.objective
@@ -154,7 +157,8 @@ def bouts_name(root: Path, params: Params, candidate: Evidence, champion: Eviden
     draws = draws_of(params, candidate, champion)
     names = [answers_name(params, one, field, draws) for one in both]
     judges = [(one.facts.reward, one.facts.judged_by) for one in both]
-    return _sha([names, judges, field.trained, _suites(root, params, objective)])
+    columns = columns_name(field)
+    return _sha([names, judges, columns, field.trained, _suites(root, params, objective)])
 
 
 def _suites(root: Path, params: Params, objective: str) -> list[Any]:

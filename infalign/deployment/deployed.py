@@ -58,6 +58,10 @@ REFERENCES = Table(
 )
 
 
+class NotDrawn(RuntimeError):
+    """A sound request could not be answered: its reward failed, say."""
+
+
 @dataclass(frozen=True)
 class Request:
     """How to answer.
@@ -181,7 +185,10 @@ class Deployed:
         for position, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
             dialogue, tokens = self._read(position, prompt)
             asks.append(_Ask(dialogue, tokens, *checked[request]))
-        return self._turns.ask(asks)
+        try:
+            return self._turns.ask(asks)
+        except InputError as error:  # what was asked is checked: it is not the caller's
+            raise NotDrawn(str(error)) from error
 
     def _checked(self, request: Request) -> tuple[Procedure, Request]:
         """The procedure and the request with its defaults filled in, or one sentence."""

@@ -7,9 +7,9 @@ OUT, a JSON file: the numbers, and a verdict by the section `intake` of params.y
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ from infalign.data.dialogue import hash_share
 from infalign.data.kept import last_exchanges
 from infalign.data.pairs import Pair, Subset
 from infalign.data.reading import options_of, survey
-from infalign.errors import InputError
+from infalign.deployment import command
 from infalign.files.tables import SELECTING
 from infalign.files.workspace import read_lengths, write_json
 from infalign.settings.operating import Intake
-from infalign.settings.params import Params, load_params
+from infalign.settings.params import Params
 from infalign.settings.rewards import TrainedReward
 
 FEWEST = 20  # new pairs that are worth a comparison of their language
@@ -143,23 +143,14 @@ def agreement(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Examine one objective's data in the project of the current folder; 2 is the user's input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m infalign.deployment.intake", description=__doc__
-    )
-    parser.add_argument("--objective", required=True)
+    parser = command.parser_of("intake", __doc__)
     parser.add_argument("--before", type=Path)
     parser.add_argument("out", type=Path)
-    chosen = parser.parse_args(arguments)
-    from infalign.processes.one_stage import apply_threads
 
-    try:
-        apply_threads("params.yaml")
-        params = load_params("params.yaml")
+    def work(params: Params, chosen: Namespace) -> None:
         write_json(chosen.out, examine(Path.cwd(), params, chosen.objective, chosen.before))
-    except InputError as error:
-        print(f"intake: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return command.run("intake", parser, arguments, work)
 
 
 if __name__ == "__main__":

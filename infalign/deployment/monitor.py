@@ -9,9 +9,9 @@ file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infalign.data.dialogue import Dialogue, hash_share, read_prompts
+from infalign.deployment import command
 from infalign.deployment.drift import reward_drift, win_rate_drift
 from infalign.deployment.evidence import Evidence, read_evidence
 from infalign.errors import InputError
 from infalign.files.squares import Array
 from infalign.files.workspace import write_json
-from infalign.settings.params import Params, load_params
+from infalign.settings.params import Params
 from infalign.theory.procedures import parse_procedure
 from infalign.theory.winrates import bootstrap_interval, win_rates
 
@@ -168,25 +169,16 @@ def _rewards(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check one champion in the project of the current folder; 2 is the user's input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m infalign.deployment.monitor", description=__doc__
-    )
-    parser.add_argument("--objective", required=True)
+    parser = command.parser_of("monitor", __doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
-    chosen = parser.parse_args(arguments)
-    from infalign.processes.one_stage import apply_threads
 
-    try:
-        apply_threads("params.yaml")
-        params = load_params("params.yaml")
+    def work(params: Params, chosen: Namespace) -> None:
         found = check(Path.cwd(), params, chosen.objective, chosen.model, chosen.seed)
         write_json(chosen.out, found)
-    except InputError as error:
-        print(f"monitor: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return command.run("monitor", parser, arguments, work)
 
 
 if __name__ == "__main__":

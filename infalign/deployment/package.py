@@ -9,12 +9,12 @@ win rate by their rewards: what aligning for one objective costs the others.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from infalign.aligning.budget import read_budget
 from infalign.data.dialogue import read_prompts
+from infalign.deployment import command
 from infalign.deployment.evidence import (
     TRAINED,
     Evidence,
@@ -49,7 +50,7 @@ from infalign.files.tables import (
 )
 from infalign.files.workspace import Workspace, read_lengths, write_json
 from infalign.rewards.description import kinds, settings_of, trained_halves
-from infalign.settings.params import Params, load_params
+from infalign.settings.params import Params
 from infalign.theory.winrates import win_rates
 
 
@@ -260,23 +261,14 @@ def _files(path: Path) -> Iterator[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Package one policy of the project in the current folder; 2 is the user's input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m infalign.deployment.package", description=__doc__
-    )
-    parser.add_argument("--objective", required=True)
+    parser = command.parser_of("package", __doc__)
     parser.add_argument("--variant", required=True)
     parser.add_argument("out", type=Path)
-    chosen = parser.parse_args(arguments)
-    from infalign.processes.one_stage import apply_threads
 
-    try:
-        apply_threads("params.yaml")
-        params = load_params("params.yaml")
+    def work(params: Params, chosen: Namespace) -> None:
         package(Path.cwd(), params, chosen.objective, chosen.variant, chosen.out)
-    except InputError as error:
-        print(f"package: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return command.run("package", parser, arguments, work)
 
 
 if __name__ == "__main__":

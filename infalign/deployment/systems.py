@@ -61,5 +61,7 @@ class System:
         """The policy that it started from, with its procedure and reward."""
         if not self.has_reference:
             raise InputError(f"{self.folder} holds no reference policy: register it again.")
-        facts = replace(self.evidence.facts, system=f"reference {self.evidence.facts.reference}")
+        how = [self.settings.get(name) for name in ("response_tokens", "precision")]
+        known = f"reference {self.evidence.facts.reference} {how}"  # what its answers depend on
+        facts = replace(self.evidence.facts, system=known)
         return replace(self, word="reference", evidence=replace(self.evidence, facts=facts))

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from infalign.errors import InputError
 from infalign.files.code import ROOT, stage_files
+from infalign.files.sources import START
 from infalign.settings.params import Params
 from infalign.settings.rewards import own_paths
 
@@ -176,7 +177,7 @@ def fingerprint(word: str, needs: Needs, params: Params, root: Path) -> str:
                 remedy = "give a folder or file of data as data.path or objectives.O.data"
             elif name in (params.model.folder, params.reward.folder):
                 remedy = "bring the model back, or correct params.yaml"
-            elif name.startswith("champion/"):
+            elif name.startswith(f"{START}/"):
                 remedy = "let `infalign run` bring the champion, or set align.start to reference"
             elif name in own_paths(params.objectives):
                 remedy = "bring it back, or correct params.yaml"

@@ -56,7 +56,7 @@ def table(
 
 def key(found: Numbers, policy: str) -> str:
     """A policy's name behind its colour."""
-    ink = colour(found.policies.index(policy)) if policy in found.policies else "gray"
+    ink = colour(found.policies.index(policy))
     return f'<span style="{SWATCH}; background: {ink}"></span>{escape(policy)}'
 
 

@@ -85,8 +85,6 @@ def win_rate(
             wins = judged_win_rates(procedure, policy, reference, policy_judge, reference_judge)
         wins = np.clip(wins, 0.0, 1.0)
         low, high = bootstrap_interval(wins, replicates=replicates, seed=seed)
-    except InputError:
-        raise
     except ValueError as error:
         raise InputError(str(error)) from None
     return WinRate(float(wins.mean()), low, high, wins)

@@ -91,8 +91,6 @@ def measure(
             seed,
         )
         return Measuring(base, others, contest, width, notes).all()
-    except InputError:
-        raise
     except ValueError as error:
         raise InputError(str(error)) from None
 

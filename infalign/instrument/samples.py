@@ -38,6 +38,7 @@ class Samples:
         rewards: judge to rewards [rows], `selecting` first.
         numbers: the other columns there are (`kl`, `log_ratio`, …) [rows].
         responses: texts [rows], where they were asked for; empty otherwise.
+        texts: key to the prompt's text, where the file has both.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Samples:
     rewards: dict[str, FloatArray]
     numbers: dict[str, FloatArray] = field(default_factory=dict)
     responses: list[str] = field(default_factory=list)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def starts(self) -> IntArray:
@@ -123,14 +125,19 @@ def read_side(
             f"{columns.place} has no column {found or ' or '.join(KEYS)!s} but "
             f"{', '.join(columns.names)}: it says which prompt a row answers."
         )
-    return _grouped(columns, found, name, {SELECTING: reward, **{judge: judge for judge in judges}})
+    if SELECTING in judges and reward != SELECTING:
+        raise InputError(
+            f"{columns.place}: {SELECTING!r} is what the reward is called that the procedure "
+            "selects by: name that column with --reward, or rename it."
+        )
+    judged = {judge: judge for judge in judges if judge != SELECTING}
+    return _grouped(columns, found, name, {SELECTING: reward, **judged})
 
 
 def _grouped(columns: Columns, key: str, name: str, judges: Mapping[str, str]) -> Samples:
     """Rows in the order of prompts, and within one in that of `sample_index` or of the file."""
     codes, texts = columns.texts[key]
-    if key == KEYS[0] and KEYS[1] in columns.texts:
-        _one_text_an_id(columns)
+    asked = _one_text_an_id(columns) if key == KEYS[0] and KEYS[1] in columns.texts else {}
     order_of = np.argsort(np.array(texts, dtype=object), kind="stable")
     rank = np.empty(len(texts), dtype=np.intp)
     rank[order_of] = np.arange(len(texts))
@@ -160,12 +167,13 @@ def _grouped(columns: Columns, key: str, name: str, judges: Mapping[str, str]) -
             if column not in judges.values() and column != "sample_index"
         },
         responses,
+        asked,
     )
 
 
-def _one_text_an_id(columns: Columns) -> None:
-    """Refuse an id that two prompts have."""
-    (ids, names), (texts, _) = columns.texts["prompt_id"], columns.texts["prompt"]
+def _one_text_an_id(columns: Columns) -> dict[str, str]:
+    """The text of every id; one that two prompts have is refused."""
+    (ids, names), (texts, said) = columns.texts["prompt_id"], columns.texts["prompt"]
     first = np.full(len(names), len(ids), dtype=np.intp)
     np.minimum.at(first, ids, np.arange(len(ids)))
     other = np.flatnonzero(texts != texts[first[ids]])
@@ -175,6 +183,7 @@ def _one_text_an_id(columns: Columns) -> None:
             f"{columns.at(row)}: prompt_id {names[ids[row]]!r} stood for another prompt in "
             f"{columns.at(int(first[ids[row]]))}: give every prompt an id of its own."
         )
+    return {name: said[texts[row]] for name, row in zip(names, first, strict=True)}
 
 
 def _once_each(
@@ -245,6 +254,14 @@ def on_common_prompts(
             f"{reference.place} and {policies[0].place} have no prompt in common, such as "
             f"{_short(one)} and {_short(other)}: write the same prompts, or ids, into both."
         )
+    for side in policies:
+        for prompt in common & side.texts.keys() & reference.texts.keys():
+            if side.texts[prompt] != reference.texts[prompt]:
+                raise InputError(
+                    f"{side.place}: prompt_id {_short(prompt)} is another prompt "
+                    f"({_short(side.texts[prompt])}) than in {reference.place} "
+                    f"({_short(reference.texts[prompt])}): give every prompt one id in all files."
+                )
     few: set[str] = set()
     for side in sides:
         for prompt, count in zip(side.prompts, side.counts, strict=True):

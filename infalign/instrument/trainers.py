@@ -15,6 +15,11 @@ FIELDS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
         (*OFF, "none"),
         "divides by the group's standard deviation, which distorts Φ",
     ),
+    (
+        "loss_type",
+        (None, "dapo", "dr_grpo"),
+        "may divide a response's loss by its length, which favours long ones",
+    ),
     ("reward_clip_range", OFF, "clips the reward, which distorts Φ"),
     ("mask_truncated_completions", OFF, "leaves cut responses out of what is maximised"),
     ("sync_ref_model", OFF, "moves the reference that the rewards are calibrated against"),

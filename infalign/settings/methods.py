@@ -57,42 +57,42 @@ def check_transform(text: str) -> None:
         parse_transform(text)
 
 
+def _maximised(text: str) -> str:
+    if text not in ("raw", "objective"):
+        check_transform(text)
+    return text
+
+
+Maximised = Annotated[str, AfterValidator(_maximised)]  # what a variant maximises
+
+
 class Ctrl(Section):
     """One way to align: on-policy, by the trainer (calibrate, transform, KL-regularised RL)."""
 
     method: Literal["ctrl"] = "ctrl"
-    reward: str = Field(
+    reward: Maximised = Field(
         default="objective",
         description="`raw`, `objective` (objectives.O.transform), or a transformation: identity, …",
     )
-
-    @field_validator("reward")
-    @classmethod
-    def _reward(cls, text: str) -> str:
-        if text not in ("raw", "objective"):
-            check_transform(text)
-        return text
 
 
 class Offline(Section):
     """CTRL without generating: a regression on the stored responses of the reference."""
 
     method: Literal["offline"]
-    reward: str = Field(
+    reward: Maximised = Field(
         default="objective",
         description="`objective` (objectives.O.transform), or a transformation; `identity` is QRPO",
     )
 
     @field_validator("reward")
     @classmethod
-    def _reward(cls, text: str) -> str:
+    def _no_raw(cls, text: str) -> str:
         if text == "raw":
             raise ValueError(
                 "raw rewards have no partition function that is known before training: give "
                 "`objective` or a transformation, such as identity"
             )
-        if text != "objective":
-            check_transform(text)
         return text
 
 

@@ -156,7 +156,6 @@ class Data(Section):
 
     path: Place = Field(
         default="results/corpus",
-        min_length=1,
         description="folder or file of preference data, inside or outside the project",
     )
     columns: Columns = Field(
@@ -183,7 +182,7 @@ class Data(Section):
     most_pairs: Positive | None = Field(
         default=None, description="pairs of an objective at most; null: as many as fit"
     )
-    suites: dict[Name, str] = Field(
+    suites: dict[Name, Place] = Field(
         default={},
         description="files of pinned prompts, by name, which train nobody: {safety: safety.jsonl}",
     )

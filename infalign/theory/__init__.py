@@ -7,6 +7,7 @@ ICML 2025 (arXiv 2412.19792).  One file per family of formulas:
     transforms    Phi of the calibrated reward: families, tables, estimates
     frontier      win rate, KL and beta of every combination; the limit of all policies
     limits        the limit of one method, from reference samples
+    levels        what can be won where most samples tie: an estimate
     calibration   calibrated rewards and their error
     winrates      exact win rates from samples, bootstrap intervals, efficiency
     rivals        two systems against each other, exact, with draws in common

@@ -24,12 +24,22 @@ STEPS = 30  # of an ascent
 DEPTH, WORTH, SMALLEST_STEP = 5, 3e-4, 1e-5  # of the hull: corners, what one adds, nats between
 
 
-def tied_share(rewards: FloatArray) -> float:
-    """Share of samples whose reward another of the prompt's has; rewards [prompts, samples]."""
+def tied_shares(rewards: FloatArray) -> FloatArray:
+    """Share of a prompt's samples whose reward another of its samples has [prompts].
+
+    Args:
+        rewards: [prompts, samples].
+    """
     ordered = np.sort(rewards, axis=1)
     same = ordered[:, 1:] == ordered[:, :-1]
     edge = np.zeros((len(rewards), 1), dtype=bool)
-    return float((np.hstack([edge, same]) | np.hstack([same, edge])).mean())
+    tied: FloatArray = (np.hstack([edge, same]) | np.hstack([same, edge])).mean(axis=1)
+    return tied
+
+
+def tied_share(rewards: FloatArray) -> float:
+    """The same of all samples together."""
+    return float(tied_shares(rewards).mean())
 
 
 def has_few_levels(rewards: FloatArray) -> bool:

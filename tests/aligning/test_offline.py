@@ -183,6 +183,19 @@ def test_the_gradient_does_not_depend_on_the_number_of_parts(policy, tokenizer):
         assert torch.allclose(one, other, atol=1e-6)
 
 
+def test_a_prompt_whose_samples_all_tie_is_left_alone_whatever_the_others_are(policy, tokenizer):
+    rewards = np.random.default_rng(1).normal(size=(5, 6))
+    rewards[0] = 0.0
+    rewards[1] = [0, 0, 0, 1, 1, 1]
+    steps, *_ = steps_of(policy, tokenizer, rewards)
+    targets = steps._targets(0.4)
+    assert targets[0] == pytest.approx(0, abs=1e-12)
+    assert np.exp(targets[1]).mean() == pytest.approx(1)
+    whole = parse_transform("exp:3").least_biased(np.arange(6.0), 5) / 0.4
+    expected = np.sort(whole - log_partition("exp:3", 0.4))
+    assert np.sort(targets[2:], axis=1) == pytest.approx(np.tile(expected, (3, 1)))
+
+
 def test_of_few_levels_every_prompt_has_a_partition_function_of_its_own(policy, tokenizer):
     rewards = np.array([[0.0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 1, 1]])
     steps, *_ = steps_of(policy, tokenizer, rewards)

@@ -40,6 +40,19 @@ def test_a_suite_that_is_missing_or_empty_is_one_sentence(tmp_path: Path) -> Non
     data = Data(suites={"safety": "nowhere.jsonl"})
     with pytest.raises(InputError, match=r"data\.suites\.safety = 'nowhere\.jsonl' does not exist"):
         read_suite(tmp_path, data, "safety")
+    (tmp_path / "empty.jsonl").write_text('{"prompt": " "}\n')
+    with pytest.raises(InputError, match=r"empty\.jsonl"):
+        read_suite(tmp_path, Data(suites={"safety": "empty.jsonl"}), "safety")
+
+
+def test_every_prompt_of_a_suite_counts(tmp_path: Path) -> None:
+    data = write_suite(tmp_path, *[f"question {n}" for n in range(30)])
+    few = data.model_copy(update={"most_pairs": 10, "kept_bytes": 1})
+    assert len(read_suite(tmp_path, few, "safety")) == 30
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b" if n else "a"} for n in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"1 for identical_pair.*every prompt of a suite counts"):
+        read_suite(tmp_path, Data(suites={"safety": "pairs.jsonl"}), "safety")
 
 
 def kept(*prompts: Dialogue) -> Kept:

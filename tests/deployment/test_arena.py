@@ -13,13 +13,25 @@ import pytest
 from promotion_case import evidence, tiny_models, write_package, write_settings
 
 from infalign.data.framing import asked
-from infalign.deployment import arena
-from infalign.deployment.bouts import FORMER, bouts_name, open_field, read_bouts
-from infalign.deployment.deployed import Request, load_deployed
+from infalign.deployment import arena, command
+from infalign.deployment.arena import Arena
+from infalign.deployment.bouts import (
+    FORMER,
+    Field,
+    bouts_name,
+    columns_name,
+    draws_of,
+    identity,
+    open_field,
+    read_bouts,
+)
+from infalign.deployment.deployed import load_deployed
 from infalign.deployment.evidence import read_evidence, write_evidence
 from infalign.deployment.package import digest, source_digest
+from infalign.deployment.systems import System
 from infalign.errors import InputError
 from infalign.files.tables import INDEPENDENT, PROMPTS, SELECTING, read_table, write_table
+from infalign.files.workspace import Workspace
 from infalign.settings.params import Params, check_params, load_params
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +177,6 @@ def test_the_answers_are_those_of_the_deployed_system_with_one_stream_of_numbers
             batch_size=512,
         )
         assert drawn.text in said
-        assert system.answer(["one two"], Request("")) is not None
     assert said[0] != said[1]
 
 
@@ -231,11 +242,65 @@ def test_an_arena_has_a_name_by_content(project: Path, models: dict[str, Path]) 
     assert name() != first
 
 
+def test_rewards_are_asked_again_where_columns_or_precision_are_others(
+    project: Path, models: dict[str, Path], monkeypatch: Any
+) -> None:
+    """What is kept is kept under all that it depends on."""
+    first = write_system(project / "first", models["a"], models["judge"])
+    second = write_system(project / "second", models["b"], models["judge"])
+    write_settings(second / "deployed", precision="bfloat16")
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "infalign.rewards.packaged.open_packaged",
+        lambda source, device, precision, *_: opened.append(precision) or Constant(),
+    )
+    systems = [System.open("candidate", first), System.open("champion", second)]
+    prompts = {dialogue.id: dialogue for dialogue in ASKED[:3]}
+    workspace = Workspace(settings(), project, "arena@helpful")
+    plain = Arena(workspace, Field(prompts), 4)
+    told = Arena(workspace, Field(prompts, {ASKED[0]: {"gold": 1}}), 4)
+    for hall in (plain, plain, told):
+        for system in systems:
+            hall.rewards(system, systems[0].source)
+    assert opened == ["float32"] * 4  # of the source's own package, whoever answered
+    plain.rewards(systems[0], systems[1].source)
+    assert opened[4:] == ["bfloat16"]
+    changed = columns_name(Field(prompts, {ASKED[0]: {"gold": 2}}))
+    assert changed != columns_name(told.field) != columns_name(plain.field)
+
+
+class Constant:
+    """A reward that nobody can win."""
+
+    def rewards(self, dialogues: Any, responses: Any) -> Any:
+        return np.zeros(len(responses))
+
+
+def test_a_references_answers_are_those_of_its_lengths_and_precision(
+    project: Path, models: dict[str, Path]
+) -> None:
+    names = set()
+    for number, about in enumerate(({}, {"response_tokens": 5}, {"precision": "bfloat16"})):
+        folder = write_system(project / f"{number}", models["a"], None)
+        write_settings(folder / "deployed", **about)
+        (folder / "reference").mkdir()
+        reference = System.open("candidate", folder).reference()
+        names.add(identity(reference.evidence))
+    assert len(names) == 3
+
+
+def test_a_system_needs_draws_enough_to_meet_its_own_reference() -> None:
+    few = settings(arena_samples=4)
+    large, small = evidence(procedure="best_of:16"), evidence(procedure="best_of:4")
+    assert draws_of(few, large, small) == draws_of(few, small, large) == 32
+    assert draws_of(few, small, None) == 8
+
+
 def test_the_command_says_what_is_missing(
     project: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(project)
-    monkeypatch.setattr(arena, "load_params", lambda _path: settings(arena_prompts=4))
+    monkeypatch.setattr(command, "load_params", lambda _path: settings(arena_prompts=4))
     monkeypatch.setattr("infalign.processes.one_stage.apply_threads", lambda _path: None)
     first = write_system(project / "first", models["a"], models["judge"])
     words = ["--objective", "helpful", str(first), str(first), str(project / "made")]

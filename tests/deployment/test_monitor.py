@@ -13,7 +13,7 @@ import pytest
 from promotion_case import FACTS, tiny_models, write_package
 
 from infalign.data.framing import asked
-from infalign.deployment import monitor
+from infalign.deployment import command, monitor
 from infalign.deployment.evidence import Evidence, Side, write_evidence
 from infalign.deployment.package import digest
 from infalign.errors import InputError
@@ -177,7 +177,7 @@ def test_the_command_writes_json(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(project)
-    monkeypatch.setattr(monitor, "load_params", lambda _path: settings())
+    monkeypatch.setattr(command, "load_params", lambda _path: settings())
     monkeypatch.setattr("infalign.processes.one_stage.apply_threads", lambda _path: None)
     out = tmp_path / "out.json"
     arguments = ["--objective", "helpful", "--seed", "3", str(project / "model"), str(out)]

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from infalign.errors import InputError
 from infalign.instrument import reading
 from infalign.instrument.reading import read_columns
-from infalign.instrument.samples import read_side
+from infalign.instrument.samples import on_common_prompts, read_side
 
 ROWS = [
     {"prompt_id": "b", "prompt": "Two?", "reward": 1, "kl": 0.5, "meta": {"any": 1}},
@@ -65,7 +66,6 @@ def test_every_form_gives_the_same_samples(name: str, tmp_path: Path) -> None:
 
 
 def test_a_pandas_table_is_taken() -> None:
-    pandas = pytest.importorskip("pandas")
     found = read_side(pandas.DataFrame(ROWS), "mine", "reward", ())
     assert found.rewards["selecting"].tolist() == [-2.5, 1.0, 3.0]
 
@@ -180,3 +180,32 @@ def test_responses_are_kept_only_where_log_probabilities_are() -> None:
     assert read_side(rows, "mine", "reward", ()).responses == []
     assert read_side([rows[0] | {"logp": -1.0}], "mine", "reward", ()).responses == ["x"]
     assert read_columns(rows, ("prompt",), ("reward",), "mine").rows == 1
+
+
+def test_an_id_that_is_another_prompt_in_another_file_is_refused() -> None:
+    rows = [
+        {"prompt_id": name, "prompt": text, "reward": float(n)}
+        for name, text in (("a", "One?"), ("b", "Two?"))
+        for n in range(2)
+    ]
+    other = [row | {"prompt": {"One?": "Two?", "Two?": "One?"}[str(row["prompt"])]} for row in rows]
+    reference, mine, bare = (
+        read_side(side, name, "reward", ())
+        for side, name in (
+            (rows, "reference"),
+            (other, "mine"),
+            ([{k: row[k] for k in ("prompt_id", "reward")} for row in other], "bare"),
+        )
+    )
+    with pytest.raises(InputError, match=r"prompt_id 'a' is another prompt \('Two\?'\) than in"):
+        on_common_prompts(reference, [mine], 1, leave_out=False)
+    assert on_common_prompts(reference, [bare], 1, leave_out=False)[2] == 0
+
+
+def test_a_judge_cannot_take_the_selecting_rewards_place() -> None:
+    rows = [{"prompt_id": "a", "reward": 1.0, "selecting": 2.0}]
+    with pytest.raises(InputError, match="'selecting' is what the reward is called"):
+        read_side(rows, "mine", "reward", ("selecting",))
+    found = read_side(rows, "mine", "selecting", ("selecting", "reward"))
+    assert list(found.rewards) == ["selecting", "reward"]
+    assert found.rewards["selecting"].tolist() == [2.0]

@@ -188,7 +188,6 @@ def adapter_of(folder: Path, tokenizer, out: Path, **options) -> float:
 
 
 def test_an_adapter_is_merged_into_its_model(folder, tokenizer, tmp_path):
-    pytest.importorskip("peft")
     moved = adapter_of(folder, tokenizer, tmp_path / "adapter", task_type="CAUSAL_LM")
     assert moved > 1e-3
     plain, merged = load_policy(folder, CPU), load_policy(tmp_path / "adapter", CPU)
@@ -207,7 +206,6 @@ def test_an_adapter_is_merged_into_its_model(folder, tokenizer, tmp_path):
 
 
 def test_an_adapter_without_its_model_or_with_a_pickle_is_refused(folder, tokenizer, tmp_path):
-    pytest.importorskip("peft")
     adapter_of(folder, tokenizer, tmp_path / "adapter")
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     torch.save(load_file(weights), weights.with_suffix(".bin"))

@@ -133,9 +133,9 @@ def test_what_cannot_be_had_runs_where_it_was_asked_for(
 def test_ends_with_its_parent(project, tmp_path):
     parent = (
         "import subprocess, sys; "
-        "print(subprocess.Popen([sys.executable, '-m', 'infalign.processes.warm', "
+        "warm = subprocess.Popen([sys.executable, '-m', 'infalign.processes.warm', "
         f"{str(tmp_path / 'w')!r}], "
-        "stdin=subprocess.PIPE).pid, flush=True); sys.stdin.read()"
+        "stdin=subprocess.PIPE); print(warm.pid, flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", parent],
@@ -144,8 +144,17 @@ def test_ends_with_its_parent(project, tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    pid = int(child.stdout.readline())
+    server = psutil.Process(int(child.stdout.readline()))
     wait_for((tmp_path / "w").exists)
+    assert server.status() != psutil.STATUS_ZOMBIE
     child.kill()
     child.communicate()
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+
+    def ended():
+        try:
+            return server.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_for(ended)
+    assert ended()

@@ -16,8 +16,6 @@ from smoke import ROOT
 
 import infalign
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install -c constraints.txt '.[bench]'")
-
 
 @pytest.fixture(scope="module")
 def trained(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

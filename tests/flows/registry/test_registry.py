@@ -30,9 +30,9 @@ from promotion_case import (
 
 from flows.commands.promote import _objectives
 from flows.registry import promotion, registry
-from flows.registry.arena import Candidate, NotMet, meet
+from flows.registry.arena import Entrant, NotMet, meet
 from flows.registry.champions import CHALLENGER, CHAMPION, PREVIOUS, Overtaken
-from flows.registry.promotion import check_reason, judge, last_refusal, preview, promote
+from flows.registry.promotion import check_reason, judge, preview, promote, refusals
 from flows.registry.registry import (
     EVALUATION,
     GATE,
@@ -248,7 +248,7 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     shown = preview(store, params, "helpful", worse, None)
     assert shown.outcome == "would refuse"
     assert GATE not in store.version("helpful", worse).tags
-    assert last_refusal(store.versions("helpful")) is None
+    assert refusals(store.versions("helpful")) == []
     refused = promote(store, params, "helpful", worse)
     assert refused.outcome == "refused"
     assert refused.verdict is not None
@@ -257,7 +257,7 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     assert aliases(root) == {CHAMPION: "1", CHALLENGER: "2"}
     kept = json.loads(store.version("helpful", worse).tags[GATE])
     assert (kept["passed"], kept["failed"], kept["champion"]) == (False, ["champion"], "1")
-    last = last_refusal(store.versions("helpful"))
+    last = refusals(store.versions("helpful"))[-1]
     assert last is not None
     assert (last.version, last.champion) == (worse, "1")
     assert [(rule.name, rule.bound) for rule in last.rules] == [("champion", ">= 0.49")]
@@ -274,7 +274,7 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     assert aliases(root) == {CHAMPION: "3", PREVIOUS: "1"}
     forced = promote(store, params, "helpful", worse, "a test", force=True)
     assert forced.outcome == "forced"
-    assert last_refusal(store.versions("helpful")) is None
+    assert refusals(store.versions("helpful")) == []
     move = store.champions("helpful").history()[-1]
     assert (move.source, move.to, move.why, move.forced) == ("3", "2", "a test", True)
     assert move.gate["rules"]["champion"][0] is False
@@ -286,24 +286,24 @@ def test_two_meet_once_and_who_has_nobody_to_meet_does_not(
 ) -> None:
     store, told = open_registry(root), list[str]()
 
-    def meets(candidate: Candidate) -> bool:
+    def meets(candidate: Entrant) -> bool:
         return asyncio.run(meet(store, params, "helpful", candidate, told.append))
 
     case = evidence(1.2, seed=4)
-    package = Candidate(None, write_package(root / "package", models, case))
-    assert not meets(Candidate("1"))  # there is no champion
+    package = Entrant(None, write_package(root / "package", models, case))
+    assert not meets(Entrant("1"))  # there is no champion
     assert not meets(package)
     promote(store, params, "helpful", "1")
-    assert not meets(Candidate("1"))  # it is the champion
+    assert not meets(Entrant("1"))  # it is the champion
     number = str(add(root, models, params, "better", case).version)
-    assert not meets(Candidate(number))  # they have met
+    assert not meets(Entrant(number))  # they have met
     assert told == []
     shutil.rmtree(root / ".infalign" / "arena")
     with pytest.raises(NotMet):
         promote(store, params, "helpful", number)
     assert meets(package)  # the same system, by content, which is not registered here
     assert told[0] == ("infalign-helpful version (not registered) meets the champion, version 1.")
-    assert not meets(Candidate(number))
+    assert not meets(Entrant(number))
     decision = promote(store, params, "helpful", number)
     assert decision.outcome == "refused"
     assert "champion (not measured: 0 prompts are left" in decision.sentence()

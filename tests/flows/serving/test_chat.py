@@ -206,13 +206,35 @@ def test_a_journal_that_a_kill_left_is_finished_by_the_next_server(tmp_path: Pat
     [journal] = tmp_path.glob(".feedback-*.jsonl")
     left = tmp_path / ".feedback-1-2.jsonl"
     left.write_bytes(journal.read_bytes() + b'{"id": "half')
-    assert Log(tmp_path, LIMITS, tmp_path).failed == 0  # the other's is at work, and stays
+    Log(tmp_path, LIMITS, tmp_path)  # the other's journal is at work, and stays
     assert journal.exists()
     assert not left.exists()
     assert len(read_log(tmp_path, FEEDBACK)) == 6
     log.close()
     assert len(read_log(tmp_path, FEEDBACK)) == 6
     assert {path.suffix for path in tmp_path.iterdir()} == {".parquet"}
+
+
+def test_a_text_with_other_ends_of_lines_is_one_row(tmp_path: Path) -> None:
+    log = Log(tmp_path, LIMITS, tmp_path)
+    text = "one\u2028two\u2029three\u0085four\x1cfive"
+    log.add_feedback("x", 0, None, None, text)
+    assert read_log(tmp_path, FEEDBACK)["correction"].to_pylist() == [text]
+    log.close()
+    assert read_log(tmp_path, FEEDBACK)["correction"].to_pylist() == [text]
+
+
+def test_feedback_outlives_answers_whenever_its_journal_was_opened(tmp_path: Path) -> None:
+    rows = [{"id": "x", "choice": 0, "time": 1, "rating": 1.0}]
+    (tmp_path / ".feedback-1-2.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    as_parquet(tmp_path / ".feedback-1-2.jsonl")
+    limits = LIMITS.model_copy(update={"log_rows": 1, "log_bytes": 1})
+    log = Log(tmp_path, limits, tmp_path)
+    (tmp_path / ".answers-5-2.jsonl").write_text(json.dumps({"id": "y", "choice": 0}) + "\n")
+    as_parquet(tmp_path / ".answers-5-2.jsonl")
+    log.add_feedback("z", 0, None, 1.0, None)
+    assert len(read_log(tmp_path, ANSWERS)) == 0
+    assert "z" in read_log(tmp_path, FEEDBACK)["id"].to_pylist()
 
 
 def test_the_log_is_bounded_and_the_oldest_goes(tmp_path: Path) -> None:
@@ -257,8 +279,8 @@ def test_what_cannot_be_redacted_is_not_written(
     (tmp_path / "own.py").write_text("def clean(t):\n    assert t == 'a text'\n    return t\n")
     limits = LIMITS.model_copy(update={"redact": "own.py:clean"})
     log = Log(tmp_path / "log", limits, tmp_path)
-    log.add_feedback("x", 0, None, None, SECRET)
-    log.add_feedback("y", 0, None, 1.0, None)
+    assert not log.add_feedback("x", 0, None, None, SECRET)
+    assert log.add_feedback("y", 0, None, 1.0, None)
     log.close()
     assert read_log(tmp_path / "log", FEEDBACK)["id"].to_pylist() == ["y"]
     assert "1 rows are not written, because serving.redact failed" in capsys.readouterr().err

@@ -77,6 +77,19 @@ def test_an_opinion_is_a_pair(
     assert pairs(folder) == expected
 
 
+@pytest.mark.parametrize(
+    ("rewards", "kept"), [([1.0, -4.0, 2.0, 3.0], 1), ([1.0, 1.0, 1.0, 1.0], 0)]
+)
+def test_a_good_answer_that_no_draw_is_below_makes_no_pair(
+    tmp_path: Path, rewards: list[float], kept: int
+) -> None:
+    """As what Worst-of-N keeps, and where the reward cannot tell."""
+    texts = ["a", "b", "c", "d"]
+    answers = [answer("x", "why?", responses=texts, rewards=rewards, kept=kept)]
+    folder = write_log(tmp_path / "log", answers, [opinion("x", rating=1.0)])
+    assert pairs(folder) == []
+
+
 def test_the_last_opinion_of_a_kind_counts(tmp_path: Path) -> None:
     said = [opinion("x", 5, rating=-1.0), opinion("x", 3, rating=1.0), opinion("x", 1, preferred=0)]
     folder = write_log(tmp_path / "log", [answer("x", "why?")], said)

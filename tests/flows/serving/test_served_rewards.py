@@ -37,7 +37,7 @@ def served(
     subprocess.run(command, cwd=root, env=quiet | {"PYTHONPATH": path}, check=True)
     shutil.rmtree(root / "results")
     (root / "shortest.py").unlink()  # the package has its own
-    (root / "params.yaml").write_text(text.replace("poll_seconds: 5.0", "poll_seconds: 0.3"))
+    (root / "params.yaml").write_text(text.replace("poll_seconds: 1.0", "poll_seconds: 0.3"))
     project = Project(root, dict(quiet))
     point(project, "1")
     running = Running(project)

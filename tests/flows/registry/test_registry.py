@@ -514,14 +514,18 @@ def check_kills(root: Path, models: Path, params: Params, shares: list[float]) -
     store = open_registry(root)
     promote(store, params, "helpful", "1")
     write_lock(root, "timed")
-    write_package(root / "package", models, evidence(0.7, judge_gain=0.7, seed=9))
+    first = evidence(0.7, judge_gain=0.7, seed=9)
+    write_package(root / "package", models, first)
+    meet_all(root, params, first, "")
     whole = seconds_to_register(root)
     assert whole is not None
     in_time = 0
     for place, share in enumerate(shares, start=2):
         write_lock(root, f"result{place}")
         gain = 0.5 + 0.3 * place
-        folder = write_package(root / "package", models, evidence(gain, judge_gain=gain, seed=9))
+        case = evidence(gain, judge_gain=gain, seed=9)
+        folder = write_package(root / "package", models, case)
+        meet_all(root, params, case, "")
         in_time += seconds_to_register(root, share * whole) is None
         complete = set(store.version("helpful", "1").tags) - {GATE}
         for version in store.versions("helpful"):

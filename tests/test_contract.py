@@ -19,6 +19,7 @@ from infalign.files.stages import BUDGET, STAGES
 from infalign.files.weights import BUILT, NONE
 from infalign.files.workspace import Needs, lookup
 from infalign.settings.params import Params, load_params
+from infalign.settings.servers import Generation
 
 ROOT = Path(__file__).parents[1]
 PARAMS = load_params(ROOT / "params.yaml")
@@ -163,7 +164,9 @@ def test_without_a_local_model_nothing_but_dvc_looks_at_its_folder() -> None:
 
 def test_every_param_is_read_by_a_stage_or_is_about_running() -> None:
     read = {key for word in WORDS for key in specification(word).params}
-    running = ("run.concurrency",)  # changes no byte of any result
+    places = {f"generation.{name}" for name in Generation.model_fields} - {"generation.engine"}
+    running = ("run.concurrency", *places)  # changes no byte of any result, or where servers stand
+    assert not read & {*places, "generation"}, "a stage would go stale with an address"
     operating = tuple(f"{section}." for section in AFTER_STAGES)
     leaves = {x for x in _leaves(PARAMS.model_dump()) if not x.startswith((*running, *operating))}
     assert not any(key.startswith(operating) for key in read), "a stage would go stale"

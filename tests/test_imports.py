@@ -18,6 +18,7 @@ LIBRARY = [
     "processes",
     "data",
     "lm",
+    "engines",
     "rewards",
     "aligning",
     "measuring",

@@ -212,10 +212,10 @@ def _calibration_error(results: Path, params: Params, objective: str) -> tuple[f
 
 def _other_wins(results: Path, params: Params, objective: str, variant: str, other: str) -> Array:
     """Win rate over the reference, without selection, on another objective's prompts [prompts]."""
+    from infalign.engines.samplers import open_sampler
     from infalign.lm.memory import Budget
     from infalign.lm.models import load_format, load_policy, pick_device
     from infalign.lm.sampling.randomness import derive_seed
-    from infalign.lm.sampling.sampler import sample_responses
     from infalign.rewards.classifier import Passes
     from infalign.rewards.opening import open_source
 
@@ -225,18 +225,22 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
     reference = references[SELECTING]
     known = read_prompts(results / "prepare" / "prompts.parquet", other)
     device, many = pick_device(params.run.device), params.promotion.other_samples
-    drawn = sample_responses(
-        load_policy(
-            results / "align" / objective / variant / "policy", device, params.run.precision
-        ),
+    folder = results / "align" / objective / variant / "policy"
+    with open_sampler(
+        params,
+        load_policy(folder, device, params.run.precision),
+        folder,
         load_format(results / "sft" / "policy"),
-        [known[i] for i in ids],
-        ids,
-        np.tile(np.arange(many), (len(ids), 1)),
-        seed=derive_seed(params.run.seed, "other"),
-        longest=read_lengths(params, results).response,
+        name=f"align/{objective}/{variant}",
         batch_size=params.evaluate.batch_size,
-    )
+    ) as sampler:
+        drawn = sampler.draw(
+            [known[i] for i in ids],
+            ids,
+            np.tile(np.arange(many), (len(ids), 1)),
+            seed=derive_seed(params.run.seed, "other"),
+            longest=read_lengths(params, results).response,
+        )
     passes = Passes(params.evaluate.batch_size, Budget(params.run.batch_tokens))
     source = open_source(Workspace(params, results.parent, "package"), other, SELECTING, passes)
     ours = source.rewards([known[i] for i in ids for _ in range(many)], drawn.text)

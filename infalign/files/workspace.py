@@ -88,9 +88,14 @@ class Workspace:
 
     @property
     def alone(self) -> Workspace:
-        """The same for a stage that always runs in one process, whatever run.processes says."""
+        """The same for a stage that always runs in one process, whatever params.yaml says.
+
+        It draws by itself too: of many policies that are not published no server has one.
+        """
         run = self.params.run.model_copy(update={"processes": 1})
-        return replace(self, params=self.params.model_copy(update={"run": run}))
+        generation = self.params.generation.model_copy(update={"engine": "builtin"})
+        update = {"run": run, "generation": generation}
+        return replace(self, params=self.params.model_copy(update=update))
 
     @property
     def work(self) -> Path:

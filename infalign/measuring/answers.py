@@ -140,31 +140,38 @@ def _policy_samples(
     The stream of random numbers is not the reference's: samples that share theirs would tie with
     themselves. It is one for all variants, which makes paired differences less noisy.
     """
+    from infalign.engines.samplers import open_sampler
     from infalign.lm.memory import Budget
     from infalign.lm.models import load_format, load_policy, pick_device
     from infalign.lm.sampling.randomness import derive_seed
-    from infalign.lm.sampling.sampler import sample_responses
     from infalign.lm.scoring.scorer import divergence
 
     params = workspace.params
     device, samples = pick_device(params.run.device), params.sample.test_samples
     precision, ranks = params.run.precision, join(params.run)
     budget = Budget(params.run.batch_tokens)
-    policy = load_policy(workspace.results("align", objective, name, "policy"), device, precision)
+    folder = workspace.results("align", objective, name, "policy")
+    policy = load_policy(folder, device, precision)
     form = load_format(workspace.results("sft", "policy"))
     indices = np.tile(np.arange(samples), (len(prompts), 1))
-    responses = sample_responses(
+    with open_sampler(
+        params,
         policy,
+        folder,
         form,
-        prompts.dialogues,
-        prompts.ids,
-        indices,
-        seed=derive_seed(params.run.seed, "evaluate"),
-        longest=workspace.lengths.response,
+        name=f"align/{objective}/{name}",
         batch_size=params.evaluate.batch_size,
         budget=budget,
         ranks=ranks,
-    )
+    ) as sampler:
+        responses = sampler.draw(
+            prompts.dialogues,
+            prompts.ids,
+            indices,
+            seed=derive_seed(params.run.seed, "evaluate"),
+            longest=workspace.lengths.response,
+            ranks=ranks,
+        )
     ids, dialogues = prompts.each(samples)
     reference = load_policy(workspace.results("sft", "policy"), device, precision)
     apart = divergence(

@@ -13,37 +13,25 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
+from itertools import islice
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import numpy as np
 
 from infalign.data.dialogue import Dialogue
+from infalign.engines.asking import Failed, Remedies, fetch, key_of, patiently, waits
 from infalign.errors import InputError
 from infalign.files.squares import Array
 from infalign.rewards.source import as_rewards
 from infalign.settings.reading import shown
 from infalign.settings.rewards import ServerReward
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a request is sent again
-MOST_BYTES = 64 * 2**20  # of an answer
-AGAIN = (408, 425, 429)  # and 500 and above: it may be better the next time
-
-
-class _TooBad(Exception):
-    """Why a request failed, and whether it is worth another try."""
-
-    def __init__(self, words: str, again: bool) -> None:
-        super().__init__(words)
-        self.again = again
+REMEDIES = Remedies("raise it, or lower batch or concurrency", "lower batch")
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class Server:
         """As every source of rewards."""
         size = self.settings.batch if self.settings.form == "plain" else 1
         starts = range(0, len(responses), size)
-        key = self._key()
+        key = key_of(self.settings.api_key_variable, f"{self.field}.api_key_variable")
 
         def ask(start: int) -> Array:
             chosen = slice(start, start + size)
@@ -82,24 +70,11 @@ class Server:
     def _name(self) -> str:
         return f"{self.field}.url = {self.settings.url!r}"
 
-    def _key(self) -> str | None:
-        """The secret, from the environment alone."""
-        variable = self.settings.api_key_variable
-        if variable is None:
-            return None
-        key = os.environ.get(variable, "").strip()
-        if not key:
-            raise InputError(
-                f"{self.field}.api_key_variable = {variable!r}: the environment has no such "
-                "variable: set it, or null where the server asks for no key."
-            )
-        return key
-
     def _ask(
         self, dialogues: Sequence[Dialogue], responses: Sequence[str], key: str | None
     ) -> Array:
         body = json.dumps(self._body(dialogues, responses)).encode()
-        answer = self._patiently(partial(self._post, body, key))
+        answer = self._patiently(body, key)
         return as_rewards(self._values(answer), responses, f"{self._name}: the server")
 
     def _body(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> dict[str, Any]:
@@ -115,63 +90,16 @@ class Server:
             **named,
         }
 
-    def _patiently(self, ask: Callable[[], Any]) -> Any:
+    def _patiently(self, body: bytes, key: str | None) -> Any:
         """The answer to a request; it is sent again after failures that may pass."""
-        for tried in range(self.settings.retries + 1):
-            try:
-                return ask()
-            except _TooBad as error:
-                if not error.again or tried == self.settings.retries:
-                    times = f" ({tried + 1} times)" if tried else ""
-                    raise InputError(f"{self._name}: the server {error}{times}.") from None
-            self.sleep(min(FIRST_WAIT * 2**tried, LONGEST_WAIT))
-        raise AssertionError
-
-    def _post(self, body: bytes, key: str | None) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
-        request = Request(self.settings.url, body, headers, method="POST")
-        try:
-            with urlopen(request, timeout=self.settings.timeout_seconds) as answer:
-                text = answer.read(MOST_BYTES + 1)
-        except HTTPError as error:
-            raise self._refused(error) from None
-        except TimeoutError:
-            raise self._late() from None
-        except URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise self._late() from None
-            raise _TooBad(f"cannot be reached ({error.reason}): start it", True) from None
-        except (OSError, HTTPException) as error:
-            raise _TooBad(f"broke off ({type(error).__name__}: {error})", True) from None
-        if len(text) > MOST_BYTES:
-            raise _TooBad(f"gave more than {MOST_BYTES} bytes: lower batch", False)
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            raise _TooBad(f"gave no JSON, but {shown(text[:100])}", False) from None
-
-    def _late(self) -> _TooBad:
         seconds = self.settings.timeout_seconds
-        return _TooBad(
-            f"gave no answer within timeout_seconds = {seconds:g}: raise it, or lower batch or "
-            "concurrency",
-            True,
+        ask = partial(
+            fetch, self.settings.url, body, timeout_seconds=seconds, key=key, remedies=REMEDIES
         )
-
-    def _refused(self, error: HTTPError) -> _TooBad:
-        status, again = error.code, error.code >= 500 or error.code in AGAIN
         try:
-            said = shown(" ".join(error.read(1000).decode("utf-8", "replace").split()))
-        except (OSError, HTTPException):
-            said = "nothing more"
-        hint = "look at its log"
-        if status in (401, 403):
-            hint = "set api_key_variable to the variable of the environment that holds the key"
-        elif status == 404:
-            hint = "correct the address"
-        return _TooBad(f"answered {status} {error.reason} and said {said}: {hint}", again)
+            return patiently(ask, islice(waits(), self.settings.retries), self.sleep)
+        except Failed as error:
+            raise InputError(f"{self._name}: the server {error}.") from None
 
     def _values(self, answer: Any) -> list[object]:
         """The rewards of an answer, of whatever form; one sentence where it has another."""

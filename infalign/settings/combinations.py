@@ -27,6 +27,7 @@ def check_combinations(params: Params) -> None:
     _something_to_compare(params)
     _reachable_budgets(params)
     _known_suites(params)
+    _servers_somewhere(params)
     if params.align.start == "champion" and params.align.lora_rank is not None:
         raise ValueError(
             f"align.start = champion trains all weights of the champion, and align.lora_rank = "
@@ -38,6 +39,23 @@ def check_combinations(params: Params) -> None:
         raise ValueError(
             f"promotion.after_run promotes promotion.variant = {promoted.variant!r}, which is not "
             f"in run.variants = {run.variants}: add it there, or name one of them"
+        )
+
+
+def _servers_somewhere(params: Params) -> None:
+    """An engine of servers is either started here or found elsewhere."""
+    generation = params.generation
+    if generation.engine == "builtin":
+        return
+    if generation.start and generation.urls:
+        raise ValueError(
+            f"generation.start = true starts servers, and generation.urls names others: "
+            f"{generation.urls}: set start to false, or empty urls"
+        )
+    if not generation.start and not generation.urls:
+        raise ValueError(
+            f"generation.engine = {generation.engine} asks servers, and generation.urls names "
+            "none: name them, or set generation.start to true"
         )
 
 

@@ -173,6 +173,10 @@ class Align(Section):
         default=None,
         description="null: train all weights; else an adapter of this rank (extra `lora`)",
     )
+    sync_every: Positive = Field(
+        default=1,
+        description="steps between two adapters that generation.engine = vllm draws with",
+    )
     checkpoint_every: Positive = Field(default=50, description="steps between checkpoints")
     kl_prompts: Positive = Field(
         default=512,

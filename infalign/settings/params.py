@@ -29,13 +29,15 @@ from infalign.settings.methods import (
 from infalign.settings.operating import Drift, Intake, Promotion, Schedule, Serving
 from infalign.settings.reading import dotted, meant, read_text, read_tree, sentence
 from infalign.settings.rewards import RewardSettings, TrainedReward
+from infalign.settings.servers import Generation
 from infalign.theory.procedures import parse_procedure
 
 MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_tokens")
 TRAINING = (*MODELS, "run.processes", "run.sharding", "run.recompute")  # what rounding depends on
 _ALIGN = (
     "kl_nats beta start steps prompts_per_step samples_per_prompt reference_samples learning_rate "
-    "warmup_share max_grad_norm identity_share lora_rank checkpoint_every kl_prompts kl_samples"
+    "warmup_share max_grad_norm identity_share lora_rank sync_every checkpoint_every kl_prompts "
+    "kl_samples"
 )
 
 
@@ -49,6 +51,7 @@ def policy_params(objective: str, variant: str) -> tuple[str, ...]:
     return (
         *TRAINING,
         "model.response_tokens",
+        "generation.engine",
         "sample.batch_size",
         *objective_params(objective),
         *(f"align.{name}" for name in _ALIGN.split()),
@@ -57,8 +60,9 @@ def policy_params(objective: str, variant: str) -> tuple[str, ...]:
 
 
 def contender_params(objective: str, variant: str) -> tuple[str, ...]:
-    """The same of a policy with a budget of its own, trained in one process and measured."""
-    own = ("align.kl_nats", "align.start", "run.processes", "run.sharding")
+    """The same of a policy with a budget of its own, trained and measured in one process alone."""
+    shared = ("run.processes", "run.sharding", "generation.engine", "align.sync_every")
+    own = ("align.kl_nats", "align.start", *shared)
     return (
         *(key for key in policy_params(objective, variant) if key not in own),
         "sample.test_samples",
@@ -407,6 +411,7 @@ class Params(Section):
         },
         min_length=1,
     )
+    generation: Generation = Generation()
     sft: Sft = Sft()
     reward: Reward = Reward()
     sample: Sample = Sample()

@@ -6,15 +6,14 @@ variable of the environment that holds one), never written.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
-from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from infalign.settings.methods import Commit, Place, Positive, Rate, Section
+from infalign.settings.servers import Address, Variable
 
 
 class TrainedReward(Section):
@@ -63,7 +62,7 @@ class ServerReward(Section):
     """A server that is asked over HTTP."""
 
     kind: Literal["http"]
-    url: str = Field(description="the whole address, as in http://127.0.0.1:8000/classify")
+    url: Address = Field(description="the whole address, as in http://127.0.0.1:8000/classify")
     form: Literal["plain", "classify", "pooling"] = Field(
         "plain",
         description="plain: POST {dialogues, responses} -> {rewards}; classify, pooling: vLLM's",
@@ -76,26 +75,9 @@ class ServerReward(Section):
     timeout_seconds: Rate = Field(60.0, description="of a request")
     retries: int = Field(4, ge=0, le=100, description="of a request, with growing waits")
     concurrency: Positive = Field(4, le=256, description="requests side by side")
-    api_key_variable: str | None = Field(
+    api_key_variable: Variable | None = Field(
         None, description="variable of the environment that holds the key; sent as Bearer"
     )
-
-    @field_validator("url")
-    @classmethod
-    def _address(cls, text: str) -> str:
-        parts = urlsplit(text)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("give the whole address, as in http://127.0.0.1:8000/rewards")
-        if parts.username or parts.password:
-            raise ValueError("no secret belongs in this file: name its variable, api_key_variable")
-        return text
-
-    @field_validator("api_key_variable")
-    @classmethod
-    def _variable(cls, text: str | None) -> str | None:
-        if text is not None and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", text):
-            raise ValueError("give the name of a variable, not the key itself")
-        return text
 
 
 class _Weighted(Section):

@@ -62,6 +62,7 @@ def needs(params: Params, objective: str) -> Needs:
             *MODELS,
             "run.variants",
             "model.response_tokens",
+            "generation.engine",
             *objective_params(objective),
             "sample.test_samples",
             "align.variants",

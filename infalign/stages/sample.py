@@ -11,20 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedModel
 
 from infalign.data.dialogue import Dialogue
+from infalign.engines.samplers import Sampler, open_sampler
 from infalign.errors import InputError
 from infalign.files.tables import PROMPTS, SAMPLES, read_table, write_table
 from infalign.files.workspace import Needs, Workspace, write_json
-from infalign.lm.formats import Format
 from infalign.lm.memory import Budget
 from infalign.lm.models import load_format, load_policy, pick_device
 from infalign.lm.sampling.randomness import derive_seed
-from infalign.lm.sampling.sampler import sample_responses
 from infalign.processes.ranks import join
 from infalign.settings.params import MODELS, Params
 
@@ -37,6 +36,7 @@ def needs(params: Params) -> Needs:
             *MODELS,
             "run.objectives",
             "model.response_tokens",
+            "generation.engine",
             "sample",
         ),
         outputs=("results/sample",),
@@ -58,24 +58,14 @@ class _Shard:
 def run(workspace: Workspace) -> None:
     """Sample every shard that is not there yet, then join them."""
     params = workspace.params
-    device = pick_device(params.run.device)
     ranks = join(params.run)
-    policy = load_policy(workspace.results("sft", "policy"), device, params.run.precision)
-    form = load_format(workspace.results("sft", "policy"))
     shards = list(_shards(workspace))
     if ranks.main:
         _tell_missing(workspace, shards)
     places = [workspace.work / "shards" / f"{shard.name}.parquet" for shard in shards]
     missing = ranks.first([n for n, path in enumerate(places) if not path.exists()])
-    for start in range(0, len(missing), ranks.size):
-        numbers = missing[start : start + ranks.size]  # one a process
-        mine = [_sample(shards[n], workspace, policy, form) for n in ranks.share(numbers)]
-        made = [columns for found in ranks.gather(mine) for columns in found]
-        for number, columns in zip(numbers, made, strict=True):
-            if ranks.main:
-                write_table(places[number], columns, SAMPLES)
-                name = shards[number].name
-                print(f"{workspace.instance} shard {number + 1}/{len(shards)} {name}", flush=True)
+    if missing:
+        _sample_all(workspace, shards, places, missing)
     if not ranks.main:
         return
     out = workspace.out / "sample"
@@ -90,6 +80,34 @@ def run(workspace: Workspace) -> None:
         columns = {c: joined[name][c] for c in SAMPLES.schema.names}
         write_table(out / f"{name}.parquet", columns, SAMPLES)
     write_json(out / "metrics.json", _metrics(joined["samples"]))
+
+
+def _sample_all(
+    workspace: Workspace, shards: list[_Shard], places: list[Path], missing: list[int]
+) -> None:
+    """Sample the shards that are missing, one a process at a time; rank 0 writes them."""
+    params, folder = workspace.params, workspace.results("sft", "policy")
+    device, ranks = pick_device(params.run.device), join(params.run)
+    policy, form = load_policy(folder, device, params.run.precision), load_format(folder)
+    with open_sampler(
+        params,
+        policy,
+        folder,
+        form,
+        name="sft",
+        batch_size=params.sample.batch_size,
+        budget=Budget(params.run.batch_tokens),
+        ranks=ranks,
+    ) as sampler:
+        for start in range(0, len(missing), ranks.size):
+            numbers = missing[start : start + ranks.size]
+            mine = [_sample(shards[n], workspace, sampler) for n in ranks.share(numbers)]
+            made = [columns for found in ranks.gather(mine) for columns in found]
+            for number, columns in zip(numbers, made, strict=True):
+                if ranks.main:
+                    write_table(places[number], columns, SAMPLES)
+                    done = f"{number + 1}/{len(shards)} {shards[number].name}"
+                    print(f"{workspace.instance} shard {done}", flush=True)
 
 
 def _shards(workspace: Workspace) -> Iterator[_Shard]:
@@ -139,22 +157,15 @@ def _tell_missing(workspace: Workspace, shards: list[_Shard]) -> None:
                 )
 
 
-def _sample(
-    shard: _Shard, workspace: Workspace, policy: PreTrainedModel, form: Format
-) -> dict[str, object]:
+def _sample(shard: _Shard, workspace: Workspace, sampler: Sampler) -> dict[str, object]:
     """One shard as the columns of the samples table."""
-    n_prompts, params = len(shard.prompts), workspace.params
-    indices = np.tile(np.arange(shard.first, shard.first + shard.samples), (n_prompts, 1))
-    responses = sample_responses(
-        policy,
-        form,
+    indices = np.tile(np.arange(shard.first, shard.first + shard.samples), (len(shard.prompts), 1))
+    responses = sampler.draw(
         [Dialogue.parse(row["dialogue"]) for row in shard.prompts],
         [row["prompt_id"] for row in shard.prompts],
         indices,
-        seed=derive_seed(params.run.seed, "sample"),
+        seed=derive_seed(workspace.params.run.seed, "sample"),
         longest=workspace.lengths.response,
-        batch_size=params.sample.batch_size,
-        budget=Budget(params.run.batch_tokens),
     )
     n_rows = indices.size
     return {

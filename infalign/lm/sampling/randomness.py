@@ -43,6 +43,19 @@ def uniforms(
     return _shift(state, 11).to(torch.float64) * 2.0**-53
 
 
+def engine_seed(seed: int, prompt_id: str, sample_index: int) -> int:
+    """What stands for a response where an engine takes one seed: a signed 64-bit hash.
+
+    Seeds of one prompt are consecutive, as vLLM numbers the responses to a request, and each is the
+    state that `uniforms` mixes the position into, over its multiplier: what draws by it as here
+    gives the same tokens.
+    """
+    key = torch.tensor(counter_of(prompt_id) ^ seed)
+    inverse = pow(_GOLDEN, -1, 2**64)
+    value = (int(_mix(key)) * inverse + sample_index) % 2**64
+    return value - 2**64 if value >= 2**63 else value
+
+
 def draw(
     logits: torch.Tensor, uniform: torch.Tensor, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Who draws responses: the sampler of lm/, or servers beside this program."""

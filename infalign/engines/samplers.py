@@ -1,0 +1,185 @@
+"""Samplers: what draws responses to dialogues, by whichever engine generation.engine names.
+
+`BuiltIn` draws with a model in this process and gives the same bytes in any number of processes.
+`Served` draws over HTTP from servers, and checks the first responses of every call against the own
+forward pass: see `truth`. It promises no bytes: rounding there depends on what is drawn together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from infalign.data.dialogue import Dialogue
+from infalign.engines import truth
+from infalign.engines.starting import Start, started
+from infalign.engines.vllm import Drawn, Engine, Wanted
+from infalign.lm.formats import Format
+from infalign.lm.memory import Budget
+from infalign.lm.sampling.randomness import engine_seed
+from infalign.lm.sampling.sampler import Responses, sample_responses
+from infalign.processes.ranks import ALONE, Ranks
+from infalign.settings.params import Params
+
+
+class Sampler(Protocol):
+    """Draws responses, no truncation of the distribution."""
+
+    def draw(
+        self,
+        prompts: Sequence[Dialogue],
+        prompt_ids: Sequence[str],
+        sample_indices: np.ndarray,
+        *,
+        seed: int,
+        longest: int,
+        ranks: Ranks = ALONE,
+    ) -> Responses:
+        """As `sample_responses`."""
+        ...
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """The sampler of this program."""
+
+    policy: PreTrainedModel
+    form: Format
+    batch_size: int
+    budget: Budget
+
+    def draw(
+        self,
+        prompts: Sequence[Dialogue],
+        prompt_ids: Sequence[str],
+        sample_indices: np.ndarray,
+        *,
+        seed: int,
+        longest: int,
+        ranks: Ranks = ALONE,
+    ) -> Responses:
+        """As `sample_responses`."""
+        return sample_responses(
+            self.policy,
+            self.form,
+            prompts,
+            prompt_ids,
+            sample_indices,
+            seed=seed,
+            longest=longest,
+            batch_size=self.batch_size,
+            budget=self.budget,
+            ranks=ranks,
+        )
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model on servers.
+
+    Attributes:
+        policy: the same model here, which the first responses are checked against.
+    """
+
+    engine: Engine
+    policy: PreTrainedModel
+    form: Format
+
+    def draw(
+        self,
+        prompts: Sequence[Dialogue],
+        prompt_ids: Sequence[str],
+        sample_indices: np.ndarray,
+        *,
+        seed: int,
+        longest: int,
+        ranks: Ranks = ALONE,
+    ) -> Responses:
+        """As `sample_responses`; of several processes that share a call, rank 0 asks."""
+        responses = None
+        if ranks.main:
+            responses = self._draw(prompts, prompt_ids, sample_indices, seed, longest)
+        found = ranks.first(responses)
+        assert found is not None
+        return found
+
+    def _draw(
+        self,
+        prompts: Sequence[Dialogue],
+        prompt_ids: Sequence[str],
+        sample_indices: np.ndarray,
+        seed: int,
+        longest: int,
+    ) -> Responses:
+        samples = sample_indices.shape[1]
+        if not np.array_equal(sample_indices, sample_indices[:, :1] + np.arange(samples)):
+            raise ValueError("an engine draws responses of consecutive sample indices")
+        encoded = self.form.encode_prompts(prompts)
+        firsts = sample_indices[:, 0].tolist()
+        seeds = [engine_seed(seed, *pair) for pair in zip(prompt_ids, firsts, strict=True)]
+        wanted = Wanted(longest, self.form.ends)
+        some = min(len(encoded), max(2, -(-truth.RESPONSES // samples)))
+        drawn = self.engine.draw(encoded[:some], seeds[:some], samples, wanted)
+        if drawn:
+            self._check(encoded[:some], drawn)
+        drawn += self.engine.draw(encoded[some:], seeds[some:], samples, wanted)
+        tokens = [one.tokens for one in drawn]
+        sums = np.array([_sum(one.logp) for one in drawn])
+        finished = np.array([one.finished for one in drawn], dtype=bool)
+        return Responses(tokens, self.form.decode(tokens), sums, finished)
+
+    def _check(self, prompts: Sequence[Sequence[int]], drawn: Sequence[Drawn]) -> None:
+        tokens, sums = [one.tokens for one in drawn], np.array([_sum(one.logp) for one in drawn])
+        who = f"generation.urls: the server of {self.engine.model!r}"
+        truth.check_drawn(self.policy, prompts, tokens, sums, self.form.pad, who)
+
+
+def _sum(values: Sequence[float]) -> float:
+    """In the order of the tokens, as the built-in sampler adds."""
+    return float(np.cumsum(values)[-1])
+
+
+@contextlib.contextmanager
+def open_sampler(
+    params: Params,
+    policy: PreTrainedModel,
+    folder: Path,
+    form: Format,
+    *,
+    name: str,
+    batch_size: int,
+    budget: Budget | None = None,
+    ranks: Ranks = ALONE,
+) -> Iterator[Sampler]:
+    """What draws from a policy; servers that are started for it end with the context.
+
+    Args:
+        folder: the policy's, which a server is started with.
+        name: of the policy there: its place below results/.
+        batch_size, budget: of the built-in sampler.
+        ranks: the processes that will draw; rank 0 starts a server for all.
+    """
+    settings = params.generation
+    if settings.engine == "builtin":
+        yield BuiltIn(policy, form, batch_size, budget or Budget())
+        return
+    with contextlib.ExitStack() as stack:
+        urls = settings.urls
+        if settings.start:
+            if ranks.main:
+                start = Start(settings, folder, name, exact(policy), policy.device.type)
+                urls = [stack.enter_context(started(start))]
+            urls = ranks.first(urls)
+        yield Served(Engine(settings, urls, name), policy, form)
+        ranks.wait()
+
+
+def exact(policy: PreTrainedModel) -> bool:
+    """Whether a policy computes in float32 here, so that a server should."""
+    return getattr(policy, "autocast_dtype", None) is None

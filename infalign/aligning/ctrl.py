@@ -9,9 +9,10 @@ nearly stopped giving, and cost no sampling.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from infalign.aligning.losses import rloo_loss
 from infalign.aligning.offline import OfflineSteps
 from infalign.aligning.preferences import Method, PreferenceSteps, Stored
 from infalign.data.dialogue import Dialogue
+from infalign.engines.adapters import Adapters, open_adapters
 from infalign.errors import InputError
 from infalign.files.sources import START
 from infalign.files.tables import SELECTING
@@ -81,16 +83,17 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
         max_grad_norm=settings.max_grad_norm,
         checkpoint_every=settings.checkpoint_every,
     )
-    optimise(
-        trainer.training,
-        schedule,
-        trainer.steps(variant),
-        workspace.work,
-        name=workspace.instance,
-        state=control,
-        bounds={"kl": max(FAR_NATS, FAR * settings.kl_nats)},
-        optimiser_of=soap,
-    )
+    with trainer.drawing(workspace.work, settings.variants[variant].method):
+        optimise(
+            trainer.training,
+            schedule,
+            trainer.steps(variant),
+            workspace.work,
+            name=workspace.instance,
+            state=control,
+            bounds={"kl": max(FAR_NATS, FAR * settings.kl_nats)},
+            optimiser_of=soap,
+        )
     trainer.finish()
     if budget.kl_nats is not None:
         settled = settle(trainer.policy, trainer.reference, trainer.measure_kl, budget.kl_nats)
@@ -168,6 +171,7 @@ class Trainer:
     ) -> None:
         self._params, self._prompts = workspace.params, prompts
         self._control, self._begin = control, start
+        self._adapters: Adapters | None = None
         self._folder, self._device = workspace.results("sft", "policy"), device
         run = workspace.params.run
         self._seed = derive_seed(run.seed, "align")
@@ -193,6 +197,17 @@ class Trainer:
         if self._identity_share:
             goals.append(calibrated_goal(identity(), settings.kl_nats))  # to begin with
         self._goals = [(each, each.of_references(prompts.rewards)) for each in goals]
+
+    @contextlib.contextmanager
+    def drawing(self, work: Path, method: str) -> Iterator[None]:
+        """While it lasts, an engine draws for an adapter, where generation.engine names one."""
+        if method == "ctrl":
+            given = (self._params, self.policy, self._folder, self.form, work, self.ranks)
+            with open_adapters(*given) as self._adapters:
+                yield
+            self._adapters = None
+        else:
+            yield
 
     @cached_property
     def reference(self) -> Any:
@@ -390,6 +405,9 @@ class Trainer:
         indices = np.tile(number * k + np.arange(k), (len(chosen), 1))
         asked = [self._prompts.dialogues[i] for i in chosen]
         ids = [self._prompts.ids[i] for i in chosen]
+        if self._adapters is not None:
+            wanted = {"seed": self._seed, "longest": self._longest}
+            return self._adapters.draw(number, policy, asked, ids, indices, **wanted)
         return self._responses(policy, asked, ids, indices, "align")
 
     def _responses(

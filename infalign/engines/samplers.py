@@ -85,11 +85,13 @@ class Served:
 
     Attributes:
         policy: the same model here, which the first responses are checked against.
+        checks: whether they are.
     """
 
     engine: Engine
     policy: PreTrainedModel
     form: Format
+    checks: bool = True
 
     def draw(
         self,
@@ -126,7 +128,7 @@ class Served:
         wanted = Wanted(longest, self.form.ends)
         some = min(len(encoded), max(2, -(-truth.RESPONSES // samples)))
         drawn = self.engine.draw(encoded[:some], seeds[:some], samples, wanted)
-        if drawn:
+        if drawn and self.checks:
             self._check(encoded[:some], drawn)
         drawn += self.engine.draw(encoded[some:], seeds[some:], samples, wanted)
         tokens = [one.tokens for one in drawn]
@@ -165,21 +167,35 @@ def open_sampler(
         batch_size, budget: of the built-in sampler.
         ranks: the processes that will draw; rank 0 starts a server for all.
     """
-    settings = params.generation
-    if settings.engine == "builtin":
+    if params.generation.engine == "builtin":
         yield BuiltIn(policy, form, batch_size, budget or Budget())
         return
+    with open_engine(params, policy, folder, name, ranks) as engine:
+        yield Served(engine, policy, form)
+
+
+@contextlib.contextmanager
+def open_engine(
+    params: Params,
+    policy: PreTrainedModel,
+    folder: Path,
+    name: str,
+    ranks: Ranks = ALONE,
+    lora_rank: int | None = None,
+) -> Iterator[Engine]:
+    """A policy on servers, which are started and ended where generation.start says so.
+
+    Args:
+        policy, folder, name, ranks: as `open_sampler`.
+        lora_rank: of adapters that a server takes.
+    """
+    settings, exact = params.generation, getattr(policy, "autocast_dtype", None) is None
     with contextlib.ExitStack() as stack:
         urls = settings.urls
         if settings.start:
             if ranks.main:
-                start = Start(settings, folder, name, exact(policy), policy.device.type)
+                start = Start(settings, folder, name, exact, policy.device.type, lora_rank)
                 urls = [stack.enter_context(started(start))]
             urls = ranks.first(urls)
-        yield Served(Engine(settings, urls, name), policy, form)
+        yield Engine(settings, urls, name)
         ranks.wait()
-
-
-def exact(policy: PreTrainedModel) -> bool:
-    """Whether a policy computes in float32 here, so that a server should."""
-    return getattr(policy, "autocast_dtype", None) is None

@@ -8,6 +8,7 @@ index, and on nothing that it is drawn beside.
 
 from __future__ import annotations
 
+import copy
 import json
 import queue
 import time
@@ -71,6 +72,12 @@ class Engine:
         )
         self.urls = self._serving(urls)
 
+    def named(self, model: str) -> Engine:
+        """Another model of the same servers."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
     def _serving(self, urls: Sequence[str]) -> list[str]:
         """The servers that have the model; one sentence where there is none."""
         try:
@@ -131,19 +138,14 @@ class Engine:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def post(self, path: str, body: dict[str, Any], taken: Iterable[str] = ()) -> None:
-        """Tell every server something.
-
-        Args:
-            taken: words of an answer 400 by which a server says that it knows it already.
-        """
+    def post(self, path: str, body: dict[str, Any]) -> None:
+        """Tell every server something."""
         for url in self.urls:
             ask = partial(self._fetch, f"{url}{path}", json.dumps(body).encode(), False)
             try:
                 patiently(ask, self._pauses(), self._sleep)
             except Failed as error:
-                if not any(word in str(error) for word in taken):
-                    raise InputError(f"{FIELD}.urls: {url}{path} {error}.") from None
+                raise InputError(f"{FIELD}.urls: {url}{path} {error}.") from None
 
     def _patiently(self, places: queue.SimpleQueue[str], body: bytes) -> Any:
         """The answer of whichever server has room, another one after a failure."""

@@ -41,6 +41,7 @@ class OwnServer:
     Attributes:
         models: what is served.
         asked: the requests for completions.
+        adapters: the names of those that were loaded.
         most: how many were under way at once.
         failing: answers 503 to so many requests first.
         distort: what is done to logits before tokens are drawn; log-probabilities are of the whole.
@@ -49,6 +50,7 @@ class OwnServer:
     def __init__(self, port: int = 0) -> None:
         self.models: dict[str, PreTrainedModel] = {}
         self.asked: list[dict[str, Any]] = []
+        self.adapters: list[str] = []
         self.most = self.failing = self._under_way = 0
         self.distort: Distort = lambda logits: logits
         self.cut: int | None = None  # tokens of a response at most, whatever is asked for
@@ -97,6 +99,7 @@ class OwnServer:
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Status and JSON."""
         if path == "/v1/load_lora_adapter":
+            self.adapters.append(body["lora_name"])
             self.serve(body["lora_name"], Path(body["lora_path"]))
             return 200, {}
         if path == "/v1/unload_lora_adapter":

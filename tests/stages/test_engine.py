@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from infalign.errors import InputError
+from infalign.files.history import read_history
 from infalign.files.workspace import Workspace
 from infalign.measuring import answers
 from infalign.settings.params import check_params
-from infalign.stages import sample
+from infalign.stages import align, sample
 from tests.engines.own_server import OwnServer, serving
 from tests.smoke import merged
 
@@ -82,3 +83,41 @@ def test_evaluate_has_the_same_bytes(
             answers.answered(served, "helpful", "rlhf")
     finally:
         server.stop()
+
+
+def aligned(workspace: Workspace) -> list[dict[str, float]]:
+    align.run(workspace, "helpful", "ctrl")
+    return read_history(workspace.out / "align/helpful/ctrl/history.jsonl")
+
+
+@pytest.mark.parametrize("sync_every", [1, 4])
+def test_align_draws_with_the_adapter_that_it_handed_over(
+    workspace: Make, smoke_tree: dict[str, Any], finished: Path, sync_every: int
+) -> None:
+    """Six steps: the history is the built-in sampler's while adapters are the policy's own."""
+    settings = {"lora_rank": 4, "learning_rate": 5e-3, "sync_every": sync_every}
+    tree = merged(smoke_tree, {"align": settings})
+    made = workspace("align@helpful-ctrl")
+    wanted = aligned(by(made, tree, None))
+    made.open_work("again")
+    with serving(sft=finished / "results/sft/policy") as server:
+        found = aligned(by(made, tree, server.url))
+        assert [name.rsplit("-", 2)[1] for name in server.adapters] == (
+            ["0", "1", "2", "3", "4", "5"] if sync_every == 1 else ["0", "4"]
+        )
+        assert set(server.models) == {"sft", server.adapters[-1]}, "the others are forgotten"
+    assert not (made.work / "adapters").exists()
+    same = len(wanted) if sync_every == 1 else 1  # whose policy is the reference
+    for before, after in zip(wanted[:same], found[:same], strict=True):
+        assert after["kl"] == pytest.approx(before["kl"], rel=1e-3, abs=1e-6)
+        assert after["reward"] == pytest.approx(before["reward"], rel=1e-3, abs=1e-6)
+    assert found[-1]["kl"] > 0
+
+
+def test_without_an_adapter_align_asks_no_server(
+    workspace: Make, smoke_tree: dict[str, Any], finished: Path
+) -> None:
+    made = workspace("align@helpful-ctrl")
+    nobody = by(made, smoke_tree, "http://127.0.0.1:9", patience_seconds=0.1)
+    history = finished / "results/align/helpful/ctrl/history.jsonl"
+    assert aligned(nobody)[0]["kl"] == read_history(history)[0]["kl"] == 0

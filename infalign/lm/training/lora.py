@@ -7,10 +7,13 @@ Switched off, they leave the reference; merged, a plain model.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from infalign.errors import InputError
@@ -48,6 +51,24 @@ def without_adapter(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+def save_adapter(model: PreTrainedModel, folder: Path, base: Path) -> None:
+    """Write the adapter alone, as peft does: adapter_config.json and safetensors.
+
+    Args:
+        base: the folder of the model that it belongs to.
+    """
+    weights = {
+        "base_model.model." + name.replace(f".{NAME}.", "."): weight.detach().cpu().contiguous()
+        for name, weight in model.named_parameters()
+        if "lora_" in name
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "adapter_model.safetensors")
+    settings = copy.copy(model.peft_config[NAME])
+    settings.base_model_name_or_path, settings.inference_mode = str(base.absolute()), True
+    settings.save_pretrained(str(folder))
 
 
 def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:

@@ -149,6 +149,20 @@ def schedule(
 
 
 @app.command()
+def evaluate_champion(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="fresh|log|suite", help="On which prompts; else fresh. Repeatable."),
+    ] = None,
+    alias: Annotated[str, typer.Option(help="Whose versions are checked.")] = "champion",
+) -> None:
+    """Measure the champions again: have they, their rewards or the prompts drifted?"""
+    from flows.commands.evaluate_champion import evaluate
+
+    evaluate(Path.cwd(), alias, prompts or ["fresh"])
+
+
+@app.command()
 def serve(
     objective: Annotated[str | None, typer.Option(help="Which model; needless if one.")] = None,
     alias: Annotated[str, typer.Option(help="Whose version is served.")] = "champion",

@@ -74,30 +74,36 @@ async def nightly(root: str = ".", promote: bool = True) -> Any:
 
 
 @flow(name="evaluate-champion", persist_result=False, validate_parameters=False, **HOOKS)
-async def evaluate_champion(root: str = ".", alias: str = "champion") -> Any:
-    """The champions on fresh prompts; fails with the sentence where something has drifted.
+async def evaluate_champion(
+    root: str = ".", alias: str = "champion", prompts: str | Sequence[str] = "fresh"
+) -> Any:
+    """The champions, checked again; fails with the sentence where something has drifted.
 
     Args:
         root: the project's folder.
         alias: whose versions are checked.
+        prompts: on which prompts: `fresh`, `log` or `suite`, or several of them.
     """
-    from flows.runs.champion_check import check_all, publish
+    from flows.runs.champion_check import check_all, chosen, publish
 
-    folder = Path(root).resolve()
+    folder, sources = Path(root).resolve(), chosen(prompts)
     try:
         async with turn(folder, str(flow_run.id), _tell) as params:
             put_back(folder)
             versions.check_project(folder)
-            checks = await check_all(folder, params, alias, _tell)
+            checks = await check_all(folder, params, alias, sources, _tell)
     except Skipped as reason:
         return skipped(reason)
     if not checks:
         return skipped(Skipped(f"no model has the alias {alias!r} yet."))
-    await publish(checks)
+    said = " ".join(check.sentence() for check in checks)
+    if all(check.skipped for check in checks):
+        return skipped(Skipped(said))
+    await publish(folder, checks)
     alarms = [check.sentence() for check in checks if check.alarm]
     if alarms:
         return Failed(name="Drift", message=" ".join(alarms))
-    return Completed(message=" ".join(check.sentence() for check in checks))
+    return Completed(message=said)
 
 
 @flow(name="backfill", persist_result=False, validate_parameters=False, **HOOKS)

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -289,6 +290,22 @@ def read_log(folder: Path, kind: str) -> pa.Table:
             raise InputError(f"{path} is broken ({str(error)[:100]}): remove it.") from None
     tables += [pa.Table.from_pylist(rows, SCHEMAS[kind]) for rows in journals.values()]
     return pa.concat_tables(tables) if tables else SCHEMAS[kind].empty_table()
+
+
+def asked_lately(folder: Path, model: str, days: float) -> list[dict[str, str]]:
+    """What a model was asked: `{"prompt_id", "dialogue"}`, each once, in the order of the log.
+
+    Args:
+        days: age at most.
+    """
+    rows = read_log(folder, ANSWERS).select(["model", "time", "prompt_id", "dialogue"])
+    oldest = datetime.now(UTC) - timedelta(days=days)
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows.to_pylist():
+        if row["model"] == model and row["time"] >= oldest:
+            key = (row["prompt_id"], row["dialogue"])
+            found.setdefault(key, {"prompt_id": key[0], "dialogue": key[1]})
+    return list(found.values())
 
 
 def _now() -> int:

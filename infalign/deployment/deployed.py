@@ -283,7 +283,7 @@ class Deployed:
         )
 
 
-def _reference_prompt(text: str) -> Dialogue:
+def reference_prompt(text: str) -> Dialogue:
     """A prompt with references; older packages hold it as a text with markers."""
     return read_marked(text) or Dialogue.parse(text)
 
@@ -369,7 +369,7 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
     device = pick_device(settings["device"])
     precision = settings["precision"]
     table = read_table(folder / "references.parquet", REFERENCES)
-    prompts = map(_reference_prompt, table["dialogue"].to_pylist())
+    prompts = map(reference_prompt, table["dialogue"].to_pylist())
     references = dict(zip(prompts, table["rewards"].to_pylist(), strict=True))
     return Deployed(
         settings["objective"],

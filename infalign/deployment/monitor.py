@@ -1,45 +1,70 @@
-"""Champions on fresh prompts: `python -m infalign.deployment.monitor --objective O --seed N M OUT`
+"""A champion, measured again: `python -m infalign.deployment.monitor --objective O --seed N M OUT`
 
 Reads the package of a registered version (M: `deployed/`, `evidence/` and `reference/`) and the
-prompts in results/prepare. Fresh are evaluation prompts that the version's own evaluation did not
-use and that nothing of it was trained on. Champion and reference answer them anew; the win rate
-and the reference's rewards are compared with those of the version's evaluation. Writes OUT, a JSON
-file.
+prompts in results/prepare. `--source fresh`: evaluation prompts that the version's own evaluation
+did not use. `--source log --logged FILE`: prompts that users asked. Champion and reference answer
+them anew; win rate, rewards and the prompts themselves are compared with those of the version's
+evaluation. `--source suite`: the champion answers pinned prompts, with the same random numbers
+every time, and keeps to the suites' bounds or not. Writes OUT, a JSON file.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from infalign.data.dialogue import Dialogue, hash_share, read_prompts
 from infalign.deployment import command
-from infalign.deployment.drift import reward_drift, win_rate_drift
+from infalign.deployment.asked import (
+    Asked,
+    TooFew,
+    evaluated,
+    fresh_prompts,
+    learnt,
+    logged_prompts,
+    taken,
+)
 from infalign.deployment.evidence import Evidence, read_evidence
+from infalign.deployment.remeasuring import (
+    Remeasuring,
+    columns_here,
+    compare,
+    test_level,
+    token_lengths,
+)
 from infalign.errors import InputError
-from infalign.files.squares import Array
 from infalign.files.workspace import write_json
 from infalign.settings.params import Params
 from infalign.theory.procedures import parse_procedure
 from infalign.theory.winrates import bootstrap_interval, win_rates
 
-if TYPE_CHECKING:
-    from infalign.rewards.function import Columns
-
-FEWEST = 8  # fresh prompts that are worth a comparison
+FRESH, LOG, SUITE = "fresh", "log", "suite"
+SOURCES = (FRESH, LOG, SUITE)
 
 
-def check(root: Path, params: Params, objective: str, model: Path, seed: int) -> dict[str, Any]:
-    """The champion's numbers on fresh prompts, beside those of its evaluation."""
-    from infalign.rewards.opening import columns_of
+def check(
+    root: Path,
+    params: Params,
+    objective: str,
+    model: Path,
+    seed: int,
+    source: str = FRESH,
+    logged: Path | None = None,
+) -> dict[str, Any]:
+    """The champion's numbers on some prompts, beside those of its evaluation.
 
+    Args:
+        source: of SOURCES.
+        logged: the file of logged prompts, for `log`.
+    """
+    if source == SUITE:
+        return {"source": source} | suites(root, params, objective, model)
     evidence = read_evidence(model / "evidence")
     folders = (model / "deployed", _reference(root, model, evidence))
     procedure = parse_procedure(evidence.facts.procedure)
@@ -48,13 +73,72 @@ def check(root: Path, params: Params, objective: str, model: Path, seed: int) ->
             f"drift.samples = {params.drift.samples}, but {procedure} draws {procedure.n} "
             "responses: give drift.samples at least as many."
         )
-    prompts = fresh_prompts(root, params, objective, evidence, seed)
-    columns = columns_of(root / "results" / "prepare" / "prompts.parquet", objective)
-    ours, theirs = _rewards(folders, params, prompts, columns, seed)
-    wins = np.clip(win_rates(procedure, ours, theirs), 0.0, 1.0)
-    return {"prompts": len(prompts), "procedure": str(procedure)} | compare(
-        params, evidence, wins, theirs, seed
+    if source == LOG:
+        assert logged is not None
+        asked = logged_prompts(root, params, objective, evidence, logged, seed)
+    else:
+        asked = Asked(fresh_prompts(root, params, objective, evidence, seed))
+    asked = taken(asked, *token_lengths(folders[0], list(asked.prompts.values())))
+    measuring = Remeasuring(params, folders, columns_here(root, objective))
+    rewards = measuring.rewards(asked.prompts, seed)
+    known = (
+        learnt(root, objective, evidence, model),
+        evaluated(root, objective, evidence, model),
     )
+    found = compare(params, evidence, rewards, seed) | measuring.shifts(known, asked.prompts, seed)
+    numbers = {name: None if drift is None else asdict(drift) for name, drift in found.items()}
+    wins = np.clip(win_rates(procedure, *rewards), 0.0, 1.0)
+    low, high = bootstrap_interval(wins, replicates=params.evaluate.bootstrap, seed=seed)
+    numbers["win_rate"] |= {"low": low, "high": high}  # type: ignore[operator]
+    return {
+        "source": source,
+        "prompts": len(asked.prompts),
+        "left_out": dict(asked.left_out),
+        "procedure": str(procedure),
+        "level": test_level(params),
+        **numbers,
+        "alarm": any(drift is not None and drift.alarm for drift in found.values()),
+    }
+
+
+def suites(root: Path, params: Params, objective: str, model: Path) -> dict[str, Any]:
+    """The champion's number in every suite, and whether it keeps to the suite's bound.
+
+    Draws are the same every time, so that chance has no part in a change: the suite has changed,
+    its reward, or what computes.
+    """
+    from infalign.deployment.arena import Arena, measure_suites
+    from infalign.deployment.bouts import Field, draws_of
+    from infalign.deployment.systems import System
+    from infalign.files.workspace import Workspace
+
+    wanted = params.promotion.suites_of(objective)
+    if not wanted:
+        raise InputError(
+            f"promotion.suites has no suite of {objective}: name one, or check it on fresh or "
+            "logged prompts."
+        )
+    champion = System.open("champion", model)
+    workspace = Workspace(params, root, f"arena@{objective}")
+    with workspace.locked():
+        arena = Arena(workspace, Field({}), draws_of(params, champion.evidence, None))
+        measured = measure_suites(arena, objective, [champion])
+    found: dict[str, Any] = {}
+    for name, suite in wanted.items():
+        number = measured[name].candidate
+        low = -math.inf if suite.at_least is None else suite.at_least
+        high = math.inf if suite.at_most is None else suite.at_most
+        found[name] = {
+            "now": number,
+            "bound": suite.at_least if suite.at_least is not None else suite.at_most,
+            "prompts": measured[name].prompts,
+            "alarm": not low <= number <= high,
+        }
+    return {
+        "prompts": sum(about["prompts"] for about in found.values()),
+        "suites": found,
+        "alarm": any(about["alarm"] for about in found.values()),
+    }
 
 
 def _reference(root: Path, model: Path, evidence: Evidence) -> Path:
@@ -77,105 +161,25 @@ def _reference(root: Path, model: Path, evidence: Evidence) -> Path:
     return here
 
 
-def compare(
-    params: Params, evidence: Evidence, wins: Array, reference: Array, seed: int
-) -> dict[str, Any]:
-    """Win rates [prompts] and the reference's rewards [prompts, samples], against the evaluation's.
-
-    As many samples of the evaluation are used as were drawn now: more would make its prompts less
-    noisy, and prompts with and without drift would no longer be exchangeable.
-    """
-    many = reference.shape[1]
-    old = evidence.policy.selecting[:, :many], evidence.reference.selecting[:, :many]
-    before = np.clip(win_rates(evidence.facts.procedure, *old), 0.0, 1.0)
-    common: dict[str, Any] = {
-        "level": params.drift.p_value,
-        "replicates": max(1000, round(10 / params.drift.p_value)),
-        "seed": seed,
-    }
-    low, high = bootstrap_interval(wins, replicates=params.evaluate.bootstrap, seed=seed)
-    won = win_rate_drift(before, wins, threshold=params.drift.win_rate, **common)
-    rewards = reward_drift(old[1], reference, threshold=params.drift.reward_distance, **common)
-    return {
-        "win_rate": asdict(won) | {"low": low, "high": high},
-        "reference_reward": asdict(rewards),
-        "alarm": won.alarm or rewards.alarm,
-    }
-
-
-def fresh_prompts(
-    root: Path, params: Params, objective: str, evidence: Evidence, seed: int
-) -> dict[str, Dialogue]:
-    """Evaluation prompts that the version knows nothing of, others with every seed."""
-    known = read_prompts(root / "results" / "prepare" / "prompts.parquet", objective, "test")
-    used = {*evidence.prompt_ids, *(evidence.trained or ())}
-    fresh = [name for name in known if name not in used]
-    if len(fresh) < FEWEST:
-        raise InputError(
-            f"{len(fresh)} evaluation prompts of {objective} are fresh, at least {FEWEST} are "
-            "needed: add held-out data, or lower sample.test_prompts."
-        )
-    fresh.sort(key=lambda name: hash_share(name, f"monitor {seed}"))
-    return {name: known[name] for name in fresh[: params.drift.prompts]}
-
-
-def _rewards(
-    folders: tuple[Path, Path],
-    params: Params,
-    prompts: dict[str, Dialogue],
-    columns: Columns,
-    seed: int,
-) -> tuple[Array, Array]:
-    """Training rewards of champion and reference, [prompts, samples] each.
-
-    Args:
-        folders: what is deployed of the champion, and the reference policy.
-        columns: the other columns of the prompts' rows.
-    """
-    from infalign.lm.memory import Budget
-    from infalign.lm.models import load_format, load_policy, pick_device
-    from infalign.lm.sampling.randomness import derive_seed
-    from infalign.lm.sampling.sampler import sample_responses
-    from infalign.rewards.classifier import Passes
-    from infalign.rewards.packaged import open_packaged
-
-    deployed, reference = folders
-    device, samples = pick_device(params.run.device), params.drift.samples
-    settings = json.loads((deployed / "settings.json").read_text(encoding="utf-8"))
-    precision = settings.get("precision", "float32")  # older packages do not say
-    passes = Passes(params.evaluate.batch_size, Budget(params.run.batch_tokens))
-    source = open_packaged(deployed, params.run.device, precision, passes, columns)
-    indices = np.tile(np.arange(samples), (len(prompts), 1))
-    found = []
-    for side, folder in (
-        ("champion", deployed / "policy"),
-        ("reference", reference),
-    ):
-        drawn = sample_responses(
-            load_policy(folder, device, precision),
-            load_format(folder),
-            list(prompts.values()),
-            list(prompts),
-            indices,
-            seed=derive_seed(seed, "monitor", side),
-            longest=settings["response_tokens"],
-            batch_size=params.evaluate.batch_size,
-        )
-        asked = [dialogue for dialogue in prompts.values() for _ in range(samples)]
-        rewards = source.rewards(asked, drawn.text)
-        found.append(rewards.reshape(len(prompts), samples))
-    return found[0], found[1]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check one champion in the project of the current folder; 2 is the user's input."""
     parser = command.parser_of("monitor", __doc__)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--source", choices=SOURCES, default=FRESH)
+    parser.add_argument("--logged", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
 
     def work(params: Params, chosen: Namespace) -> None:
-        found = check(Path.cwd(), params, chosen.objective, chosen.model, chosen.seed)
+        if chosen.source == LOG and chosen.logged is None:
+            raise InputError("--source log needs --logged FILE.")
+        about = (chosen.objective, chosen.model, chosen.seed, chosen.source, chosen.logged)
+        try:
+            found = check(Path.cwd(), params, *about)
+        except TooFew as error:
+            if chosen.source != LOG:
+                raise
+            found = {"source": LOG, "too_few": str(error)}
         write_json(chosen.out, found)
 
     return command.run("monitor", parser, arguments, work)

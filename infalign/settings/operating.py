@@ -202,18 +202,42 @@ class Schedule(Section):
 
 
 class Drift(Section):
-    """The check of a champion on fresh prompts."""
+    """The check of a champion on fresh, logged or pinned prompts."""
 
-    prompts: Several = Field(default=64, description="fresh prompts an objective")
+    prompts: Several = Field(default=64, description="fresh or logged prompts an objective")
     samples: Several = Field(
         default=16, description="responses a prompt, of champion and reference"
     )
     win_rate: Share = Field(default=0.05, description="loss of win rate that raises the alarm")
     reward_distance: Share = Field(
         default=0.2,
-        description="Kolmogorov-Smirnov distance of the reference's rewards that raises the alarm",
+        description="Kolmogorov-Smirnov distance of the reference's or the policy's rewards that "
+        "raises the alarm",
     )
-    p_value: Share = Field(default=0.01, description="an alarm's chance without any drift, at most")
+    length_distance: Share = Field(
+        default=0.2,
+        description="Kolmogorov-Smirnov distance of the prompts' lengths that raises the alarm",
+    )
+    hidden_distance: Share = Field(
+        default=0.05,
+        description="energy distance of the reward model's hidden means, 0 to 1, that raises the "
+        "alarm",
+    )
+    novel_share: Share = Field(
+        default=0.1,
+        description="rise of the share of prompts unlike any in training that raises the alarm",
+    )
+    p_value: Share = Field(
+        default=0.05,
+        description="chance of any alarm without drift in all looks together, at most",
+    )
+    looks: Positive = Field(
+        default=365, description="checks of an objective that the chance is shared out to"
+    )
+    logs: dict[Name, str] = Field(
+        default={}, description="folder of `infalign serve --log`, by objective"
+    )
+    log_days: Rate = Field(default=7.0, description="age of logged prompts, at most, days")
 
 
 class Serving(Section):

@@ -163,6 +163,7 @@ class Project:
                 patch.delenv(name)
             for name, value in (self.environment | extra).items():
                 patch.setenv(name, value)
+            refresh_prefect()
             try:
                 with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                     cli.main(list(arguments))
@@ -198,6 +199,12 @@ class Project:
             except psutil.Error:
                 continue
         return found
+
+
+def refresh_prefect() -> None:
+    """Have Prefect read the environment, which it does when it is first imported alone."""
+    if "prefect.context" in sys.modules:
+        sys.modules["prefect.context"].refresh_global_settings_context()
 
 
 def base_environment(calls: Path, guard: Path, cache: Path) -> dict[str, str]:

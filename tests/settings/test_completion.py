@@ -68,7 +68,7 @@ def test_a_key_stands_where_it_belongs_with_what_it_means():
     assert lines[threads - 2].startswith("  device: auto  # ")
     assert lines[threads - 1] == "  # what follows is mine too"
     assert lines[threads + 1] == "  concurrency: 2  # stages side by side"
-    assert "drift:  # The check of a champion on fresh prompts" in lines
+    assert "drift:  # The check of a champion on fresh, logged or pinned prompts" in lines
     assert [key for key in written if key.startswith("run.")][:1] == ["run.objectives"]
     assert "drift" in written
     assert "sft.epochs" in written

@@ -8,7 +8,8 @@ import pytest
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from infalign.data.dialogue import read_prompts
-from infalign.deployment import monitor, package
+from infalign.deployment import package
+from infalign.deployment.remeasuring import Remeasuring
 from infalign.errors import InputError
 from infalign.lm.models import load_tokenizer, save_model
 from infalign.lm.sampling import ways
@@ -46,8 +47,9 @@ def test_monitoring_stops(finished, workspace, tmp_path, nothing_is_right):
     (tmp_path / "settings.json").write_text(json.dumps({"response_tokens": 8}))
     prompts = read_prompts(finished / "results/prepare/prompts.parquet", "helpful", "test")
     folders = (tmp_path, finished / "results/sft/policy")
+    measuring = Remeasuring(workspace("monitor").params, folders, {})
     with pytest.raises(InputError, match="cannot be sampled from"):
-        monitor._rewards(folders, workspace("monitor").params, prompts, {}, 0)
+        measuring.rewards(prompts, 0)
 
 
 def test_what_cannot_be_sampled_from_is_not_trained(finished, workspace, tmp_path):

@@ -2,12 +2,13 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup engine run up down test soak bench bench-gpu dvc docs clean
+.PHONY: help setup engine run up down test soak pages bench bench-gpu dvc docs clean
 
 export DB PREFECT_PORT MLFLOW_PORT
 BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := .venv/.installed-tests
+AXE := .venv/axe/node_modules/axe-core/axe.min.js
 # What the commands import, in two halves that compile side by side: byte code is written here, once,
 # because where PYTHONDONTWRITEBYTECODE is set every process would compile it again.
 HALVES := 'import prefect.server.api.server, prefect.cli, dvc.cli, flows.runs.nightly' \
@@ -92,8 +93,21 @@ test: $(TESTS)  ## Lint, types and tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder
 
-soak: $(TESTS)  ## Slow proofs: kills at random moments, seeds, real data
+soak: $(TESTS) $(AXE)  ## Slow proofs: kills at random moments, seeds, real data, pages in Chromium
 	$(BIN)/python -m pytest -m soak
+
+$(AXE):
+	@command -v npm > /dev/null || { echo "make: axe-core needs npm: install it." >&2; exit 1; }
+	@npm install --silent --no-save --no-audit --no-fund --prefix .venv/axe axe-core@4.14.1
+
+pages: $(TESTS) $(AXE)  ## Look at the reports of a finished run in Chromium: pictures, and axe-core
+	@mkdir -p .infalign/pages
+	@for folder in results/evaluate/*/; do \
+	    [ ! -d "$$folder" ] || $(BIN)/infalign measure --reference "$$folder" \
+	        --page ".infalign/pages/measured-$$(basename "$$folder").html" > /dev/null; \
+	done
+	@shopt -s nullglob; $(BIN)/python tests/page/browser.py .infalign/pages \
+	    {results,.infalign}/report/*.html results/compare/*/*.html .infalign/pages/*.html
 
 bench: setup  ## Timed comparisons with other ways; installs TRL into .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -12,6 +12,7 @@ import typer
 from flows.commands import data, engine, promote
 from flows.commands.frontier import frontier
 from flows.commands.measure import measure
+from flows.commands.report import report
 from flows.commands.restore import restore
 from infalign import __version__
 from infalign.errors import InputError
@@ -27,6 +28,7 @@ app.add_typer(engine.app, name="engine")
 
 app.command()(frontier)
 app.command()(measure)
+app.command()(report)
 app.command()(restore)
 for _command in promote.COMMANDS:
     app.command()(_command)

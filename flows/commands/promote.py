@@ -47,7 +47,7 @@ def promote(
             if number is None:
                 number = asyncio.run(_registered(registry, params, name, tell))
             decision = _decided(registry, params, (name, number), (why, force), tell)
-            promotion.write_decision(root, decision)
+            promotion.write_decision(registry, params, decision)
         decisions.append(decision)
         if not as_json:
             show_decision(decision)

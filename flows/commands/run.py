@@ -25,6 +25,8 @@ from infalign.settings.completion import completed
 from infalign.settings.params import Params, load_params
 from infalign.settings.reading import read_text
 
+OPENS = "  (`infalign report` opens it)"
+
 
 def _say(line: str) -> None:
     print(line, flush=True)
@@ -168,7 +170,7 @@ def show_tables(root: Path, params: Params, target: str) -> None:
         pages = ["results/report/index.html"]
     for page in pages:
         if (root / page).exists():
-            _say(f"Report   {page}")
+            _say(f"Report   {page}{OPENS if target == versions.RUN else ''}")
 
 
 def show_outcomes(

@@ -278,8 +278,36 @@ def known(registry: Registry, params: Params, objective: str) -> str | None:
     return str(version.version) if version is not None else None
 
 
-def write_decision(root: Path, decision: Decision) -> Path:
-    """The decision as JSON, for whoever reads files."""
-    path = root / ".infalign" / "promotion" / f"{decision.objective}.json"
+def write_decision(registry: Registry, params: Params, decision: Decision) -> Path:
+    """The decision as JSON, for whoever reads files; `result` where it is of what is in results/.
+
+    Args:
+        params: those of the project.
+    """
+    path = _decision_file(registry.root, decision.objective)
+    with contextlib.suppress(InputError):  # nothing in results/
+        if known(registry, params, decision.objective) == decision.version:
+            variant = params.promotion.variant
+            result = result_digest(registry.root, decision.objective, variant)
+            write_json(path, decision.as_tree() | {"result": result})
+            return path
     write_json(path, decision.as_tree())
     return path
+
+
+def read_decision(root: Path, params: Params, objective: str) -> Decision | None:
+    """What was last decided of what is in results/; None where nothing was."""
+    try:
+        tree = json.loads(_decision_file(root, objective).read_text(encoding="utf-8"))
+        result = result_digest(root, objective, params.promotion.variant)
+        if tree.pop("result", None) != result:
+            return None
+        verdict = tree.pop("verdict")
+        rules = None if verdict is None else tuple(Rule(**rule) for rule in verdict["rules"])
+        return Decision(**tree, verdict=None if rules is None else Verdict(rules))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _decision_file(root: Path, objective: str) -> Path:
+    return root / ".infalign" / "promotion" / f"{objective}.json"

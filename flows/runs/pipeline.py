@@ -40,6 +40,7 @@ from flows.project.dependencies import write_own
 from flows.project.leftovers import clear
 from flows.project.versions import Busy, Plan, StageFailed, StageKilled
 from flows.registry.start import bring_starts
+from flows.runs import published
 from flows.runs.ending import ending
 from flows.tracking import records
 from flows.tracking.tracker import PARENT, Tracker
@@ -112,7 +113,7 @@ async def work(
 
 async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     """The flow's body, with the workspace held."""
-    logger = get_run_logger()
+    logger, begun = get_run_logger(), time.monotonic()
     tell = _teller(logger.info)
     params = complete_params(root / "params.yaml", tell)
     versions.check_project(root)
@@ -142,7 +143,8 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
         with _warm(run) if plan.stale else contextlib.nullcontext():
             outcomes = await _run_all(run, str(flow_run.id))
         status = "FINISHED"
-        records.end_run(run.tracker, root, params, target)
+        copy = await asyncio.to_thread(_published, run, target, time.monotonic() - begun)
+        records.end_run(run.tracker, root, params, target, copy)
         done = {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
     except asyncio.CancelledError:
         status = "KILLED"
@@ -160,6 +162,14 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     return done | {"parent": tracker.run_id(PARENT)}
 
 
+def _published(run: Run, target: str, seconds: float) -> Path | None:
+    """The report's copy with the facts of this run."""
+    if target != versions.RUN:
+        return None
+    page = run.tracker.page() if run.tracker.begun(records.MAKER_SECONDS) else ""
+    return published.publish(run.root, run.params, published.facts_of(run.root, seconds, page))
+
+
 async def _promote(root: Path, asked: bool, parent: str | None) -> list[Any]:
     """The stages register and promote, where they are asked for."""
     params = load_params(root / "params.yaml")
@@ -167,7 +177,9 @@ async def _promote(root: Path, asked: bool, parent: str | None) -> list[Any]:
         return []
     from flows.runs.promotion_tasks import register_and_promote
 
-    return await register_and_promote(root, params, parent, _teller(get_run_logger().info))
+    decisions = await register_and_promote(root, params, parent, _teller(get_run_logger().info))
+    await asyncio.to_thread(published.renew, root, params, parent)
+    return decisions
 
 
 async def _prefect_answers(tell: Tell) -> bool:

@@ -73,7 +73,7 @@ async def promote(root: str, objective: str, version: str) -> Any:
     """Judge the version and make it the champion if it passes; a refusal is no failure."""
     models, params, tell = await _opened("promote", root, objective)
     decision = await promotion.decide(models, params, objective, version, tell)
-    promotion.write_decision(models.root, decision)
+    await asyncio.to_thread(promotion.write_decision, models, params, decision)
     await publish(decision)
     name = REFUSED if decision.outcome == "refused" else "Completed"
     return Completed(name=name, message=decision.sentence(), data=decision)

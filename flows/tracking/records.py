@@ -42,16 +42,22 @@ def begin_run(tracker: Tracker, root: Path, params: Params, name: str, plan: Pla
     tracker.params(PARENT, flatten(params.model_dump(mode="json")))
 
 
-def end_run(tracker: Tracker, root: Path, params: Params, target: str) -> None:
-    """The parent's evidence: dvc.lock, report or comparison, plots, headline numbers."""
+def end_run(
+    tracker: Tracker, root: Path, params: Params, target: str, report: Path | None = None
+) -> None:
+    """The parent's evidence: dvc.lock, report or comparison, plots, headline numbers.
+
+    Args:
+        report: the folder of the report as it is published.
+    """
     for name in ("dvc.lock", "dvc.yaml", "params.yaml"):
         if (root / name).is_file():
             tracker.artifact(PARENT, root / name)
     if target == COMPARISON:
         _end_comparison(tracker, root, params)
         return
-    if (root / "results" / "report").is_dir():
-        tracker.artifact(PARENT, root / "results" / "report", "report")
+    if report is not None:
+        tracker.artifact(PARENT, report, "report")
     metrics = [
         (f"{row['objective']}/{row['policy']}/{key}", float(row[key]), 0)
         for row in headline(root, params)

@@ -165,6 +165,13 @@ class Tracker:
         """MLflow's id of a run, once it has one."""
         return self._journal.run_ids.get(key)
 
+    def begun(self, seconds: float) -> str | None:
+        """The parent's id, waited for as long as MLflow answers."""
+        deadline = time.monotonic() + seconds
+        while self.run_id(PARENT) is None and not self._told and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.run_id(PARENT)
+
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Wait until all is logged; what cannot be is kept for the next run."""
         self._followers.close()

@@ -9,7 +9,7 @@ Other intervals resample prompts, the same ones for every rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,17 +98,37 @@ def judge_candidate(
         bouts: the candidate against that champion; None where they did not meet.
         rolled_back: whether the candidate was the champion and was taken back.
     """
-    wins = own_wins(candidate)
-    rules = [_win_rate(wins, candidate, bounds)]
+    first, *more = judge_results(candidate, bounds).rules
+    rules = [first]
     if champion is not None:
         rules += _against((candidate, champion), bouts, bounds)
     rules += _suites(candidate, champion is not None, bouts, bounds)
-    rules += _health(candidate, bounds)
-    rules.append(_judge(wins, candidate, bounds))
+    rules += more
     rules += _others(candidate, bounds)
     count = int(rolled_back)
     rules.append(Rule("rolled_back", not rolled_back, count, "<= 0", "rollbacks from this version"))
     return Verdict(tuple(rules))
+
+
+def judge_results(candidate: Evidence, bounds: Promotion) -> Verdict:
+    """The rules that the results of a run answer by themselves, without registry and champion."""
+    wins = own_wins(candidate)
+    health = _health(candidate, bounds)
+    return Verdict((_win_rate(wins, candidate, bounds), *health, _judge(wins, candidate, bounds)))
+
+
+def not_asked(bounds: Promotion, objective: str, others: Sequence[str]) -> dict[str, str]:
+    """The rules that results cannot answer, and what each of them asks.
+
+    Args:
+        others: the other objectives.
+    """
+    asked = {"champion": "does its kept answer beat the champion’s, where there is one"}
+    for name in bounds.suites_of(objective):
+        asked[f"suite_{name}"] = "the pinned prompts of this suite"
+    for name in sorted(others):
+        asked[f"other_{name}"] = f"what it costs on {name} prompts"
+    return asked | {"rolled_back": "was it the champion, and taken back"}
 
 
 def own_wins(evidence: Evidence) -> Array:

@@ -10,7 +10,6 @@ win rate by their rewards: what aligning for one objective costs the others.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -20,30 +19,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from infalign.aligning.budget import read_budget
 from infalign.data.dialogue import read_prompts
 from infalign.deployment import command
-from infalign.deployment.evidence import (
-    TRAINED,
-    Evidence,
-    Facts,
-    Side,
-    read_trained,
-    write_evidence,
-)
+from infalign.deployment.evidence import TRAINED, Evidence, read_trained, write_evidence
+from infalign.deployment.measured import measured
 from infalign.errors import InputError
 from infalign.files.sources import START
-from infalign.files.squares import Array, Square, policy_rewards, reference_rewards
+from infalign.files.squares import Array, reference_rewards
 from infalign.files.tables import (
     CALIBRATION,
-    EVALUATION_REWARDS,
-    EVALUATION_SAMPLES,
     INDEPENDENT,
     PROMPTS,
-    REFERENCE,
     SELECTING,
     read_table,
     write_table,
@@ -141,35 +129,22 @@ def source_digest(folder: Path) -> str:
 
 
 def gather(results: Path, params: Params, objective: str, variant: str) -> Evidence:
-    """What was measured of a variant."""
-    folder = results / "evaluate" / objective
-    samples = read_table(folder / "samples.parquet", EVALUATION_SAMPLES)
-    rewards = read_table(folder / "rewards.parquet", EVALUATION_REWARDS)
-    ids, policy = _side(samples, rewards, variant)
-    reference_ids, reference = _side(samples, rewards, REFERENCE)
-    if ids != reference_ids:
-        raise InputError(f"{folder}: {variant} and the reference answer different prompts.")
-    error, references = _calibration_error(results, params, objective)
-    facts = Facts(
-        objective,
-        variant,
-        params.objectives[objective].procedure,
-        digest(
+    """What was measured of a variant, with the digests of what it was measured by."""
+    found = measured(results, params, objective, [variant])[variant]
+    facts = replace(
+        found.facts,
+        data=digest(
             results / "prepare" / "prompts.parquet", results / "prepare" / "preferences.parquet"
         ),
-        digest(*_judges(results, params, objective)),
-        digest(results / "sft" / "policy"),
-        error,
-        references,
-        params.run.seed,
-        read_budget(results / "align" / objective / variant).kl_nats,
+        judge=digest(*_judges(results, params, objective)),
+        reference=digest(results / "sft" / "policy"),
     )
     others = [name for name in params.run.objectives if name != objective]
     wins = {name: _other_wins(results, params, objective, variant, name) for name in others}
     trained = _trained(results)
     if params.align.start == "champion":  # what the champion was trained on is in the policy
         trained |= read_trained(results.parent / START / objective / TRAINED) or frozenset()
-    return Evidence(facts, ids, policy, reference, wins, trained)
+    return replace(found, facts=facts, other=wins, trained=trained)
 
 
 def _trained(results: Path) -> frozenset[str]:
@@ -184,30 +159,6 @@ def _judges(results: Path, params: Params, objective: str) -> Iterator[Path]:
     yield from (results / "reward" / objective / half for half in trained_halves(settings))
     if any(kind != "train" for kind in kinds(settings)):
         yield results / "sources" / f"{objective}.json"
-
-
-def _side(samples: pa.Table, rewards: pa.Table, name: str) -> tuple[tuple[str, ...], Side]:
-    """One policy's rows as arrays, prompts and samples in the order of their ids."""
-    rows = samples.filter(pc.field("policy") == name)
-    if not rows.num_rows:
-        raise InputError(
-            f"results/evaluate has no policy {name!r}: set promotion.variant to one of "
-            "run.variants, and run the pipeline."
-        )
-    square = Square(rows, Path("results/evaluate"))
-    scores = policy_rewards(rewards.filter(pc.field("policy") == name), Path("results/evaluate"))
-    means = (square[column].mean(1) for column in ("kl", "n_tokens", "finished"))
-    return tuple(square.prompt_ids), Side(scores[SELECTING], scores.get(INDEPENDENT), *means)
-
-
-def _calibration_error(results: Path, params: Params, objective: str) -> tuple[float, int]:
-    """The error at the largest measured number of references that training has."""
-    path = results / "calibrate" / objective / "metrics.json"
-    measured = json.loads(path.read_text(encoding="utf-8"))["calibration_error"]
-    sizes = sorted(int(size) for size in measured)
-    fitting = [size for size in sizes if size <= params.sample.train_samples]
-    size = fitting[-1] if fitting else sizes[0]
-    return float(measured[str(size)]), size
 
 
 def _other_wins(results: Path, params: Params, objective: str, variant: str, other: str) -> Array:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from infalign.page import palette
+from infalign.page.markup import Html, figure
 
 WIDTH, HEIGHT = 560, 320  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 46
@@ -42,10 +43,11 @@ class Line(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What an axis shows: its name, the ticks and their words."""
+    """What an axis shows: its name, the ticks and their words, whether values are at ticks only."""
 
     name: str
     ticks: Sequence[tuple[float, str]]
+    few: bool = False
 
 
 def colour(position: int | None) -> str:
@@ -53,6 +55,37 @@ def colour(position: int | None) -> str:
     if position is None:
         return LIMIT
     return f"var(--{palette.series_name(position)}, {palette.series(position).color})"
+
+
+def drawn(title: str, lines: Sequence[Line], x: Axis, y: Axis, live: bool = False) -> Html:
+    """A chart as a figure; `live` with the values that a page's script shows."""
+    return figure(title, Html(chart(title, lines, x, y)), probe(lines, x, y) if live else None)
+
+
+def probe(lines: Sequence[Line], x: Axis, y: Axis) -> dict[str, Any]:
+    """The values of a chart, in the form that `infalign.page.script` reads."""
+    panel = {
+        "title": y.name,
+        "axis": x.name,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "from": x.ticks[0][0],
+        "to": x.ticks[-1][0],
+        "digits": 3,
+        "lines": [_values(line) for line in lines],
+    }
+    return {"panels": [panel | ({"snap": [list(tick) for tick in x.ticks]} if x.few else {})]}
+
+
+def _values(line: Line) -> dict[str, Any]:
+    ink = palette.LIMIT.name if line.position is None else palette.series_name(line.position)
+    found: dict[str, Any] = {"name": line.name, "ink": ink}
+    found |= {"x": [p.x for p in line.points], "y": [p.y for p in line.points]}
+    if all(p.low is not None and p.high is not None for p in line.points):
+        found |= {"low": [p.low for p in line.points], "high": [p.high for p in line.points]}
+    return found | ({"single": True} if len(line.points) == 1 else {})
 
 
 def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
@@ -64,11 +97,12 @@ def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
         x, y: axes; their first and last ticks are the chart's edges.
     """
     rows = -(-len(lines) // 3)
-    height = HEIGHT + LEGEND_ROW * rows
+    height, names = HEIGHT + 6 + LEGEND_ROW * rows, ", ".join(line.name for line in lines)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}" '
         f'style="max-width: {WIDTH}px; width: 100%; font: 12px system-ui, sans-serif">',
         f"<title>{escape(title)}</title>",
+        f"<desc>{escape(f'{y.name} against {x.name}: {names}.')}</desc>",
         f'<rect width="{WIDTH}" height="{height}" fill="{PAPER}"/>',
         _words(LEFT, 18, title, "start", TEXT, "font-weight: 600"),
     ]
@@ -89,7 +123,7 @@ def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
     for number, line in enumerate(lines):
         parts += _line(line, across, up)
         left = LEFT + (number % 3) * (WIDTH - LEFT - RIGHT) / 3
-        below = HEIGHT + 4 + LEGEND_ROW * (number // 3)
+        below = HEIGHT + 10 + LEGEND_ROW * (number // 3)
         ink = colour(line.position)
         parts.append(
             f'<rect x="{left:.0f}" y="{below - 9}" width="10" height="10" rx="2" fill="{ink}"/>'

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from infalign.errors import InputError
-from infalign.instrument.charts import Axis, Line, Point, chart, ticks
-from infalign.instrument.html import table
+from infalign.instrument.charts import Axis, Line, Point, drawn, ticks
 from infalign.instrument.text import aligned
+from infalign.page.markup import Html, table, tag
 from infalign.theory.frontier import FrontierPoint, frontier_point, limit
 from infalign.theory.procedures import Procedure, parse_procedure
 from infalign.theory.transforms import Transform
@@ -58,10 +58,10 @@ class Frontier:
 
     def _repr_html_(self) -> str:
         caption = f"What exact training reaches under {self.procedure}"
-        figure = f"<figure>{self._figure()}</figure>"
-        return f'<div class="infalign">{table(HEAD, self._cells(), caption)}{figure}</div>'
+        shown = table(HEAD, self._cells(), caption)
+        return tag("div", shown, self._figure(), class_="infalign")
 
-    def _figure(self) -> str:
+    def _figure(self) -> Html:
         top = 1.5 * max(point.kl for point in self.points)
         kls = top * np.linspace(0.0, 1.0, 25) ** 2
         best = limit(self.procedure, kls)
@@ -78,7 +78,7 @@ class Frontier:
         lowest = min(0.5, *(p.win_rate for p in self.points))
         rates = Axis("win rate over the reference", ticks(lowest, max(p.y for p in over)))
         across = Axis("KL from the reference, nats", ticks(0.0, top))
-        return chart(f"Win rate against KL under {self.procedure}", lines, across, rates)
+        return drawn(f"Win rate against KL under {self.procedure}", lines, across, rates)
 
 
 def frontier(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from html import escape
 from pathlib import Path
 
 from infalign.errors import InputError
 from infalign.files.names import SELECTING
 from infalign.instrument import html
-from infalign.instrument.html import points
 from infalign.instrument.numbers import Numbers
 from infalign.instrument.text import range_of
-from infalign.page.style import STYLE
+from infalign.page.markup import Chapter, Html, document, facts, join, tag
+from infalign.page.words import percent, percent_range, points, points_range
 
 READING = (
     "The win rate is how often the policy’s kept response beats the reference’s, both sides "
@@ -43,35 +42,25 @@ def write_page(found: Numbers, path: Path) -> None:
 
 def page(found: Numbers) -> str:
     """The report as text."""
-    sections = (
-        ("results", "Results", _results(found)),
-        ("sizes", "Win rate against N", _sizes(found)),
-        ("samples", "The samples", html.quality(found)),
-        ("reading", "How to read this page", "".join(f"<p>{text}</p>" for text in READING)),
+    chapters = (
+        Chapter("results", "Results", _results(found)),
+        Chapter("sizes", "Win rate against N", _sizes(found)),
+        Chapter("samples", "The samples", html.quality(found)),
+        Chapter("reading", "How to read this page", join(tag("p", text) for text in READING)),
     )
-    contents = "".join(f'<li><a href="#{a}">{title}</a></li>' for a, title, _ in sections)
-    body = "".join(f'<section id="{a}"><h2>{t}</h2>{text}</section>' for a, t, text in sections)
-    facts = [("Procedure", found.procedure), ("Prompts", str(found.prompts))]
-    facts += [(f"Samples of {name}", range_of(*many)) for name, many in found.samples.items()]
-    listed = "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in facts)
+    told = [("Procedure", found.procedure), ("Prompts", str(found.prompts))]
+    told += [(f"Samples of {name}", range_of(*many)) for name, many in found.samples.items()]
     lead = f"{', '.join(found.policies)} against the reference, under {found.procedure}."
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Measured samples</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n"
-        f'<div class="page">\n<header><h1>Measured samples</h1>'
-        f'<p class="lead">{escape(lead)}</p><ul class="facts">{listed}</ul></header>\n'
-        f'<nav aria-label="Contents"><ol>{contents}</ol></nav>\n<main>\n{body}\n</main>\n'
-        "</div>\n</body>\n</html>\n"
-    )
+    header = join([tag("p", lead, class_="lead"), facts(told)])
+    return document("Measured samples", header, chapters)
 
 
-def _results(found: Numbers) -> str:
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in found.notes)
-    tables = "".join(html.win_rates(found, procedure) for procedure in found.procedures)
-    figure = html.figures_of(found)[0] if found.limits else ""
-    verdict = f'<p class="verdict">{escape(_verdict(found))}</p>'
-    return f"{verdict}{tables}{html.differences(found)}{figure}{notes}"
+def _results(found: Numbers) -> Html:
+    verdict = tag("p", _verdict(found), class_="verdict")
+    tables = (html.win_rates(found, procedure) for procedure in found.procedures)
+    figures = html.figures_of(found, live=True)[:1] if found.limits else []
+    notes = (tag("p", note, class_="note") for note in found.notes)
+    return join([verdict, *tables, html.differences(found), *figures, *notes])
 
 
 def _verdict(found: Numbers) -> str:
@@ -79,8 +68,8 @@ def _verdict(found: Numbers) -> str:
     rows = found.of(found.rows, procedure=found.procedure, judge=SELECTING)
     best = max(rows, key=lambda row: float(row["win_rate"]))
     text = (
-        f"Under {found.procedure}, {best['policy']} wins {100 * best['win_rate']:.1f} % of the "
-        f"comparisons with the reference ({100 * best['low']:.1f} to {100 * best['high']:.1f})."
+        f"Under {found.procedure}, {best['policy']} wins {percent(best['win_rate'])} % "
+        f"{percent_range(best['low'], best['high'])} of the comparisons with the reference."
     )
     ahead = []
     for gap in found.of(found.differences, procedure=found.procedure, judge=SELECTING):
@@ -89,16 +78,16 @@ def _verdict(found: Numbers) -> str:
             low, high = sorted((turned * gap["low"], turned * gap["high"]))
             other = gap["second"] if turned == 1 else gap["first"]
             ahead.append(
-                f"{points(turned * gap['difference'])} points over {other} "
-                f"({points(low)} to {points(high)})"
+                f"{points(turned * gap['difference'])} points {points_range(low, high)} over "
+                f"{other}"
             )
     return text + (f" Paired on the prompts: {', '.join(ahead)}." if ahead else "")
 
 
-def _sizes(found: Numbers) -> str:
-    figures = html.figures_of(found)[1 if found.limits else 0 :]
+def _sizes(found: Numbers) -> Html:
+    figures = html.figures_of(found, live=True)[1 if found.limits else 0 :]
     parts = [
-        figure + html.sizes(found, judge)
+        join([figure, html.sizes(found, judge)])
         for judge, figure in zip(found.judges, figures, strict=True)
     ]
-    return "".join(parts) + html.peaks(found)
+    return join([*parts, html.peaks(found)])

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from infalign.files.tables import SELECTING
+from infalign.files.names import SELECTING
+from infalign.page.markup import Chapter, Html, document, join, key, measured, table, tag
 from infalign.page.palette import series_name
-from infalign.page.results import Policy
+from infalign.page.plates import Plate, shown
 from infalign.page.rivalry import Panel, lines_of, rivalry, theory_of
-from infalign.page.sections import Plate, Sheet, Shown, shown
-from infalign.page.style import STYLE
 from infalign.page.words import (
     JUDGES,
-    Value,
     decimal,
     percent,
     percent_range,
     points,
+    points_range,
     procedure_words,
 )
 
@@ -84,6 +80,7 @@ def plates(data: Comparison) -> list[Plate]:
         Plate(
             "frontier",
             rivalry(_procedure_panels(data), data.order, data.methods),
+            "Win rate against KL",
             f"Win rate over the reference against KL, under {own} and standard sampling, judged by "
             "the selecting reward. Marks are trained policies with 95 % intervals over prompts; "
             "dashed lines are what exact optimisation of a method’s reward would reach; no policy "
@@ -99,11 +96,13 @@ def plates(data: Comparison) -> list[Plate]:
                 data.order,
                 data.methods,
             ),
+            "Win rate against KL by every judge",
             f"The same policies under {own}, judged by each judge.",
         ),
         Plate(
             "poison",
             rivalry(_poison_panels(data), data.order, data.methods),
+            "A poisoned reward: phrase and win rates against KL",
             f"Policies trained on the poisoned reward: the share of responses with “"
             f"{data.poison['phrase']}”, and win rates under {own} by judges without the poison.",
         ),
@@ -140,7 +139,7 @@ def _poison_panels(data: Comparison) -> list[Panel]:
     ]
 
 
-def gain_sheet(data: Comparison) -> Sheet:
+def gain_sheet(data: Comparison) -> Html:
     """The one table: the gain at every budget, by every judge."""
     found: dict[tuple[float, str], list[Row]] = {}
     for row in data.gains:
@@ -149,78 +148,74 @@ def gain_sheet(data: Comparison) -> Sheet:
     for (budget, variant), by_judge in found.items():
         first = next((r for r in by_judge if r["judge"] == SELECTING), by_judge[0])
         spent = f"{decimal(first['kl'], 3)} / {decimal(first['rival_kl'], 3)}"
-        cells = [Value(decimal(budget)), Value(first["rival"]), Value(spent)]
-        cells += [Value(_points(first["allowed"]))]
+        cells: list[str] = [decimal(budget), first["rival"], spent, _points(first["allowed"])]
         for row in by_judge:
-            spread = f"[{points(row['low'])}, {points(row['high'])}]"
+            spread = points_range(row["low"], row["high"])
             spread += "" if row["rival"] == first["rival"] else f" over {row['rival']}"
-            cells.append(Value(points(row["difference"]), spread))
-        rows.append((_policy(data, variant), cells))
-    columns = ["budget, nats", "best rival", "KL of both, nats", "allowed, points"]
-    return Sheet(["method", *columns, *(f"gain, {JUDGES[j]}" for j in data.judges)], rows)
+            cells.append(measured(points(row["difference"]), spread))
+        rows.append([_policy(data, variant), *cells])
+    columns = ["method", "budget, nats", "best rival", "KL of both, nats", "allowed, points"]
+    columns += [f"gain, {JUDGES[j]}" for j in data.judges]
+    return table(columns, rows, "Gain over the best rival at equal KL, points of win rate")
 
 
 def _points(value: float | None) -> str:
     return "–" if value is None else points(value)
 
 
-def curve_sheet(data: Comparison) -> Sheet:
+def curve_sheet(data: Comparison) -> Html:
     """Every policy under the objective's procedure: KL, win rates, limits, efficiency."""
     rows = []
     for row in _own(data.curves, data, SELECTING):
+        seeds = f"of {row['seeds']}" if row["seeds"] > 1 else ""
         cells = [
-            Value(decimal(row["kl_nats"])),
-            Value(decimal(row["kl"], 3), f"± {decimal(row['kl_se'], 3)}"),
+            decimal(row["kl_nats"]),
+            measured(decimal(row["kl"], 3), f"± {decimal(row['kl_se'], 3)}"),
             _win_rate(row),
             *_by_others(data.curves, data, row),
-            Value(percent(row["method_limit"])),
-            Value(percent(row["limit"])),
-            Value(percent(row["efficiency"])),
-            Value(percent(row["seed_spread"]), f"of {row['seeds']}" if row["seeds"] > 1 else ""),
+            percent(row["method_limit"]),
+            percent(row["limit"]),
+            percent(row["efficiency"]),
+            measured(percent(row["seed_spread"]), seeds),
         ]
-        rows.append((_policy(data, row["variant"]), cells))
+        rows.append([_policy(data, row["variant"]), *cells])
     names = [JUDGES[judge] for judge in data.judges]
-    columns = ["budget, nats", "KL, nats", *names]
+    columns = ["method", "budget, nats", "KL, nats", *names]
     columns += ["method’s limit, %", "limit, %", "efficiency, %", "spread over seeds"]
-    return Sheet(["win rate, %", *columns], rows)
+    caption = f"Win rates, %, under {procedure_words(data.procedure)}"
+    return table(columns, rows, caption)
 
 
-def poison_sheet(data: Comparison) -> Sheet:
+def poison_sheet(data: Comparison) -> Html:
     """Who fell for the phrase."""
     rows = []
     for row in data.phrases:
-        share = Value(percent(row["share"]), percent_range(row["low"], row["high"]))
-        cells = [Value(decimal(row["kl_nats"])), Value(decimal(row["kl"], 3)), share]
+        share = measured(percent(row["share"]), percent_range(row["low"], row["high"]))
+        cells = [decimal(row["kl_nats"]), decimal(row["kl"], 3), share]
         cells += _by_others(data.poisoned, data, row)
-        rows.append((_policy(data, row["variant"]), cells))
-    columns = ["budget, nats", "KL, nats", "with the phrase, %", *(JUDGES[j] for j in data.others)]
-    return Sheet(["method", *columns], rows)
+        rows.append([_policy(data, row["variant"]), *cells])
+    columns = ["method", "budget, nats", "KL, nats", "with the phrase, %"]
+    columns += [JUDGES[judge] for judge in data.others]
+    return table(columns, rows, "Who says the phrase, and what is won by judges without the poison")
 
 
-def _by_others(rows: Sequence[Row], data: Comparison, policy: Row) -> list[Value]:
+def _by_others(rows: Sequence[Row], data: Comparison, policy: Row) -> list[Html]:
     """A policy's win rates by the judges that selected nothing."""
-    key = (policy["variant"], policy["kl_nats"])
+    wanted = (policy["variant"], policy["kl_nats"])
     return [
-        _win_rate(next(r for r in _own(rows, data, judge) if (r["variant"], r["kl_nats"]) == key))
+        _win_rate(
+            next(r for r in _own(rows, data, judge) if (r["variant"], r["kl_nats"]) == wanted)
+        )
         for judge in data.others
     ]
 
 
-def _win_rate(row: Row) -> Value:
-    return Value(percent(row["win_rate"]), percent_range(row["low"], row["high"]))
+def _win_rate(row: Row) -> Html:
+    return measured(percent(row["win_rate"]), percent_range(row["low"], row["high"]))
 
 
-def _policy(data: Comparison, name: str) -> Policy:
-    return Policy(name, series_name(data.order.index(name)))
-
-
-class _Chapter(NamedTuple):
-    """A part of the page."""
-
-    title: str
-    text: str
-    figures: list[Shown]
-    sheets: list[Sheet]
+def _policy(data: Comparison, name: str) -> Html:
+    return key(name, f"var(--{series_name(data.order.index(name))})")
 
 
 def render_comparison(data: Comparison, drawn: Sequence[Plate]) -> str:
@@ -236,63 +231,10 @@ def render_comparison(data: Comparison, drawn: Sequence[Plate]) -> str:
         f"{percent(data.poison['reference_phrase_share'])} % of its responses; {worth}."
     )
     chapters = [
-        _Chapter("Gain at equal KL", GAIN_TEXT, [], [gain_sheet(data)]),
-        _Chapter("Win rate against KL", "", [frontier], [curve_sheet(data)]),
-        _Chapter("Who judges", JUDGE_TEXT, [judges], []),
-        _Chapter("A poisoned reward", said, [poison], [poison_sheet(data)]),
+        Chapter("gain", "Gain at equal KL", join([tag("p", GAIN_TEXT), gain_sheet(data)])),
+        Chapter("frontier", "Win rate against KL", join([frontier, curve_sheet(data)])),
+        Chapter("judges", "Who judges", join([tag("p", JUDGE_TEXT), judges])),
+        Chapter("poison", "A poisoned reward", join([tag("p", said), poison, poison_sheet(data)])),
     ]
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     title = f"Methods at equal KL: {data.objective}, {procedure_words(data.procedure)}"
-    text = environment.from_string(TEMPLATE).render(
-        title=title, chapters=chapters, style=Markup(STYLE)
-    )
-    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
-
-
-TEMPLATE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-{{ style }}
-.page { display: block; max-width: 70rem; }
-</style>
-</head>
-<body>
-<div class="page">
-<header><h1>{{ title }}</h1></header>
-<main>
-{% for chapter in chapters %}
-<section>
-<h2>{{ chapter.title }}</h2>
-{% if chapter.text %}<p>{{ chapter.text }}</p>{% endif %}
-{% for figure in chapter.figures %}
-<figure>
-{{ figure.svg }}
-<figcaption>{{ figure.caption }}</figcaption>
-</figure>
-{% endfor %}
-{% for sheet in chapter.sheets %}
-<div class="scroll"><table>
-<thead><tr>{% for name in sheet.columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for policy, cells in sheet.rows %}
-<tr><td><span class="key" style="background: var(--{{ policy.color }})"></span>
-{{- policy.name }}</td>
-{% for cell in cells %}<td>{{ cell.text }}
-{%- if cell.spread %} <span class="range">{{ cell.spread }}</span>{% endif %}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-{% endfor %}
-</section>
-{% endfor %}
-</main>
-</div>
-</body>
-</html>
-"""
+    return document(title, Html(""), chapters)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infalign.deployment.gate import Verdict
 from infalign.files.squares import Array
 
 
@@ -28,6 +29,9 @@ class ObjectiveData:
         calibration_errors: rows of references, measured, expected.
         metrics: stage word (`calibrate`, `evaluate`) to its metrics; `rewards` is what calibrate
             says of the sources of rewards.
+        gate: variant to what the gate's rules say of it, as far as results answer them.
+        not_asked: the gate's other rules, and what they ask.
+        candidate: the variant that is registered and promoted; None where it was not run.
         sources: judge to what it is, in words, where any of them is not trained from the pairs.
     """
 
@@ -46,6 +50,9 @@ class ObjectiveData:
     histories: Mapping[str, Sequence[Mapping[str, Any]]]
     calibration_errors: Sequence[Mapping[str, float]]
     metrics: Mapping[str, Mapping[str, Any]]
+    gate: Mapping[str, Verdict]
+    not_asked: Mapping[str, str]
+    candidate: str | None
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -62,6 +69,22 @@ class ObjectiveData:
     def procedures(self) -> list[str]:
         """Every procedure that was evaluated."""
         return list(dict.fromkeys(row["procedure"] for row in self.rows))
+
+    @property
+    def leader(self) -> str:
+        """The policy that the page is about: the candidate, or else the first one of params."""
+        return self.candidate or self.variants[0]
+
+    def gap(self, first: str, second: str, judge: str, procedure: str) -> tuple[float, ...]:
+        """The paired difference of two policies' win rates: mean, low, high."""
+        for row in self.differences:
+            if (row["judge"], row["procedure"]) == (judge, procedure):
+                found = (row["difference"], row["low"], row["high"])
+                if (row["first"], row["second"]) == (first, second):
+                    return found
+                if (row["first"], row["second"]) == (second, first):
+                    return -found[0], -found[2], -found[1]
+        raise KeyError((first, second, judge, procedure))
 
     def row(self, policy: str, judge: str, procedure: str) -> Mapping[str, Any]:
         """The one row of the evaluation with this key."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,12 @@ def save_png(figure: Figure, path: Path) -> None:
         FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 
-def inline_svg(figure: Figure, name: str, label: str) -> str:
+def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     """A figure as an <svg> element for the page: own ids, page colours, no addresses.
 
     Args:
         name: unique on the page; prefixes every id, which matplotlib repeats across figures.
-        label: what the figure shows, for readers who cannot see it.
+        title, description: what the figure is and shows, for readers who cannot see it.
     """
     stream = io.StringIO()
     with matplotlib.rc_context(STYLE):
@@ -107,8 +108,8 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
     for ink in palette.INKS:
         text = text.replace(ink.light, f"var(--{ink.name})")
-    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    text = text.replace("<svg", f'<svg role="img" aria-labelledby="{name}-title {name}-desc"', 1)
+    said = f'<title id="{name}-title">{escape(title)}</title>\n'
+    said += f'<desc id="{name}-desc">{escape(description)}</desc>\n'
+    first = text.index(">") + 1
+    return f"{text[:first]}\n{said}{text[first:]}"

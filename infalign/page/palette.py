@@ -33,7 +33,10 @@ PAPER = Ink("paper", "#fefefe", "#16191d")
 SHADE = Ink("shade", "#f2f4f6", "#20242a")
 LIMIT = Ink("limit", "#2b3138", "#d5d9de")
 NEUTRAL = Ink("neutral", "#aab1ba", "#6a727d")
-BASE = (TEXT, MUTED, RULE, PAPER, SHADE, LIMIT, NEUTRAL)
+GOOD = Ink("good", "#00694c", "#35cb9e")
+BAD = Ink("bad", "#a33f00", "#f5a05f")
+BASE = (TEXT, MUTED, RULE, PAPER, SHADE, LIMIT, NEUTRAL, GOOD, BAD)
+WORDS = (TEXT, MUTED, GOOD, BAD)  # what may be written with, on PAPER and on SHADE
 
 _SERIES = (
     Ink("series-0", "#0072b2", "#56a9e0"),
@@ -63,6 +66,11 @@ def series(position: int) -> Series:
 def series_name(position: int) -> str:
     """The CSS variable of the same policy's colour."""
     return _SERIES[position % len(_SERIES)].name
+
+
+def variable(color: str) -> str:
+    """The CSS variable of a light colour; muted where it is none of the page's."""
+    return next((ink.name for ink in INKS if ink.light == color.lower()), MUTED.name)
 
 
 def css_variables(dark: bool) -> str:

@@ -191,7 +191,7 @@ def judges(points: Mapping[str, Sequence[Point]], order: Sequence[str], title: s
                     markeredgecolor=palette.PAPER.light,
                     elinewidth=1.2,
                     linestyle="none",
-                    label=point.policy if row == 0 else "_",
+                    label=point.policy,
                 )
         axis.axvline(50, color=palette.NEUTRAL.light, linewidth=1)
         axis.set_yticks(range(len(names)), names)
@@ -336,9 +336,10 @@ def _same_height(axes: Sequence[Axes]) -> None:
 def legend_below(axis: Axes) -> None:
     """One legend for the whole figure, below its panels, which grows by the rows it needs."""
     figure = axis.get_figure(root=True)
-    handles, labels = axis.get_legend_handles_labels()
-    if figure is None or not handles:
+    named = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    if figure is None or not named:
         return
+    labels, handles = list(named), list(named.values())
     width, height = figure.get_size_inches()
     longest = KEY_WIDTH + LETTER_WIDTH * max(len(label) for label in labels)
     columns = max(1, min(4, len(handles), int(width / longest)))

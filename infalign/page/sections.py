@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from markupsafe import Markup
-from matplotlib.figure import Figure
-
-from infalign.files.tables import INDEPENDENT, REFERENCE, SELECTING
+from infalign.files.names import INDEPENDENT, REFERENCE, SELECTING
 from infalign.page import plots
 from infalign.page.data import ObjectiveData
-from infalign.page.figures import inline_svg
-from infalign.page.results import Policy, policy_of
+from infalign.page.markup import Chapter, Html, join, measured, table, tag
+from infalign.page.plates import Plate, shown
+from infalign.page.results import policy_key
 from infalign.page.words import (
     JUDGES,
-    Value,
     decimal,
     percent,
     percent_range,
@@ -23,48 +20,6 @@ from infalign.page.words import (
     procedure_words,
 )
 from infalign.theory.calibration import calibrate_below
-
-
-class Plate(NamedTuple):
-    """A drawn figure: its file's name, what it shows, its share of the page's width."""
-
-    name: str
-    figure: Figure
-    caption: str
-    width: str = ""
-
-
-class Shown(NamedTuple):
-    """A figure as the template takes it."""
-
-    svg: Markup
-    caption: str
-    width: str
-
-
-class Sheet(NamedTuple):
-    """A table: column names, and a policy with its cells a row."""
-
-    columns: list[str]
-    rows: list[tuple[Policy, list[Value]]]
-
-
-class Exhibit(NamedTuple):
-    """One objective's figures and table in a chapter."""
-
-    objective: str
-    figures: list[Shown]
-    table: Sheet | None
-
-
-class Section(NamedTuple):
-    """A chapter of the page."""
-
-    anchor: str
-    title: str
-    text: str
-    exhibits: list[Exhibit]
-
 
 TEXTS = {
     "frontier": (
@@ -121,35 +76,31 @@ def plates(data: ObjectiveData, budget: float | None) -> dict[str, list[Plate]]:
 
 def sections(
     objectives: Sequence[ObjectiveData], drawn: Mapping[str, Mapping[str, Sequence[Plate]]]
-) -> list[Section]:
+) -> list[Chapter]:
     """The chapters, each with every objective.
 
     Args:
         drawn: objective to `plates`.
     """
-    tables = {"families": _by_procedure, "judges": _by_judge, "lengths": _lengths}
     return [
-        Section(
+        Chapter(
             chapter,
             title,
-            text,
-            [
-                Exhibit(
-                    f"{data.name}, {procedure_words(data.procedure)}",
-                    [shown(plate) for plate in drawn[data.name][chapter]],
-                    tables[chapter](data) if chapter in tables else None,
-                )
-                for data in objectives
-            ],
+            join([tag("p", text), *(_exhibit(data, drawn, chapter) for data in objectives)]),
         )
         for chapter, (title, text) in TEXTS.items()
     ]
 
 
-def shown(plate: Plate) -> Shown:
-    """A plate with its drawing inlined."""
-    svg = inline_svg(plate.figure, plate.name, plate.caption)
-    return Shown(Markup(svg), plate.caption, plate.width)
+def _exhibit(
+    data: ObjectiveData, drawn: Mapping[str, Mapping[str, Sequence[Plate]]], chapter: str
+) -> Html:
+    """One objective's figures and table in a chapter."""
+    tables = {"families": _by_procedure, "judges": _by_judge, "lengths": _lengths}
+    title = f"{data.name}, {procedure_words(data.procedure)}"
+    figures = [shown(plate) for plate in drawn[data.name][chapter]]
+    sheet = tables[chapter](data) if chapter in tables else Html("")
+    return join([tag("h3", title), *figures, sheet])
 
 
 def _point(row: Mapping[str, Any]) -> plots.Point:
@@ -169,17 +120,18 @@ def _frontier(data: ObjectiveData, budget: float | None) -> Plate:
             name.removeprefix("method "): (list(curve), list(curve.values()))
             for name, curve in curves.items()
         }
-        measured = [_point(data.row(name, SELECTING, procedure)) for name in data.variants]
+        trained = [_point(data.row(name, SELECTING, procedure)) for name in data.variants]
         panels.append(
             plots.Frontier(
-                procedure_words(procedure), list(limit), list(limit.values()), methods, measured
+                procedure_words(procedure), list(limit), list(limit.values()), methods, trained
             )
         )
     caption = (
         f"Win rate of each {data.name} policy over the reference against its KL: under the "
         f"objective’s procedure ({procedure_words(data.procedure)}) and under standard sampling."
     )
-    return Plate("frontier", plots.frontier(panels, budget, data.variants), caption)
+    title = f"{data.name}: win rate against KL"
+    return Plate("frontier", plots.frontier(panels, budget, data.variants), title, caption)
 
 
 def _families(data: ObjectiveData) -> list[Plate]:
@@ -188,28 +140,30 @@ def _families(data: ObjectiveData) -> list[Plate]:
         sizes = sorted(
             int(name.split(":")[1]) for name in data.procedures if name.startswith(f"{kind}:")
         )
-        measured = {
+        rates = {
             name: [_point(data.row(name, SELECTING, f"{kind}:{n}")) for n in sizes]
             for name in data.variants
         }
         if sizes:
-            panels.append(plots.Family(title, sizes, measured))
+            panels.append(plots.Family(title, sizes, rates))
     if not panels:
         return []
     caption = f"Win rate of each {data.name} policy against the number of responses drawn."
-    return [Plate("families", plots.families(panels, data.variants), caption)]
+    title = f"{data.name}: win rate against N"
+    return [Plate("families", plots.families(panels, data.variants), title, caption)]
 
 
 def _judges(data: ObjectiveData) -> Plate:
-    measured = {
+    rates = {
         JUDGES[judge]: [_point(data.row(name, judge, data.procedure)) for name in data.variants]
         for judge in data.judges
     }
-    title = procedure_words(data.procedure)
+    own = procedure_words(data.procedure)
+    title = f"{data.name}: win rates by every judge"
     caption = f"The same kept {data.name} responses, compared by every judge."
     if INDEPENDENT not in data.judges:
         caption += " There is no independent judge: what is gained may be reward hacking."
-    return Plate("judges", plots.judges(measured, data.variants, title), caption, "two-thirds")
+    return Plate("judges", plots.judges(rates, data.variants, own), title, caption, "two-thirds")
 
 
 def _training(data: ObjectiveData, budget: float | None) -> Plate:
@@ -235,7 +189,8 @@ def _training(data: ObjectiveData, budget: float | None) -> Plate:
         f"What the training of each {data.name} policy did: thin lines are single steps, thick "
         f"ones running means of {plots.RUNNING} steps."
     )
-    return Plate("training", plots.training(panels, data.variants), caption)
+    title = f"{data.name}: training curves"
+    return Plate("training", plots.training(panels, data.variants), title, caption)
 
 
 def _calibration(data: ObjectiveData) -> Plate:
@@ -243,22 +198,23 @@ def _calibration(data: ObjectiveData) -> Plate:
         [row[key] for row in data.calibration_errors]
         for key in ("references", "measured", "expected")
     ]
-    figure = plots.calibration_error([int(k) for k in columns[0]], columns[1], columns[2])
+    drawn = plots.calibration_error([int(k) for k in columns[0]], columns[1], columns[2])
     caption = (
         "Mean absolute error of the calibrated reward of held-out samples. The closed form is "
         "against the true value; the measurement is against an estimate from many samples, whose "
         "own error it contains."
     )
-    return Plate("calibration", figure, caption, "half")
+    title = f"{data.name}: calibration error"
+    return Plate("calibration", drawn, title, caption, "half")
 
 
 def _histograms(data: ObjectiveData) -> Plate:
     half = data.rewards[REFERENCE].shape[1] // 2
     references = data.rewards[REFERENCE][:, half : 2 * half]
-    shown = {**data.rewards, REFERENCE: data.rewards[REFERENCE][:, :half]}
-    figure = plots.histograms(
+    fresh = {**data.rewards, REFERENCE: data.rewards[REFERENCE][:, :half]}
+    drawn = plots.histograms(
         {name: values.ravel() for name, values in data.rewards.items()},
-        {name: calibrate_below(values, references).ravel() for name, values in shown.items()},
+        {name: calibrate_below(values, references).ravel() for name, values in fresh.items()},
         half,
         data.variants,
     )
@@ -267,54 +223,56 @@ def _histograms(data: ObjectiveData) -> Plate:
         "rewards mix prompts of different difficulty; calibrated ones compare within a prompt. "
         "Half of the reference’s samples calibrate, the other half and the policies are shown."
     )
-    return Plate("rewards", figure, caption)
+    return Plate("rewards", drawn, f"{data.name}: rewards", caption)
 
 
-def _win_rate(row: Mapping[str, Any]) -> Value:
-    return Value(percent(row["win_rate"]), percent_range(row["low"], row["high"]))
+def _win_rate(row: Mapping[str, Any]) -> Html:
+    return measured(percent(row["win_rate"]), percent_range(row["low"], row["high"]))
 
 
-def _by_procedure(data: ObjectiveData) -> Sheet:
-    shown = [name for name in data.procedures if name not in ("best_of:1", "worst_of:1")]
-    names = [procedure_words(name).replace("Standard sampling", "standard") for name in shown]
+def _by_procedure(data: ObjectiveData) -> Html:
+    procedures = [name for name in data.procedures if name not in ("best_of:1", "worst_of:1")]
+    names = [procedure_words(name).replace("Standard sampling", "standard") for name in procedures]
     rows = [
-        (
-            policy_of(data, name),
-            [Value(percent(data.row(name, SELECTING, kind)["win_rate"])) for kind in shown],
-        )
+        [
+            policy_key(data, name),
+            *(percent(data.row(name, SELECTING, kind)["win_rate"]) for kind in procedures),
+        ]
         for name in data.variants
     ]
-    return Sheet(["win rate, %", *names], rows)
+    return table(["policy", *names], rows, f"{data.name}: win rates, %, under every procedure")
 
 
-def _by_judge(data: ObjectiveData) -> Sheet:
+def _by_judge(data: ObjectiveData) -> Html:
     rows = []
     for name in data.variants:
         found = [data.row(name, judge, data.procedure) for judge in data.judges]
-        gaps = [Value(points(row["win_rate"] - found[0]["win_rate"])) for row in found[1:]]
-        rows.append((policy_of(data, name), [*(_win_rate(row) for row in found), *gaps]))
+        gaps = [points(row["win_rate"] - found[0]["win_rate"]) for row in found[1:]]
+        rows.append([policy_key(data, name), *(_win_rate(row) for row in found), *gaps])
     columns = [JUDGES[judge] for judge in data.judges]
     columns += [f"{JUDGES[judge]} − {columns[0]}, points" for judge in data.judges[1:]]
-    return Sheet(["win rate, %", *columns], rows)
+    own = procedure_words(data.procedure)
+    return table(["policy", *columns], rows, f"{data.name}: win rates, %, by judge, under {own}")
 
 
-def _lengths(data: ObjectiveData) -> Sheet:
+def _lengths(data: ObjectiveData) -> Html:
     rows = []
     for name in (REFERENCE, *data.variants):
         tokens, finished = data.n_tokens[name], data.finished[name]
-        cells = [
-            Value(decimal(float(tokens.mean()), 1)),
-            Value(decimal(float(tokens.std()), 1)),
-            Value(percent(float(1 - finished.mean()))),
+        cells: list[str] = [
+            decimal(float(tokens.mean()), 1),
+            decimal(float(tokens.std()), 1),
+            percent(float(1 - finished.mean())),
         ]
         if name == REFERENCE:
-            cells += [Value("0"), Value("0")]
+            cells += ["0", "0"]
         else:
             row = data.row(name, SELECTING, data.procedure)
             cells += [
-                Value(decimal(row[key], 3), f"± {decimal(row[f'{key}_se'], 3)}")
-                for key in ("kl", "log_ratio")
+                measured(decimal(row[kind], 3), f"± {decimal(row[f'{kind}_se'], 3)}")
+                for kind in ("kl", "log_ratio")
             ]
-        rows.append((policy_of(data, name), cells))
-    columns = ["mean length, tokens", "standard deviation", "cut, %"]
-    return Sheet(["policy", *columns, "KL, exact per token, nats", "KL, log-ratio, nats"], rows)
+        rows.append([policy_key(data, name), *cells])
+    columns = ["policy", "mean length, tokens", "standard deviation", "cut, %"]
+    columns += ["KL, exact per token, nats", "KL, log-ratio, nats"]
+    return table(columns, rows, f"{data.name}: lengths, and two estimates of the KL")

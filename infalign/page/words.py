@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from infalign.files.tables import INDEPENDENT, SELECTING
+from infalign.files.names import GOLD, INDEPENDENT, SELECTING
 
 MISSING = "–"
 
 JUDGES = {
     SELECTING: "selecting reward",
     INDEPENDENT: "independent judge",
-    "gold": "gold utility",
+    GOLD: "gold utility",
 }
-
-
-class Value(NamedTuple):
-    """A number and, where it has one, its interval or error, both as text."""
-
-    text: str
-    spread: str = ""
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
@@ -48,6 +41,17 @@ def points(value: float) -> str:
     return text if text.startswith("−") or not float(text) else f"+{text}"
 
 
+def points_range(low: float, high: float) -> str:
+    """An interval of differences, in percentage points."""
+    return f"[{points(low)}, {points(high)}]"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Words in a sentence: a, b and c."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def procedure_words(spelling: str) -> str:
     """`best_of:4` as Best-of-4; other spellings as they are."""
     kind, _, n = spelling.partition(":")
@@ -68,7 +72,9 @@ READING = (
     "with the same KL can exceed, and the efficiency, the share of the way from 50 % to the "
     "limit that the policy went. The method’s limit is what a perfect optimiser would reach "
     "with that method’s own reward. A policy far below its method’s limit was trained badly; a "
-    "method far below the limit aims at the wrong thing.",
+    "method far below the limit aims at the wrong thing. A policy may lie a little above its "
+    "method’s limit: by chance, or because it is not the optimum of its own reward and closer to "
+    "that of the win rate.",
     "Brackets are 95 % intervals from resampling prompts; ± is one standard error. A difference "
     "between two policies is computed prompt by prompt, so its interval is narrower than the "
     "two policies’ own intervals suggest: read it from the table of differences.",
@@ -112,11 +118,21 @@ GLOSSARY = (
         "Limit",
         "The highest win rate that any policy can have at a given KL under a given procedure.",
     ),
-    ("Method’s limit", "The win rate of a variant’s exact optimum at the same KL."),
+    (
+        "Method’s limit",
+        "The win rate of a variant’s exact optimum at the same KL. It bounds nobody: a policy that "
+        "is not that optimum may lie above it.",
+    ),
     (
         "Efficiency",
         "(win rate − 50 %) / (limit − 50 %), at the policy’s own measured KL; of a reward of few "
         "levels, by the estimate with ties.",
+    ),
+    (
+        "Gate",
+        "The rules by which a policy replaces the one that is deployed (`promotion` in "
+        "params.yaml). `infalign promote` asks all of them; this page those that need nothing but "
+        "the results.",
     ),
     (
         "Selecting reward",

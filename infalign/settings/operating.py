@@ -1,4 +1,7 @@
-"""The sections of params.yaml about what happens to finished policies: no stage reads them."""
+"""The sections of params.yaml about what happens to finished policies.
+
+No stage reads them, but for the report, which says what the gate will by the bounds in `promotion`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class Suite(Section):
 
 
 class Promotion(Section):
-    """Which version of a model becomes the champion; no stage reads this."""
+    """Which version of a model becomes the champion; the report alone reads its bounds."""
 
     after_run: bool = Field(
         default=False, description="register, gate and promote when a pipeline run ends"

@@ -3,8 +3,9 @@
 Reads results/{prepare,sft,reward,sample}/metrics.json, results/prepare/prompts.parquet and, for
 every objective, results/calibrate/O, results/align/O/V/{history.jsonl, metrics.json} and
 results/evaluate/O. Writes results/report/{index.html, summary.json, metrics.json, plots/*.png}. The
-page is one file that opens from disk and loads nothing; summary.json has a row per objective,
-policy, judge and procedure; metrics.json is the headline for `dvc metrics`.
+page is one file that opens from disk and loads nothing, and begins with the gate's verdict by the
+rules that results answer; summary.json has a row per objective, policy, judge and procedure;
+metrics.json is the headline for `dvc metrics`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import pyarrow.compute as pc
 
 from infalign.aligning.budget import common_budget
 from infalign.data.dialogue import read_prompts
+from infalign.deployment.gate import judge_results, not_asked
+from infalign.deployment.measured import measured
 from infalign.errors import InputError
 from infalign.files.history import read_history
 from infalign.files.sources import check_listed, items
@@ -35,7 +38,7 @@ from infalign.files.tables import (
 from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.page.data import ObjectiveData
 from infalign.page.figures import save_png
-from infalign.page.render import page, render
+from infalign.page.render import render
 from infalign.page.results import summary_rows
 from infalign.page.sections import plates
 from infalign.rewards.description import FIELDS, REWARDS, in_words, kinds, settings_of
@@ -43,6 +46,20 @@ from infalign.settings.params import Objective, Params
 from infalign.theory.calibration import calibrate
 
 MEASURED = ("prepare", "sft", "reward", "sample")
+BOUNDS = tuple(  # what the gate's verdict on the page goes by, and nothing else of the section
+    f"promotion.{name}"
+    for name in (
+        "variant",
+        "win_rate",
+        "kl_nats",
+        "length_ratio",
+        "truncated",
+        "calibration_error",
+        "judge_margin",
+        "bootstrap",
+        "suites",
+    )
+)
 
 
 def needs(params: Params) -> Needs:
@@ -62,7 +79,9 @@ def needs(params: Params) -> Needs:
             "model.name_or_path",
             "objectives",
             "align.variants",
+            "sample.train_samples",
             "report",
+            *BOUNDS,
         ),
         outputs=("results/report",),
     )
@@ -90,10 +109,10 @@ def run(workspace: Workspace) -> None:
         "examples": params.report.examples,
     }
     metrics = {word: _json(workspace.results(word, "metrics.json")) for word in MEASURED}
-    write_text(out / "index.html", render(page(objectives, drawn, metrics, settings)))
+    write_text(out / "index.html", render(objectives, drawn, metrics, settings))
     write_json(out / "summary.json", summary_rows(objectives))
-    measured = {data.name: data.metrics["evaluate"] for data in objectives}
-    write_json(out / "metrics.json", measured)
+    headline = {data.name: data.metrics["evaluate"] for data in objectives}
+    write_json(out / "metrics.json", headline)
 
 
 def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
@@ -114,6 +133,9 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
     prompts = read_prompts(workspace.results("prepare", "prompts.parquet"), objective)
     calibration = workspace.results("calibrate", objective)
     sources = _sources(params.objectives[objective])
+    variants, bounds = params.run.variants, params.promotion
+    evidence = measured(workspace.results(), params, objective, variants)
+    others = [name for name in params.run.objectives if name != objective]
     return ObjectiveData(
         name=objective,
         procedure=params.objectives[objective].procedure,
@@ -137,6 +159,9 @@ def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:
             "evaluate": _json(folder / "metrics.json"),
             "rewards": _json(calibration / REWARDS) if sources else {},
         },
+        gate={v: judge_results(evidence[v], bounds) for v in variants},
+        not_asked=not_asked(bounds, objective, others),
+        candidate=bounds.variant if bounds.variant in variants else None,
         sources=sources,
     )
 

@@ -32,7 +32,7 @@ out.mkdir(parents=True)
 shutil.copyfile(work / "history.jsonl", out / "history.jsonl")
 (out / "metrics.json").write_text(json.dumps({"nested": {"number": 1.5}, "word": "text"}))
 if word == "report":
-    (out / "index.html").write_text("<p>report</p>")
+    (out / "index.html").write_text("<p>report</p><!--run-->")
     (out / "plots").mkdir()
     row = {"policy": "ctrl", "judge": "selecting", "win_rate": 0.7, "low": 0.6, "high": 0.8}
     row |= {"limit": 0.75, "method_limit": 0.74, "efficiency": 0.9, "kl": 0.5, "kl_se": 0.01}

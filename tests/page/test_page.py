@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from infalign.page import figures, health, palette, plots
-from infalign.page.examples import dialogue, kept_sample
+from infalign.page import figures, health, palette, plots, style
+from infalign.page.examples import dialogue, kept_of, own_draws, shown
 from infalign.page.words import decimal, percent, percent_range, points, procedure_words
 
 
@@ -50,8 +50,9 @@ def test_colours_stand_out(form):
     paper = getattr(palette.PAPER, form)
     for ink in palette.INKS:
         color = getattr(ink, form)
-        if ink in (palette.TEXT, palette.MUTED):
-            assert contrast(color, paper) >= 4.5, ink
+        if ink in palette.WORDS:
+            for ground in (paper, getattr(palette.SHADE, form)):
+                assert contrast(color, ground) >= 4.5, ink
         elif ink.name.startswith("series"):
             assert contrast(color, paper) >= 2.9, ink
 
@@ -60,15 +61,25 @@ def test_colours_are_told_apart_when_they_become_variables():
     assert len({ink.light for ink in palette.INKS}) == len(palette.INKS)
 
 
+def test_the_page_writes_with_those_colours_only():
+    """Whatever the style sheet calls `color` is an ink that stands out from the page's grounds."""
+    said = set(re.findall(r"(?<![-\w])color: (?!light)([^;}]+)", style.STYLE))
+    assert {f"var(--{ink.name})" for ink in palette.WORDS} <= said
+    assert said <= {f"var(--{ink.name})" for ink in palette.WORDS} | {"inherit"}
+    grounds = set(re.findall(r"background: ([^;}]+)", style.STYLE))
+    assert grounds <= {"var(--paper)", "var(--shade)", "white"}
+
+
 def small_figure():
     return figures.draw(lambda axes: axes[0].plot([0, 1], [0, 1], label="a"), 3, 2)
 
 
 def test_svg_stands_alone():
-    svg = figures.inline_svg(small_figure(), "mine", 'a "figure" <of> ours')
-    assert svg.startswith("<svg")
+    svg = figures.inline_svg(small_figure(), "mine", 'a "figure" <of> ours', "It <shows> this.")
+    assert svg.startswith('<svg role="img" aria-labelledby="mine-title mine-desc"')
     assert "http" not in svg
-    assert "&quot;figure&quot; &lt;of> ours" in svg
+    assert '<title id="mine-title">a &quot;figure&quot; &lt;of&gt; ours</title>' in svg
+    assert '<desc id="mine-desc">It &lt;shows&gt; this.</desc>' in svg
     assert all(i.startswith("mine-") for i in re.findall(r'\bid="([^"]+)"', svg))
     assert set(re.findall(r'href="(.)', svg)) <= {"#"}
     assert "var(--muted)" in svg
@@ -81,7 +92,7 @@ def test_files_are_the_same_every_time(tmp_path):
     first, second = ((tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
     assert first == second
     assert b"Software" not in first
-    svgs = {figures.inline_svg(small_figure(), "x", "") for _ in range(2)}
+    svgs = {figures.inline_svg(small_figure(), "x", "", "") for _ in range(2)}
     assert len(svgs) == 1
 
 
@@ -119,9 +130,10 @@ def test_more_variants_than_colours_differ_by_marker():
     assert len({(style.color, style.marker) for style in styles}) == 12
 
 
-def case(procedure: str):
+def case(procedure: str, samples: int = 12):
+    rewards = np.array([[0.2, 0.9, 0.1, 0.5, 2.0, -2.0, *[0.0] * (samples - 6)]])
     return SimpleNamespace(
-        procedure=procedure, rewards={"a": np.array([[0.2, 0.9, 0.1, 0.5, 2.0, -2.0]])}
+        procedure=procedure, rewards={"reference": rewards, "a": rewards}, variants=["a"]
     )
 
 
@@ -130,7 +142,20 @@ def case(procedure: str):
     [("standard", 0), ("best_of:4", 1), ("worst_of:4", 2), ("best_of:5", 4), ("rank:2/4", 0)],
 )
 def test_the_kept_response_is_one_of_the_first_n(procedure, kept):
-    assert kept_sample(case(procedure), "a", 0) == kept
+    assert kept_of(case(procedure), "a", 0, list(range(6))) == kept
+
+
+def test_policies_show_draws_of_other_numbers():
+    found = case("best_of:5")
+    assert own_draws(found, "reference") == [0, 1, 2, 3, 4]
+    assert own_draws(found, "a") == [5, 6, 7, 8, 9]
+    assert own_draws(case("best_of:5", 8), "a") == [5, 6, 7, 0, 1]  # no others are left
+    assert own_draws(case("standard"), "a") == [4, 5, 6, 7]
+
+
+def test_the_kept_draw_is_among_those_that_are_shown():
+    assert shown([5, 6, 7, 8, 9], 9) == [5, 6, 7, 9]
+    assert shown([5, 6, 7, 8, 9], 6) == [5, 6, 7, 8]
 
 
 def test_dialogue_has_a_turn_a_line():

@@ -66,7 +66,8 @@ def write_inputs(root: Path, params: Params, gold: bool = True) -> None:
         write_json(folder / "errors.json", case.errors())
         write_json(
             folder / "metrics.json",
-            {"test_tied_share": 0.02, "uniformity_ks": 0.012, "scale_change": 0.0},
+            {"test_tied_share": 0.02, "uniformity_ks": 0.012, "scale_change": 0.0}
+            | {"calibration_error": {"8": 0.11, "32": 0.056, "64": 0.04}},
         )
         for variant in params.run.variants:
             trained = results / "align" / objective / variant

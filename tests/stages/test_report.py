@@ -12,8 +12,12 @@ import pytest
 import report_case
 from report_case import case_params, run_evaluate, write_inputs
 
+from infalign.deployment.gate import judge_candidate, judge_results
+from infalign.deployment.measured import measured
 from infalign.errors import InputError
+from infalign.files.names import SELECTING
 from infalign.files.workspace import Workspace
+from infalign.page.words import decimal
 from infalign.settings.params import Params
 from infalign.stages import report
 
@@ -98,7 +102,10 @@ def test_a_rerun_gives_the_same_bytes(made):
 
 def test_the_page_loads_nothing(made):
     text = (made[0] / "index.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?:|//\w|src=|@import|<link|<script|<iframe|<object", text)
+    assert not re.search(r"https?:|//\w|src=|@import|<link|<iframe|<object", text)
+    scripts = re.findall(r"<script([^>]*)>", text)
+    assert set(scripts) == {"", ' type="application/json"'}
+    assert scripts.count("") == 1
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
 
 
@@ -110,6 +117,83 @@ def test_the_page_is_well_formed_and_its_links_lead_somewhere(made):
     assert {"table", "svg", "nav", "dl"} <= page.tags
 
 
+def test_tables_have_scoped_headers_captions_and_boxes_that_take_the_keyboard(made):
+    text = (made[0] / "index.html").read_text(encoding="utf-8")
+    tables = re.findall(r"<table>.*?</table>", text, flags=re.S)
+    assert len(tables) == text.count("<table")
+    for table in tables:
+        assert re.match(r"<table><caption>[^<]+</caption><thead>", table)
+        assert not re.search(r'<th(?! scope="(col|row)")(?!ead)', table)
+        assert len(re.findall('<th scope="row"', table)) == table.count("<tr>") - 1
+        assert not re.search("<th [^>]*></th>", table), "a header without a name"
+    boxes = re.findall('<div class="scroll" tabindex="0" role="region" aria-label="([^"]+)"', text)
+    assert len(boxes) == text.count('class="scroll"') == len(set(boxes))
+    assert len(boxes) == len(tables) + text.count("<figure")
+
+
+def test_every_figure_has_a_title_a_description_and_its_values(made):
+    folder, _ = made
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    figures = re.findall(r"<figure.*?</figure>", text, flags=re.S)
+    assert len(figures) == 2 * len(PLOTS)
+    rows = json.loads((folder / "summary.json").read_text())
+    for figure in figures:
+        name = re.search(r'<title id="([\w]+)-title">[^<]+</title>', figure)[1]
+        assert f'aria-labelledby="{name}-title {name}-desc"' in figure
+        assert f'<desc id="{name}-desc">' in figure
+        (data,) = re.findall(r'<script type="application/json">(.*?)</script>', figure, flags=re.S)
+        width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', figure).groups())
+        for panel in json.loads(data)["panels"]:
+            assert 0 <= panel["left"] < panel["right"] <= width
+            assert 0 <= panel["top"] < panel["bottom"] <= height
+            assert all(len(line["x"]) == len(line["y"]) for line in panel["lines"])
+        if name == "helpful_families":
+            panel = json.loads(data)["panels"][0]
+            assert panel["snap"] == [[0.0, "1"], [1.0, "2"], [2.0, "4"]]
+            line = next(line for line in panel["lines"] if line["name"] == "ctrl")
+            wanted = [
+                row
+                for row in rows
+                if (row["objective"], row["policy"], row["judge"]) == ("helpful", "ctrl", SELECTING)
+                and row["procedure"].startswith("best_of")
+            ]
+            assert line["x"] == [0.0, 1.0, 2.0]
+            assert line["y"] == pytest.approx([100 * row["win_rate"] for row in wanted], abs=0.05)
+            assert line["low"] == pytest.approx([100 * row["low"] for row in wanted], abs=0.05)
+
+
+def test_the_verdict_is_the_gate_s(made):
+    """The page's yes or no, and every number of its rules, are those that promotion will find."""
+    folder, params = made
+    page = " ".join(" ".join(read_page(folder).text).split())
+    for objective in params.run.objectives:
+        found = measured(folder.parent, params, objective, params.run.variants)
+        for name in params.run.variants:
+            asked = judge_candidate(found[name], None, params.promotion)
+            assert [r for r in asked.rules if r.name != "rolled_back"] == list(
+                judge_results(found[name], params.promotion).rules
+            )
+            for rule in asked.rules[:-1]:
+                assert decimal(rule.number, 3) in page
+    assert page.count("ctrl may be deployed, as far as these results tell") == 2
+    assert "Not asked here: champion, other_harmless, rolled_back;" in page
+
+
+def test_a_policy_that_fails_a_rule_is_refused_with_number_and_bound(made, tmp_path):
+    folder, params = made
+    (tmp_path / "results").mkdir()
+    for word in ("prepare", "sft", "reward", "sample", "calibrate", "align", "evaluate"):
+        (tmp_path / "results" / word).symlink_to(folder.parent / word)
+    strict = params.promotion.model_copy(update={"win_rate": 0.99, "variant": "identity"})
+    page = read_page(run_report(tmp_path, params.model_copy(update={"promotion": strict})))
+    text = " ".join(" ".join(page.text).split())
+    assert text.count("No: identity may not replace what is deployed.") == 2
+    assert re.search(r"It fails win_rate \(0\.\d{3}, must be >= 0\.99, short by 0\.\d+\)", text)
+    lost = params.promotion.model_copy(update={"variant": "nobody"})
+    page = read_page(run_report(tmp_path, params.model_copy(update={"promotion": lost})))
+    assert "promotion.variant names a policy that was not trained" in " ".join(page.text)
+
+
 def test_the_page_holds_no_number_that_is_not_one(made):
     text = " ".join(read_page(made[0]).text)
     assert not re.search(r"\b(nan|inf|None)\b", text)
@@ -117,8 +201,15 @@ def test_the_page_holds_no_number_that_is_not_one(made):
 
 def test_the_first_table_comes_first(made):
     page = " ".join(" ".join(read_page(made[0]).text).split())
-    assert page.index("Under Best-of-4, ctrl wins") < page.index("Health of each stage")
-    assert page.index("Health of each stage") < page.index("How far a calibrated reward")
+    places = [
+        "ctrl may",
+        "Against it",
+        "Under Best-of-4, ctrl wins",
+        "what it measured",
+        "How far a",
+    ]
+    found = [page.index(words) for words in places]
+    assert found == sorted(found)
 
 
 def test_summary_has_a_row_per_objective_policy_judge_and_procedure(made):
@@ -140,8 +231,9 @@ def test_markup_in_responses_is_shown_not_obeyed(tmp_path, monkeypatch):
     monkeypatch.setattr(report_case, "draw_response", lambda *a: f"{hostile} {plain(*a)}")
     params = case_params(run={"objectives": ["helpful"], "variants": ["ctrl"]})
     folder = make_report(tmp_path, params)
-    assert "script" not in read_page(folder).tags
-    assert "&lt;script&gt;" in (folder / "index.html").read_text()
+    text = (folder / "index.html").read_text()
+    assert "&lt;script&gt;alert" in text
+    assert "<script>alert" not in text
     assert any(
         '<script>alert("1")</script> & <b>bold</b>' in text for text in read_page(folder).text
     )

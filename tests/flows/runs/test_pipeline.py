@@ -109,6 +109,16 @@ def test_mlflow_has_a_parent_and_a_child_a_stage_with_all_evidence(
     client = project.tracking()
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert {"dvc.lock", "params.yaml", "report"} <= names
+    copy = Path(client.download_artifacts(parent.info.run_id, "report/index.html")).read_text()
+    assert copy == (project.root / ".infalign" / "report" / "index.html").read_text()
+    for words in (
+        parent.data.tags["mlflow.source.git.commit"][:10],
+        parent.info.run_id,
+        "Run took",
+    ):
+        assert words in copy
+    made = (project.root / "results" / "report" / "index.html").read_text()
+    assert made == "<p>report</p><!--run-->"
     for instance in INSTANCES:
         child = runs[instance][-1]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id

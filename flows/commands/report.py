@@ -1,0 +1,28 @@
+"""`infalign report`: the report of the results at hand, with the run that made it, in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    show: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open it, or say only where it is.")
+    ] = True,
+) -> None:
+    """Open the report: may these policies replace what is deployed, and what made it."""
+    from flows.runs import published
+    from infalign.settings.params import load_params
+
+    root = Path.cwd()
+    params = load_params(root / "params.yaml")
+    published.need_report(root)
+    folder = published.publish(root, params)
+    assert folder is not None
+    page = folder / "index.html"
+    typer.echo(f"Report   {page.relative_to(root)}")
+    if show:
+        typer.launch(page.resolve().as_uri())

@@ -107,7 +107,7 @@ pages: $(TESTS) $(AXE)  ## Look at the reports of a finished run in Chromium: pi
 	        --page ".infalign/pages/measured-$$(basename "$$folder").html" > /dev/null; \
 	done
 	@shopt -s nullglob; $(BIN)/python tests/page/browser.py .infalign/pages \
-	    {results,.infalign}/report/*.html results/compare/*/*.html .infalign/pages/*.html
+	    {results,.infalign}/report/*.html results/compare/*/*.html .infalign/{drift,pages}/*.html
 
 bench: setup  ## Timed comparisons with other ways; installs TRL into .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -9,13 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from infalign.files.workspace import write_text
-from infalign.instrument.charts import Axis, Line, Point, chart, ticks
-from infalign.instrument.html import table
-from infalign.page.style import STYLE
+from infalign.instrument.charts import Axis, Line, Point, drawn, ticks
+from infalign.page.markup import Chapter, Html, document, join, table, tag
 
 CHECKED = {  # quantities of a check, in words
     "win_rate": "win rate",
@@ -91,19 +89,12 @@ def write_page(root: Path, objective: str, checks: Sequence[Past]) -> Path:
 
 def page(objective: str, checks: Sequence[Past]) -> str:
     """The page as text."""
-    body = "".join(
-        f"<section><h2>{escape(source)} prompts</h2>{_figures(own)}{_table(own)}</section>"
+    chapters = [
+        Chapter(source, f"{source} prompts", join([*_figures(source, own), _table(source, own)]))
         for source, own in _by_source(checks).items()
-    )
+    ]
     title = f"Checks of the champions of {objective}"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n"
-        f'<div class="page">\n<header><h1>{escape(title)}</h1>'
-        f'<p class="lead">{len(checks)} checks.</p></header>\n<main>\n{body}\n</main>\n'
-        "</div>\n</body>\n</html>\n"
-    )
+    return document(title, tag("p", f"{len(checks)} checks.", class_="lead"), chapters)
 
 
 def _by_source(checks: Sequence[Past]) -> dict[str, list[Past]]:
@@ -125,11 +116,11 @@ def followed(checks: Sequence[Past]) -> list[str]:
     return [name for name in named if any(check.value(name) is not None for check in checks)]
 
 
-def _figures(checks: Sequence[Past]) -> str:
-    return "".join(f"<figure>{_figure(checks, name)}</figure>" for name in followed(checks))
+def _figures(source: str, checks: Sequence[Past]) -> list[Html]:
+    return [_figure(source, checks, name) for name in followed(checks)]
 
 
-def _figure(checks: Sequence[Past], name: str) -> str:
+def _figure(source: str, checks: Sequence[Past], name: str) -> Html:
     """One quantity over days, with the bound beyond which the alarm is raised."""
     first = checks[0].when
     seen, bounds = [], []
@@ -156,7 +147,8 @@ def _figure(checks: Sequence[Past], name: str) -> str:
         f"days since {time.strftime('%Y-%m-%d', time.gmtime(first))}",
         _days((checks[-1].when - first) / DAY),
     )
-    return chart(title, lines, across, Axis(title, ticks(min(heights), max(heights))))
+    up = Axis(title, ticks(min(heights), max(heights)))
+    return drawn(f"{title}, {source} prompts", lines, across, up, live=True)
 
 
 def _days(last: float) -> list[tuple[float, str]]:
@@ -174,14 +166,14 @@ def _cells(check: Past, names: Sequence[str]) -> list[str]:
     return found
 
 
-def _table(checks: Sequence[Past]) -> str:
+def _table(source: str, checks: Sequence[Past]) -> Html:
     names = followed(checks)
     head = ["check, UTC", "version", "prompts", *(_short(name) for name in names)]
     rows = [
-        [check.day, escape(check.version), _prompts(check), *_cells(check, names)]
+        [check.day, check.version, _prompts(check), *_cells(check, names)]
         for check in reversed(checks)
     ]
-    return table([escape(word) for word in head], rows)
+    return table(head, rows, f"Checks on {source} prompts, the newest first")
 
 
 def _short(name: str) -> str:

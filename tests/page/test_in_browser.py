@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import infalign
+from flows.runs import drift_page
 from infalign.files.workspace import Workspace
 from infalign.page import comparison
 from infalign.page.published import Fact, Ruling, published
@@ -47,7 +48,27 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     _measurement().save_page(measured)
     data = _comparison()
     compared.write_text(comparison.render_comparison(data, comparison.plates(data)))
-    return {"report": plain, "published": copy, "measured": measured, "compared": compared}
+    checked = root / "checked.html"
+    checked.write_text(drift_page.page("helpful", _checks()))
+    return {
+        "report": plain,
+        "published": copy,
+        "measured": measured,
+        "compared": compared,
+        "checked": checked,
+    }
+
+
+def _checks() -> list[drift_page.Past]:
+    """A week of checks on two kinds of prompts, made up."""
+    numbers = {"win_rate.before": 0.86, "win_rate.threshold": 0.05, "prompts": 64.0}
+    return [
+        drift_page.Past(
+            1.79e9 + 86400 * day, "3", source, numbers | {"win_rate.now": 0.9 - day / 50}
+        )
+        for source in ("fresh", "log")
+        for day in range(7)
+    ]
 
 
 def _measurement() -> infalign.measure:  # type: ignore[valid-type]
@@ -91,7 +112,7 @@ def _comparison() -> comparison.Comparison:
     )
 
 
-@pytest.mark.parametrize("kind", ["report", "published", "measured", "compared"])
+@pytest.mark.parametrize("kind", ["report", "published", "measured", "compared", "checked"])
 def test_nothing_is_wrong_with_a_page(seen: Browser, pages: dict[str, Path], kind: str) -> None:
     assert faults_of(seen, pages[kind]) == []
 

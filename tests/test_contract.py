@@ -32,7 +32,7 @@ LOCAL = PARAMS.model_copy(  # models from folders, which are dependencies of the
 )
 FOLDERS = {PARAMS.data.path: "${data.path}"} | {f"local/{s}": f"${{{s}.folder}}" for s in BUILT}
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-WORDS = list(STAGES)
+WORDS, VARIANTS = list(STAGES), PARAMS.run.variants
 RUN = [word for word in WORDS if not STAGES[word].compares]
 COMPARING = [word for word in WORDS if STAGES[word].compares]
 PLACES = ("deps", "params", "outs", "metrics")
@@ -222,8 +222,17 @@ def _leaves(tree: Any, prefix: str = "") -> set[str]:
 
 def test_metrics_and_plots_of_dvc_yaml_lie_in_outputs() -> None:
     outputs = [o for word in WORDS for o in specification(word).outputs]
-    for path in [*DVC.get("metrics", []), *DVC.get("plots", [])]:
+    for path in [*DVC["metrics"], *(name for plot in DVC["plots"] for name in plot)]:
         assert any(path == o or path.startswith(f"{o}/") for o in outputs), path
+
+
+def test_the_policies_are_dvc_s_artifacts() -> None:
+    lie = {(f"{o}-{v}", f"results/align/{o}/{v}") for o in PARAMS.run.objectives for v in VARIANTS}
+    found = DVC["artifacts"]
+    assert {(name, one["path"].removesuffix("/policy")) for name, one in found.items()} == lie
+    fewer = PARAMS.model_copy(update={"run": PARAMS.run.model_copy(update={"variants": ["ctrl"]})})
+    text = rewritten((ROOT / "dvc.yaml").read_text(encoding="utf-8"), fewer)
+    assert list(yaml.safe_load(text)["artifacts"]) == ["helpful-ctrl", "harmless-ctrl"]
 
 
 def test_readme_names_the_stages_in_order() -> None:

@@ -1,9 +1,9 @@
 """`make dvc`: the files in dvc.yaml: those that stages import, and those that params.yaml names.
 
 `python -m flows.project.dependencies` rewrites the `infalign/….py` lines among the dependencies of
-every stage, and those that follow from params.yaml (the user's own files, results of the items of
-its lists), and leaves all others alone; with `--check` it writes nothing and exits with 1 where
-something would change.
+every stage, those that follow from params.yaml (the user's own files, results of the items of its
+lists), and the policies among the artifacts, and leaves all others alone; with `--check` it writes
+nothing and exits with 1 where something would change.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from infalign.settings.params import Params, load_params
 FILE = Path("dvc.yaml")
 _STAGE = re.compile(r"^  (\w+):", re.MULTILINE)
 _SOURCES = re.compile(r"(?<=\n)(?:      - infalign/\S+\.py\n)+")
+_ARTIFACTS = re.compile(r"(?m)^(artifacts:.*\n)(?:  .*\n)*")
 MARK_OR_DATA = re.compile(rf"(?m)^      - (?:.*{MARK}|\$\{{data\.path\}})\n")
 
 
@@ -30,7 +31,20 @@ def rewritten(text: str, params: Params) -> str:
 
 def with_own(text: str, params: Params) -> str:
     """The text of dvc.yaml with the files that params.yaml names, its other lines as they are."""
-    return "".join(_with_own(section, params) for section in _sections(text))
+    own = "".join(_with_own(section, params) for section in _sections(text))
+    return _ARTIFACTS.sub(lambda match: match.group(1) + _policies(params), own)
+
+
+def _policies(params: Params) -> str:
+    """The policies as DVC's artifacts, `helpful-ctrl` and so on."""
+    return "".join(
+        f"  {objective}-{variant}:\n"
+        f"    path: results/align/{objective}/{variant}/policy\n"
+        f"    type: model\n"
+        f"    desc: {objective}, the policy {variant}\n"
+        for objective in params.run.objectives
+        for variant in params.run.variants
+    )
 
 
 def _sections(text: str) -> list[str]:

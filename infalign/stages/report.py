@@ -2,10 +2,10 @@
 
 Reads results/{prepare,sft,reward,sample}/metrics.json, results/prepare/prompts.parquet and, for
 every objective, results/calibrate/O, results/align/O/V/{history.jsonl, metrics.json} and
-results/evaluate/O. Writes results/report/{index.html, summary.json, metrics.json, plots/*.png}. The
-page is one file that opens from disk and loads nothing, and begins with the gate's verdict by the
-rules that results answer; summary.json has a row per objective, policy, judge and procedure;
-metrics.json is the headline for `dvc metrics`.
+results/evaluate/O. Writes results/report/{index.html, summary.json, metrics.json, plots/*.png,
+headline/O-V.json, data/NAME/O.json}. The page is one file that opens from disk and loads nothing,
+and begins with the gate's verdict by the rules that results answer; summary.json has a row per objective, policy, judge and procedure; the last two are for `dvc
+metrics` and `dvc plots` (infalign.page.series).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from infalign.page.figures import save_png
 from infalign.page.render import render
 from infalign.page.results import summary_rows
 from infalign.page.sections import plates
+from infalign.page.series import headlines, overlays
 from infalign.rewards.description import FIELDS, REWARDS, in_words, kinds, settings_of
 from infalign.settings.params import Objective, Params
 from infalign.theory.calibration import calibrate
@@ -111,8 +112,13 @@ def run(workspace: Workspace) -> None:
     metrics = {word: _json(workspace.results(word, "metrics.json")) for word in MEASURED}
     write_text(out / "index.html", render(objectives, drawn, metrics, settings))
     write_json(out / "summary.json", summary_rows(objectives))
-    headline = {data.name: data.metrics["evaluate"] for data in objectives}
-    write_json(out / "metrics.json", headline)
+    measured = {data.name: data.metrics["evaluate"] for data in objectives}
+    write_json(out / "metrics.json", measured)
+    for data in objectives:
+        for name, numbers in headlines(data).items():
+            write_text(out / "headline" / f"{name}.json", json.dumps(numbers, indent=2) + "\n")
+        for name, rows in overlays(data).items():
+            write_text(out / "data" / name / f"{data.name}.json", json.dumps(rows) + "\n")
 
 
 def read_objective(workspace: Workspace, objective: str) -> ObjectiveData:

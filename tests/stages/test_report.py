@@ -22,6 +22,7 @@ from infalign.settings.params import Params
 from infalign.stages import report
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "line", "circle", "defs"}
+DATA = ("win_rate", "training_kl", "training_calibrated", "calibration_error")
 PLOTS = ("frontier", "families", "judges", "training", "calibration", "rewards")
 
 
@@ -88,9 +89,12 @@ def read_page(folder: Path) -> Reader:
 
 def test_exact_files(made):
     folder, params = made
-    plots = {f"plots/{o}_{name}.png" for o in params.run.objectives for name in PLOTS}
+    names = params.run.objectives
+    plots = {f"plots/{o}_{name}.png" for o in names for name in PLOTS}
+    data = {f"data/{name}/{o}.json" for o in names for name in DATA}
+    headline = {f"headline/{o}-{v}.json" for o in names for v in params.run.variants}
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert found == {"index.html", "metrics.json", "summary.json"} | plots
+    assert found == {"index.html", "metrics.json", "summary.json"} | plots | data | headline
 
 
 def test_a_rerun_gives_the_same_bytes(made):
@@ -223,6 +227,35 @@ def test_summary_has_a_row_per_objective_policy_judge_and_procedure(made):
     for row in rows:
         assert set(row) == {"objective", "policy", "judge", "procedure", *numbers}
         assert all(row[name] is None or math.isfinite(row[name]) for name in numbers)
+
+
+def test_what_dvc_compares_is_what_the_summary_says(made):
+    folder, params = made
+    rows = json.loads((folder / "summary.json").read_text())
+    for objective in params.run.objectives:
+        own = {
+            row["policy"]: row
+            for row in rows
+            if (row["objective"], row["judge"]) == (objective, "selecting")
+            and row["procedure"] == params.objectives[objective].procedure
+        }
+        points = json.loads((folder / "data" / "win_rate" / f"{objective}.json").read_text())
+        drawn = {row["series"]: row for row in points if "low" in row}
+        assert set(drawn) == set(params.run.variants)
+        assert {row["series"] for row in points} == {"limit", *drawn}
+        for variant in params.run.variants:
+            path = folder / "headline" / f"{objective}-{variant}.json"
+            numbers = json.loads(path.read_text())
+            assert list(numbers)[0] == "win_rate"
+            assert numbers == {key: own[variant][key] for key in numbers}
+            assert drawn[variant].items() <= (own[variant] | {"series": variant}).items()
+            history = folder.parent / "align" / objective / variant / "history.jsonl"
+            steps = [json.loads(line) for line in history.read_text().splitlines()]
+            for name in ("kl", "calibrated"):
+                path = folder / "data" / f"training_{name}" / f"{objective}.json"
+                curve = [row for row in json.loads(path.read_text()) if row["series"] == variant]
+                assert [row[name] for row in curve] == [row[name] for row in steps if name in row]
+                assert curve
 
 
 def test_markup_in_responses_is_shown_not_obeyed(tmp_path, monkeypatch):

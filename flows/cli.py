@@ -5,20 +5,41 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from flows.commands import data, engine, promote
+from flows.commands import completing, data, engine, promote
 from flows.commands.frontier import frontier
+from flows.commands.live import viewing
 from flows.commands.measure import measure
 from flows.commands.report import report
 from flows.commands.restore import restore
 from infalign import __version__
 from infalign.errors import InputError
 
+INTERRUPTED = 130
+WHAT_IS_LEFT = {"run", "compare"}  # whose stages can be resumed
+
+
+class Interruptible(TyperGroup):
+    """The commands; Ctrl-C ends any of them with a sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            resumed = ctx.invoked_subcommand in WHAT_IS_LEFT
+            end = ", every stage was ended: run again to resume." if resumed else "."
+            print(f"infalign: interrupted{end}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="infalign",
+    cls=Interruptible,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,7 +54,32 @@ app.command()(restore)
 for _command in promote.COMMANDS:
     app.command()(_command)
 
-INTERRUPTED = 130
+
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Write a value into params.yaml first.",
+        autocompletion=completing.settings,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Write recipes/NAME.yaml, or a file's path, before.",
+        autocompletion=completing.recipes,
+    ),
+]
+Schedules = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A deployment whose schedule to switch.",
+        autocompletion=completing.deployments,
+    ),
+]
 
 
 def _say_version(wanted: bool) -> None:
@@ -53,14 +99,8 @@ def _options(
 
 @app.command()
 def run(
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Write a value into params.yaml first."),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Write recipes/NAME.yaml, or a file's path, before."),
-    ] = None,
+    assignments: Assignments = None,
+    recipe: Recipe = None,
     name: Annotated[str, typer.Option(help="Shown in Prefect and MLflow.")] = "pipeline",
     dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
     promote: Annotated[
@@ -71,44 +111,34 @@ def run(
     ] = False,
 ) -> None:
     """Bring every stage up to date: what did not change is skipped."""
-    from flows.commands import run
-    from flows.project.recipes import read_recipe
-
     root = Path.cwd()
-    try:
-        if dry_run and push:
-            raise InputError("--dry-run makes nothing to push: leave out --push.")
-        if dry_run:
-            run.show_plan(root, assignments or [], recipe=recipe)
-        else:
-            settings = read_recipe(root, recipe) if recipe is not None else []
-            run.run_pipeline(root, name, assignments or [], promote, push, recipe=settings)
-    except KeyboardInterrupt:
-        print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    if dry_run and push:
+        raise InputError("--dry-run makes nothing to push: leave out --push.")
+    if dry_run:
+        from flows.commands.run import show_plan
+
+        show_plan(root, assignments or [], recipe=recipe)
+        return
+    with viewing("Reading the project") as view:
+        from flows.commands.run import run_pipeline
+        from flows.project.recipes import read_recipe
+
+        settings = read_recipe(root, recipe) if recipe is not None else []
+        run_pipeline(root, name, assignments or [], promote, push, recipe=settings, view=view)
 
 
 @app.command()
 def compare(
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Write a value into params.yaml first."),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Write recipes/NAME.yaml, or a file's path, before."),
-    ] = None,
+    assignments: Assignments = None,
+    recipe: Recipe = None,
     name: Annotated[str, typer.Option(help="Shown in Prefect and MLflow.")] = "compare",
     dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
 ) -> None:
     """Train every method in `compare` at every KL budget and seed, and set them side by side."""
-    from flows.commands.compare import compare_methods
+    with viewing("Reading the project") as view:
+        from flows.commands.compare import compare_methods
 
-    try:
-        compare_methods(Path.cwd(), name, assignments or [], dry_run, recipe)
-    except KeyboardInterrupt:
-        print("infalign: interrupted, every stage was ended: run again to resume.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        compare_methods(Path.cwd(), name, assignments or [], dry_run, recipe, view)
 
 
 @app.command()
@@ -137,12 +167,8 @@ def down() -> None:
 
 @app.command()
 def schedule(
-    on: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Switch its schedule on.")
-    ] = None,
-    off: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Switch its schedule off.")
-    ] = None,
+    on: Schedules = None,
+    off: Schedules = None,
 ) -> None:
     """Put prefect.yaml's deployments to work; what is switched on runs by itself from then on."""
     from flows.runs import deployments
@@ -166,7 +192,10 @@ def evaluate_champion(
 
 @app.command()
 def serve(
-    objective: Annotated[str | None, typer.Option(help="Which model; needless if one.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="Which model; needless if one.", autocompletion=completing.objectives),
+    ] = None,
     alias: Annotated[str, typer.Option(help="Whose version is served.")] = "champion",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any free one.")] = 5001,

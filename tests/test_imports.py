@@ -38,6 +38,7 @@ FLOWS = [
     "runs",
     "commands",
     "cli",
+    "__main__",
 ]
 ORDER = [f"infalign.{room}" for room in LIBRARY] + [f"flows.{room}" for room in FLOWS]
 KEPT_OUT = {  # of a whole tree: what it is there to do without

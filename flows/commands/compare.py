@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.project.recipes import Setting, read_recipe
 from flows.project.versions import COMPARISON
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
 
+if TYPE_CHECKING:
+    from flows.commands.live import View
+
 OBJECTIVES = "compare.objectives"
 
 
 def compare_methods(
-    root: Path, name: str, assignments: Sequence[str], dry_run: bool, recipe: str | None = None
+    root: Path,
+    name: str,
+    assignments: Sequence[str],
+    dry_run: bool,
+    recipe: str | None = None,
+    view: View | None = None,
 ) -> None:
     """Bring the comparison up to date; what did not change is skipped."""
     from flows.commands import run
@@ -23,7 +31,7 @@ def compare_methods(
     if not dry_run:
         settings = read_recipe(root, recipe) if recipe is not None else []
         settings = with_objectives(root, assignments, settings)
-        run.run_pipeline(root, name, assignments, target=COMPARISON, recipe=settings)
+        run.run_pipeline(root, name, assignments, target=COMPARISON, recipe=settings, view=view)
     elif load_params(root / "params.yaml").compare.objectives:
         run.show_plan(root, assignments, COMPARISON, recipe)
     else:

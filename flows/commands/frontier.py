@@ -8,6 +8,7 @@ The numbers are infalign.theory's.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands import completing
 from flows.commands.frontier_question import FinishedRun, answer, ask, missing_procedures, read_run
 from infalign.errors import InputError
 
@@ -28,7 +30,10 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 def frontier(
     procedure: Annotated[
         list[str] | None,
-        typer.Option(help="standard, best_of:4, worst_of:4, rank:3/8, ...; repeatable."),
+        typer.Option(
+            help="standard, best_of:4, worst_of:4, rank:3/8, ...; repeatable.",
+            autocompletion=completing.procedures,
+        ),
     ] = None,
     kl: Annotated[
         list[str] | None,
@@ -36,7 +41,10 @@ def frontier(
     ] = None,
     transform: Annotated[
         list[str] | None,
-        typer.Option(help="identity, log, exp:10, optimal, auto, ...; repeatable."),
+        typer.Option(
+            help="identity, log, exp:10, optimal, auto, ...; repeatable.",
+            autocompletion=completing.transforms,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
     plot: Annotated[
@@ -56,16 +64,17 @@ def frontier(
         asked = ask(procedure or [], [_nats(text) for text in kl or []], transform or [], params)
         points = answer(asked)
         run = read_run(samples, asked) if samples else FinishedRun()
-        if plot is not None:
+        for name in missing_procedures(asked, run) if samples else ():
+            typer.echo(f"{samples} holds no policy evaluated under {name}.", err=True)
+        typer.echo(to_json(points, run) if as_json else to_text(points, run))
+        if plot is not None:  # which takes longer than the answer
+            sys.stdout.flush()
             from flows.commands.frontier_plot import draw, save
 
             save(draw(asked, run), plot)
             typer.echo(f"Drawn in {plot}.", err=True)
     except ValueError as error:
         raise InputError(str(error)) from None
-    for name in missing_procedures(asked, run) if samples else ():
-        typer.echo(f"{samples} holds no policy evaluated under {name}.", err=True)
-    typer.echo(to_json(points, run) if as_json else to_text(points, run))
 
 
 def _nats(text: str) -> float:

@@ -10,10 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.commands import completing
 from infalign.errors import InputError
 
 REFUSED = 1
-Objective = Annotated[str | None, typer.Option(help="A name in run.objectives.")]
+Objective = Annotated[
+    str | None,
+    typer.Option(help="A name in run.objectives.", autocompletion=completing.objectives),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

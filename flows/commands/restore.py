@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands import completing
 from infalign.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ def restore(
     version: Annotated[
         str | None, typer.Option(help="Number or alias of a registered version.")
     ] = None,
-    objective: Annotated[str | None, typer.Option(help="The version's objective.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="The version's objective.", autocompletion=completing.objectives),
+    ] = None,
     commit: Annotated[
         str | None, typer.Option(metavar="REV", help="A git commit, instead of a version.")
     ] = None,

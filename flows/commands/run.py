@@ -14,11 +14,13 @@ from rich.console import Console
 
 from flows.children.locks import run_lock
 from flows.children.processes import redact
+from flows.commands.live import View
 from flows.commands.promote import show_decision
 from flows.project import versions
 from flows.project.configuration import check_data, set_params
 from flows.project.dependencies import write_own
 from flows.project.recipes import Setting
+from flows.runs.progress import watching
 from flows.services.prefect_server import Server, prefect_server, prepare_environment
 from infalign.errors import InputError
 from infalign.settings.completion import completed
@@ -65,8 +67,10 @@ def run_pipeline(
     push: bool = False,
     target: str = versions.RUN,
     recipe: Sequence[Setting] = (),
+    view: View | None = None,
 ) -> None:
     """Run the flow in this process; raises InputError, or exits with the run's code."""
+    view = view or View("")
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, also while the server starts
         signal.signal(number, _interrupt)
     versions.check_project(root)
@@ -81,13 +85,20 @@ def run_pipeline(
             _say("dvc.yaml: its dependencies are those that params.yaml names.")
         prepare_environment(root)
         with prefect_server(root) as server:
-            from flows.runs.pipeline import tracking_page  # while the server starts
+            if server.temporary and not view.on:
+                _say("Starting a Prefect server for this run.")
+            with watching(root) as progress:
+                progress.phase = "Starting a Prefect server" if server.temporary else ""
+                view.follow(progress)
+                from flows.runs.pipeline import tracking_page  # while the server starts
 
-            server.wait()
-            done = _run_flow(root, name, promote, target, server)
-            page = server.page(done["flow_run_id"])
+                server.wait()
+                done = _run_flow(root, name, promote, target, server)
+            served = "infalign up" if server.temporary else ""
+            page = server.page(done["flow_run_id"]), served
+        view.stop()
         show_tables(root, params, target)
-        show_outcomes(root, done["outcomes"], page, tracking_page(done["flow_run_id"]))
+        show_outcomes(done["outcomes"], page, tracking_page(done["flow_run_id"]))
         for decision in done["decisions"]:
             show_decision(decision)
         if push:
@@ -174,11 +185,17 @@ def show_tables(root: Path, params: Params, target: str) -> None:
 
 
 def show_outcomes(
-    root: Path, outcomes: dict[str, str], prefect_page: str, mlflow_page: str
+    outcomes: dict[str, str], prefect: tuple[str, str], mlflow: tuple[str, str]
 ) -> None:
-    """What was done, and where to look."""
+    """What was done, and where to look: addresses on lines of their own.
+
+    Args:
+        prefect, mlflow: an address, and the command that serves it, if it is not up.
+    """
     counts = {word: list(outcomes.values()).count(word) for word in ("made", "restored")}
     unchanged = len(outcomes) - sum(counts.values())
     _say(f"{counts['made']} made, {counts['restored']} restored from cache, {unchanged} unchanged")
-    _say(f"MLflow   {mlflow_page}")
-    _say(f"Prefect  {prefect_page}")
+    for command in dict.fromkeys(command for _, command in (mlflow, prefect) if command):
+        _say(f"To look  {command}")
+    _say(f"MLflow   {mlflow[0]}")
+    _say(f"Prefect  {prefect[0]}")

@@ -42,6 +42,7 @@ from flows.project.versions import Busy, Plan, StageFailed, StageKilled
 from flows.registry.start import bring_starts
 from flows.runs import published
 from flows.runs.ending import ending
+from flows.runs.progress import FAILED, Progress, progress_of
 from flows.tracking import records
 from flows.tracking.tracker import PARENT, Tracker
 from infalign.files.stages import stage_of
@@ -63,6 +64,7 @@ class Run:
     slots: asyncio.Semaphore
     gpus: list[str]
     extra: dict[str, str]  # environment of every stage
+    progress: Progress
 
 
 _RUNS: dict[str, Run] = {}  # by the id of the flow run: tasks are handed ids, not objects
@@ -127,6 +129,8 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
     dvc_lock.keep(root)
     tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
     status = "KILLED"
+    progress = progress_of(root)
+    progress.phase = "Asking DVC what is stale"
     try:
         plan = await versions.read_plan(root, tell, target=target)
         if await bring_starts(root, params, plan, tell):
@@ -136,7 +140,8 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
         slots = asyncio.Semaphore(params.run.concurrency)
         gpus = await asyncio.to_thread(visible_gpus) if params.run.device != "cpu" else []
         extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}
-        run = Run(root, params, plan, tracker, tell, slots, gpus, extra)
+        progress.plan(plan.upstream, plan.stale, params.run.concurrency)
+        run = Run(root, params, plan, tracker, tell, slots, gpus, extra, progress)
         records.begin_run(run.tracker, root, params, name, plan)
         _RUNS[str(flow_run.id)] = run
         status = "FAILED"
@@ -156,7 +161,7 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
         # Where both servers are gone, both are waited for at the same time.
         answering = _prefect_answers(tell) if status == "FINISHED" else asyncio.sleep(0, False)
         _, answers = await asyncio.gather(closing, answering)
-        _PAGES[str(flow_run.id)] = tracker.page()
+        _PAGES[str(flow_run.id)] = (tracker.page(), tracker.served_by())
         if answers:
             await records.publish_artifacts(root, tracker, params, target)
     return done | {"parent": tracker.run_id(PARENT)}
@@ -197,12 +202,12 @@ async def _prefect_answers(tell: Tell) -> bool:
         await asyncio.sleep(1)
 
 
-_PAGES: dict[str, str] = {}
+_PAGES: dict[str, tuple[str, str]] = {}
 
 
-def tracking_page(flow_run_id: str) -> str:
-    """Where the evidence of a finished run of this process is to be seen."""
-    return _PAGES.get(flow_run_id, "")
+def tracking_page(flow_run_id: str) -> tuple[str, str]:
+    """Where the evidence of a finished run of this process is, and the command that serves it."""
+    return _PAGES.get(flow_run_id, ("", ""))
 
 
 async def _run_all(run: Run, run_key: str) -> dict[str, str]:
@@ -276,9 +281,12 @@ async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> 
     try:
         if why is not None:
             logger.info("Stale: %s", why)
-            outcome = await _reproduce(run, instance, _teller(logger.info, instance))
+            tell = _teller(logger.info, instance, run.progress)
+            run.progress.begins(instance)
+            outcome = await _reproduce(run, instance, tell)
         maker = await records.end_stage(run.tracker, run.root, run.params, instance, outcome)
         status = "FINISHED"
+        run.progress.ends(instance, outcome)
     except asyncio.CancelledError:
         status = "KILLED"
         raise
@@ -287,6 +295,8 @@ async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> 
         raise
     finally:
         run.tracker.end(instance, status)
+        if status != "FINISHED":
+            run.progress.ends(instance, FAILED)
     result = {"instance": instance, "outcome": outcome, "made_by": maker or ""}
     if outcome == "made":
         return Completed(data=result)
@@ -334,12 +344,14 @@ def _is_local(params: Params, root: Path) -> bool:
     return all((root / name).is_dir() for name in names)
 
 
-def _teller(log: Tell, instance: str = "") -> Tell:
-    """Say a line in the terminal and in Prefect's log."""
+def _teller(log: Tell, instance: str = "", progress: Progress | None = None) -> Tell:
+    """Say a line in the terminal, beside its stage where a view is on, and in Prefect's log."""
 
     def tell(line: str) -> None:
-        shown = line if line.startswith(instance) else f"{instance} {line}"
-        print(shown, flush=True)
+        if progress is not None:
+            progress.says(instance, line.removeprefix(instance).strip())
+        if progress is None or not progress.shown:
+            print(line if line.startswith(instance) else f"{instance} {line}", flush=True)
         log(line.replace("%", "%%"))
 
     return tell

@@ -32,7 +32,7 @@ from flows.services.prefect_app import (
     server_command,
     server_environment,
 )
-from flows.services.services import PORTS, addresses
+from flows.services.services import PORTS, VARIABLES, addresses
 from infalign.errors import InputError
 
 STARTUP_SECONDS = 180.0
@@ -78,6 +78,11 @@ class Server:
     child: subprocess.Popen[bytes] | None = None  # None: the user's own
     answered: bool = False
 
+    @property
+    def temporary(self) -> bool:
+        """Whether it lives as long as the run."""
+        return self.child is not None
+
     def wait(self) -> None:
         """Until the server answers, or one sentence about why it does not."""
         if self.child is None:
@@ -100,11 +105,10 @@ class Server:
         self.answered = True
 
     def page(self, flow_run_id: str) -> str:
-        """How to look at a run: an address, or the command that serves it and the address."""
-        path = f"/runs/flow-run/{flow_run_id}"
-        if self.child is None:
-            return redact(self.url).rstrip("/").removesuffix("/api") + path
-        return f"infalign up  →  http://{HOST}:{PORTS['prefect']}{path}"
+        """The address of a run; after a temporary server, that of `infalign up`."""
+        up = f"http://{HOST}:{os.environ.get(VARIABLES['prefect']) or PORTS['prefect']}"
+        own = up if self.temporary else redact(self.url).rstrip("/").removesuffix("/api")
+        return f"{own}/runs/flow-run/{flow_run_id}"
 
 
 @contextlib.contextmanager

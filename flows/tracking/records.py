@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +232,13 @@ async def publish_artifacts(root: Path, tracker: Tracker, params: Params, target
     elif rows:
         await acreate_table_artifact(table=rows, key="win-rates", description="Win rates.")
         await acreate_markdown_artifact(key="report", markdown=report_markdown(root, rows))
-    page = tracker.page()
-    if page.startswith("http"):
-        await acreate_link_artifact(link=page, key="mlflow-run", link_text="The run in MLflow")
-    else:
-        link = re.sub(r"^.*→\s*", "", page)
-        await acreate_link_artifact(
-            link=link, key="mlflow-run", description=f"Serve it with `{page.split('  →')[0]}`."
-        )
+    served = tracker.served_by()
+    await acreate_link_artifact(
+        link=tracker.page(),
+        key="mlflow-run",
+        link_text="The run in MLflow",
+        description=f"Serve it with `{served}`." if served else None,
+    )
 
 
 def report_markdown(root: Path, rows: list[dict[str, Any]]) -> str:

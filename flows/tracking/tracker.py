@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from flows.children.processes import QUIET, Tell, redact
 from flows.services.mlflow_store import Unusable, check, make, making
-from flows.services.services import addresses
+from flows.services.prefect_app import HOST
+from flows.services.services import PORTS, addresses
 from flows.tracking.followers import Followers, Row
 from flows.tracking.journal import Journal
 
@@ -29,6 +30,7 @@ RESEND_SECONDS = 2.0
 CLOSE_SECONDS = 30.0
 EXPERIMENT = "infalign"
 PARENT = "pipeline"
+VIEW = "?workflowType=machine_learning"  # without it MLflow shows evaluations of agents
 MADE = "infalign.evidence"  # the tag of the run that made a result: the digest of its entry
 _CLIENT_ERRORS = {
     "INVALID_PARAMETER_VALUE",
@@ -187,12 +189,18 @@ class Tracker:
             )
 
     def page(self) -> str:
-        """How to look at the run: an address, or the command that serves it."""
-        run = f"/#/experiments/{self._experiment}/runs/{self.run_id(PARENT)}"
+        """The address of the run; it answers while `served_by` is at work."""
+        up = f"http://{HOST}:{os.environ.get('MLFLOW_PORT') or PORTS['mlflow']}"
+        server = redact(self.uri).rstrip("/") if self.uri.startswith("http") else up
+        return f"{server}/#/experiments/{self._experiment}/runs/{self.run_id(PARENT)}{VIEW}"
+
+    def served_by(self) -> str:
+        """The command that serves the page; none for a server that is up."""
         if self.uri.startswith("http"):
-            return redact(self.uri).rstrip("/") + run
-        uri = redact(self.uri).replace(f"{self.root}/", "")
-        return f".venv/bin/mlflow ui --backend-store-uri {uri}  →  http://127.0.0.1:5000{run}"
+            return ""
+        if self.uri == f"sqlite:///{self.root / 'mlflow.db'}":
+            return "infalign up"
+        return f"mlflow ui --backend-store-uri {redact(self.uri)}"
 
     def _add(self, op: str, key: str, **content: Any) -> None:
         self._journal.append({"op": op, "key": key, **content})

@@ -2,7 +2,8 @@
 
 Written by the stage report: results/report/headline/O-V.json for `dvc metrics`,
 results/report/data/NAME/O.json for `dvc plots`, which draws them by `.dvc/plots/series.json`: a
-row with an interval is a point, every other one belongs to the curve of its series.
+row with an interval is a point, every other one belongs to the curve of its series. DVC wants the
+same keys in every row.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from typing import Any
 from infalign.files.tables import SELECTING
 from infalign.page.data import ObjectiveData
 
-HEADLINE = ("win_rate", "low", "high", "limit", "efficiency", "kl")  # as `dvc metrics show` has them
+HEADLINE = (
+    "win_rate",
+    "low",
+    "high",
+    "limit",
+    "efficiency",
+    "kl",
+)  # as `dvc metrics show` has them
 TRAINING = ("kl", "calibrated")  # of a step: nats a response; mean calibrated reward
 Rows = list[dict[str, Any]]
 
@@ -40,7 +48,7 @@ def overlays(data: ObjectiveData) -> dict[str, Rows]:
 def _win_rate(data: ObjectiveData) -> Rows:
     """The limit as a curve, and a point with its interval a policy."""
     limit = [
-        {"series": "limit", "kl": row["kl"], "win_rate": row["win_rate"]}
+        {"series": "limit", "kl": row["kl"], "win_rate": row["win_rate"], "low": None, "high": None}
         for row in data.curves
         if row["curve"] == "limit" and row["procedure"] == data.procedure
     ]

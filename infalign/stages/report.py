@@ -4,8 +4,9 @@ Reads results/{prepare,sft,reward,sample}/metrics.json, results/prepare/prompts.
 every objective, results/calibrate/O, results/align/O/V/{history.jsonl, metrics.json} and
 results/evaluate/O. Writes results/report/{index.html, summary.json, metrics.json, plots/*.png,
 headline/O-V.json, data/NAME/O.json}. The page is one file that opens from disk and loads nothing,
-and begins with the gate's verdict by the rules that results answer; summary.json has a row per objective, policy, judge and procedure; the last two are for `dvc
-metrics` and `dvc plots` (infalign.page.series).
+and begins with the gate's verdict by the rules that results answer; summary.json has a row per
+objective, policy, judge and procedure; the last two are for `dvc metrics` and `dvc plots`
+(infalign.page.series).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from infalign.files.weights import NONE
 from tests.conftest import MakeOnce
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "flows.cli"]
+COMMAND = [sys.executable, "-m", "flows"]
 TOY_STAGE = (Path(__file__).parent / "toy_stage.py").read_text(encoding="utf-8")
 GUARD = """
 import os, socket

@@ -240,13 +240,14 @@ def test_what_dvc_compares_is_what_the_summary_says(made):
             and row["procedure"] == params.objectives[objective].procedure
         }
         points = json.loads((folder / "data" / "win_rate" / f"{objective}.json").read_text())
-        drawn = {row["series"]: row for row in points if "low" in row}
+        drawn = {row["series"]: row for row in points if row["low"] is not None}
+        assert len({tuple(row) for row in points}) == 1, "DVC draws nothing else"
         assert set(drawn) == set(params.run.variants)
         assert {row["series"] for row in points} == {"limit", *drawn}
         for variant in params.run.variants:
             path = folder / "headline" / f"{objective}-{variant}.json"
             numbers = json.loads(path.read_text())
-            assert list(numbers)[0] == "win_rate"
+            assert next(iter(numbers)) == "win_rate"
             assert numbers == {key: own[variant][key] for key in numbers}
             assert drawn[variant].items() <= (own[variant] | {"series": variant}).items()
             history = folder.parent / "align" / objective / variant / "history.jsonl"

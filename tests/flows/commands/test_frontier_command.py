@@ -12,7 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from flows.commands.frontier import frontier
-from flows.commands.frontier_question import Question, read_run
+from flows.commands.frontier_plot import draw
+from flows.commands.frontier_question import FinishedRun, Question, ask, read_run
 from infalign.errors import InputError
 from infalign.files.tables import CALIBRATED, read_table, write_table
 from infalign.settings.params import load_params
@@ -223,3 +224,16 @@ def test_pictures_have_the_same_bytes_every_time(tmp_path, suffix):
         written.append(path.read_bytes())
     assert len(written[0]) > 5000
     assert written[0] == written[1]
+
+
+def test_a_picture_shows_what_was_asked_for_and_nothing_else(tmp_path):
+    question = ask(["best_of:4"], [0.5], ["exp:10", "identity"], tmp_path / "none")
+    left, right = draw(question, FinishedRun()).axes
+    for axes in (left, right):
+        assert [line.get_label() for line in axes.get_lines()] == ["exp:10", "identity"]
+    styles = {(line.get_color(), line.get_linestyle()) for line in left.get_lines()}
+    assert len({color for color, _ in styles}) == 2
+    question = ask(["best_of:4"], [0.5], ["auto", "optimal"], tmp_path / "none")
+    left, right = draw(question, FinishedRun()).axes
+    assert [line.get_label() for line in left.get_lines()] == ["optimal", "exp:15"]
+    assert [line.get_label() for line in right.get_lines()] == ["optimal at KL 0.5", "exp:15"]

@@ -72,6 +72,9 @@ Recipe = Annotated[
         autocompletion=completing.recipes,
     ),
 ]
+Name = Annotated[
+    str, typer.Option(help="Shown in Prefect and MLflow.", show_default="what changed")
+]
 Schedules = Annotated[
     list[str] | None,
     typer.Option(
@@ -101,7 +104,7 @@ def _options(
 def run(
     assignments: Assignments = None,
     recipe: Recipe = None,
-    name: Annotated[str, typer.Option(help="Shown in Prefect and MLflow.")] = "pipeline",
+    name: Name = "",
     dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
     promote: Annotated[
         bool, typer.Option(help="Register, judge and promote the results at the end.")
@@ -131,7 +134,7 @@ def run(
 def compare(
     assignments: Assignments = None,
     recipe: Recipe = None,
-    name: Annotated[str, typer.Option(help="Shown in Prefect and MLflow.")] = "compare",
+    name: Name = "",
     dry_run: Annotated[bool, typer.Option(help="Only say what is stale, and why.")] = False,
 ) -> None:
     """Train every method in `compare` at every KL budget and seed, and set them side by side."""

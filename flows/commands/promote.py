@@ -140,13 +140,17 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
 ) -> None:
     """Return to the champion before this one."""
+    from flows.registry.describing import describe_model
     from flows.registry.promotion import check_reason
     from flows.registry.registry import model_name, open_registry
 
     root = Path.cwd()
     _, names = _objectives(root, objective, needed=True)
     why = check_reason(False, reason)
-    move = open_registry(root).champions(names[0]).rollback(why)
+    registry = open_registry(root)
+    champions = registry.champions(names[0])
+    move = champions.rollback(why)
+    describe_model(champions, registry.versions(names[0]))
     print(
         f"{model_name(names[0])} version {move.to} is the champion again, in place of version "
         f"{move.source}."

@@ -80,6 +80,9 @@ def run_pipeline(
     logging.raiseExceptions = False
     with run_lock(root):
         params = set_params(root / "params.yaml", assignments, _say, recipe)
+        written = dict(recipe) | {
+            k.strip(): v for k, _, v in (a.partition("=") for a in assignments)
+        }
         check_data(params, root)
         if write_own(root, params):
             _say("dvc.yaml: its dependencies are those that params.yaml names.")
@@ -93,7 +96,9 @@ def run_pipeline(
                 from flows.runs.pipeline import tracking_page  # while the server starts
 
                 server.wait()
-                done = _run_flow(root, name, promote, target, server)
+                call = {"name": name, "root": str(root), "promote": promote, "target": target}
+                call["settings"] = {key: redact(str(value)) for key, value in written.items()}
+                done = _run_flow(root, call, server)
             served = "infalign up" if server.temporary else ""
             page = server.page(done["flow_run_id"]), served
         view.stop()
@@ -105,12 +110,12 @@ def run_pipeline(
             _push(root)
 
 
-def _run_flow(root: Path, name: str, promote: bool, target: str, server: Server) -> dict[str, Any]:
+def _run_flow(root: Path, call: dict[str, Any], server: Server) -> dict[str, Any]:
     """What the flow gave; exits with one sentence where a stage, or Prefect, is in the way."""
     from prefect.exceptions import FlowPauseTimeout, TerminationSignal
 
     try:
-        return _recorded(root, name, promote, target, server)
+        return _recorded(root, call, server)
     except versions.StageFailed as error:
         print(f"infalign: {error}", file=sys.stderr)
         sys.exit(2 if error.user_error else 1)
@@ -128,14 +133,14 @@ def _run_flow(root: Path, name: str, promote: bool, target: str, server: Server)
         raise KeyboardInterrupt from None
 
 
-def _recorded(root: Path, name: str, promote: bool, target: str, server: Server) -> dict[str, Any]:
+def _recorded(root: Path, call: dict[str, Any], server: Server) -> dict[str, Any]:
     """Run the flow and have Prefect record its end, which an outage of Prefect may prevent."""
     from httpx import HTTPError
 
     from flows.runs.pipeline import how_it_ended, pipeline
 
     try:
-        asyncio.run(pipeline(name=name, root=str(root), promote=promote, target=target))
+        asyncio.run(pipeline(**call))
         return cast(dict[str, Any], how_it_ended(root))
     except HTTPError as error:
         done = how_it_ended(root)

@@ -19,6 +19,7 @@ from flows.children.processes import Tell, redact
 from flows.registry import registry as models
 from flows.registry.arena import Entrant, NotMet, meet, recall_bouts
 from flows.registry.champions import LONGEST_REASON, Overtaken, was_rolled_back
+from flows.registry.describing import describe_model
 from flows.registry.packaging import package
 from flows.registry.registry import Registry, find, model_name, recall, register, result_digest
 from infalign.deployment.evidence import Evidence, read_evidence
@@ -208,6 +209,7 @@ def promote(
         why = reason or "passed the gate"
         with contextlib.suppress(Overtaken):
             champions.promote(number, champion, why, in_short(verdict), forced)
+            describe_model(champions, registry.versions(objective))
             outcome = "forced" if forced else "promoted"
             return Decision(objective, number, champion, verdict, outcome)
     raise InputError(f"{model_name(objective)}: others promote all the time: try again.")

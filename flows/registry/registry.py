@@ -25,12 +25,16 @@ from filelock import FileLock
 from flows.children.processes import redact
 from flows.project import versions
 from flows.registry.champions import Champions, patiently
+from flows.registry.describing import PLOTS, describe_model, picture, version_words
 from flows.registry.packaging import save
 from flows.services.mlflow_store import said
+from flows.tracking.naming import run_name
 from flows.tracking.tracker import connect, default_uri
+from flows.tracking.views import REGISTRY
 from infalign.deployment.evidence import Evidence, read_evidence
 from infalign.deployment.gate import Verdict, judge_candidate
 from infalign.errors import InputError
+from infalign.files.stages import STAGES
 from infalign.settings.params import Params
 
 if TYPE_CHECKING:
@@ -132,7 +136,7 @@ def open_registry(root: Path) -> Registry:
     uri = default_uri(root)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
-        client, experiment = connect(root, uri)
+        client, experiment = connect(root, uri, REGISTRY)
     except InputError:
         raise
     except Exception as error:
@@ -185,6 +189,7 @@ def register(
         version = find(registry, objective, digest)
         if version is None:
             version = _create(registry, params, objective, folder, tags, parent)
+            describe_model(champions, registry.versions(objective))
         return adopt(registry, objective, version, tags)
 
 
@@ -264,12 +269,19 @@ def _create(
     client = registry.client
     _discard_unfinished(registry, tags[EVALUATION])
     marks = {"infalign.stage": "register", "infalign.objective": objective}
+    marks["infalign.instance"] = f"register@{objective}"
     marks[WORKSPACE] = _workspace(registry.root)
     if parent:
-        marks["mlflow.parentRunId"] = parent
-    run = client.create_run(registry.experiment, tags=marks, run_name=f"register@{objective}")
+        marks["infalign.run"] = parent
+    policy = STAGES["align"].instance(objective, params.promotion.variant)
+    name = f"register {run_name(policy, params)}"
+    run = client.create_run(registry.experiment, tags=marks, run_name=name)
     run_id, status = run.info.run_id, "FAILED"
+    words = version_words(registry.root, params, objective, run_id)
     try:
+        drawn = picture(registry.root, objective)
+        if drawn is not None:
+            client.log_artifact(run_id, str(drawn), PLOTS)
         for name in ("params.yaml", "dvc.lock", "dvc.yaml"):
             if (registry.root / name).is_file():
                 client.log_artifact(run_id, str(registry.root / name))
@@ -294,6 +306,7 @@ def _create(
                 run_id,
                 tags=dict(tags),
                 model_id=model.model_id,
+                description=words,
             )
         )
         status = "FINISHED"
@@ -308,7 +321,14 @@ def _log_numbers(client: MlflowClient, run_id: str, model_id: str, tags: Mapping
 
     now, prefix = int(time.time() * 1000), "infalign.number."
     metrics = [
-        Metric(key.removeprefix(prefix), float(value), now, 0, model_id=model_id, run_id=run_id)
+        Metric(
+            f"gate/{key.removeprefix(prefix)}",
+            float(value),
+            now,
+            0,
+            model_id=model_id,
+            run_id=run_id,
+        )
         for key, value in tags.items()
         if key.startswith(prefix)
     ]

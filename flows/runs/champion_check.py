@@ -215,6 +215,7 @@ def _record(registry: Registry, check: Check) -> None:
     moved += [f"suite {n}" for n, a in check.numbers.get("suites", {}).items() if a["alarm"]]
     tags = {
         "infalign.stage": "monitor",
+        "infalign.instance": f"monitor@{check.objective}",
         "infalign.objective": check.objective,
         "infalign.version": check.version,
         "infalign.prompts": check.numbers["source"],
@@ -223,7 +224,7 @@ def _record(registry: Registry, check: Check) -> None:
         "mlflow.note.content": check.sentence(),
     }
     client, now = registry.client, int(time.time() * 1000)
-    run = client.create_run(registry.experiment, run_name=f"monitor@{check.objective}")
+    run = client.create_run(registry.experiment, run_name=f"check {check.objective}")
     client.log_batch(
         run.info.run_id,
         metrics=[Metric(k, v, now, 0) for k, v in metrics(check.numbers).items()],

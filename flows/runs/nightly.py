@@ -49,7 +49,20 @@ class Skipped(Exception):
     """It is not this run's turn; the message says why."""
 
 
-@flow(name="nightly", persist_result=False, validate_parameters=False, **HOOKS)
+def _dated() -> str:
+    """What a run of a schedule is called: by its flow and the time at which it began."""
+    return f"{flow_run.flow_name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+
+
+def _budgets() -> str:
+    """What a backfill is called: by its budgets."""
+    budgets = flow_run.parameters.get("kl_nats") or ()
+    return f"backfill {', '.join(f'{budget:g}' for budget in budgets)} nats"
+
+
+@flow(
+    name="nightly", flow_run_name=_dated, persist_result=False, validate_parameters=False, **HOOKS
+)
 async def nightly(root: str = ".", promote: bool = True) -> Any:
     """Ask whether the data may train, bring every stage up to date, register, judge and promote.
 
@@ -73,7 +86,13 @@ async def nightly(root: str = ".", promote: bool = True) -> Any:
         return Failed(name=BREACH, message=str(breach))
 
 
-@flow(name="evaluate-champion", persist_result=False, validate_parameters=False, **HOOKS)
+@flow(
+    name="evaluate-champion",
+    flow_run_name=_dated,
+    persist_result=False,
+    validate_parameters=False,
+    **HOOKS,
+)
 async def evaluate_champion(
     root: str = ".", alias: str = "champion", prompts: str | Sequence[str] = "fresh"
 ) -> Any:
@@ -106,7 +125,13 @@ async def evaluate_champion(
     return Completed(message=said)
 
 
-@flow(name="backfill", persist_result=False, validate_parameters=False, **HOOKS)
+@flow(
+    name="backfill",
+    flow_run_name=_budgets,
+    persist_result=False,
+    validate_parameters=False,
+    **HOOKS,
+)
 async def backfill(root: str = ".", kl_nats: Sequence[float] = ()) -> Any:
     """The pipeline at each of several KL budgets; params.yaml and results are put back at the end.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from prefect import flow, get_client, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Completed, State
 
 from flows.children.locks import gpus_held, run_lock, visible_gpus
 from flows.children.processes import (
@@ -38,17 +37,19 @@ from flows.project import dvc_lock, versions
 from flows.project.configuration import check_data, complete_params
 from flows.project.dependencies import write_own
 from flows.project.leftovers import clear
-from flows.project.versions import Busy, Plan, StageFailed, StageKilled
+from flows.project.versions import Busy, Plan, StageFailed, StageKilled, lock_entries
 from flows.registry.start import bring_starts
 from flows.runs import published
 from flows.runs.ending import ending
 from flows.runs.progress import FAILED, Progress, progress_of
+from flows.runs.stopping import ends_on_signals, watch_cancelling
 from flows.tracking import records
+from flows.tracking.machine import watched
+from flows.tracking.naming import curve, what_changed
 from flows.tracking.tracker import PARENT, Tracker
 from infalign.files.stages import stage_of
 from infalign.settings.params import Params, load_params
 
-CANCEL_POLL_SECONDS = 3.0
 SERVER_SECONDS = 60.0  # how long a finished run waits for a Prefect server that went away
 
 
@@ -76,31 +77,47 @@ def how_it_ended(root: Path) -> dict[str, Any] | BaseException | None:
     return _ENDED.get(root.resolve())
 
 
-@flow(name="infalign", flow_run_name="{name}", persist_result=False, validate_parameters=False)
+def _first_name() -> str:
+    """What the flow run is called until it is known what there is to do."""
+    given = flow_run.parameters
+    settings = [f"{key} {value}" for key, value in (given.get("settings") or {}).items()]
+    return str(given.get("name") or ", ".join(settings)[:100] or "looking for changes")
+
+
+@flow(name="infalign", flow_run_name=_first_name, persist_result=False, validate_parameters=False)
 async def pipeline(
-    name: str = "pipeline", root: str = ".", promote: bool = False, target: str = versions.RUN
+    name: str = "",
+    root: str = ".",
+    promote: bool = False,
+    target: str = versions.RUN,
+    settings: dict[str, Any] | None = None,
 ) -> Any:
     """Bring a stage and all that it depends on up to date; `how_it_ended` has what was done.
 
     Args:
-        name: shown in Prefect and MLflow.
+        name: shown in Prefect and MLflow; empty: what changed.
         root: the project's folder.
         promote: register, judge and promote the results; as `promotion.after_run`.
         target: the last stage: `report`, or `compare`.
+        settings: what was written into params.yaml for this run, to be shown.
     """
-    return ending(await work(Path(root).resolve(), name, promote, target))
+    return ending(await work(Path(root).resolve(), name, promote, target, settings))
 
 
 async def work(
-    folder: Path, name: str, promote: bool, target: str = versions.RUN
+    folder: Path,
+    name: str,
+    promote: bool,
+    target: str = versions.RUN,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The body of a flow, whichever: what each instance did, and what was decided."""
     body = asyncio.current_task()
     assert body is not None
-    with run_lock(folder), _ends_on_signals(body):
-        watcher = asyncio.create_task(_watch_cancelling(str(flow_run.id), body))
+    with run_lock(folder), ends_on_signals(body):
+        watcher = asyncio.create_task(watch_cancelling(str(flow_run.id), body))
         try:
-            done = await _run(folder, name, target)
+            done = await _run(folder, name, target, settings or {})
             wanted = target == versions.RUN  # a comparison makes nothing to promote
             decisions = await _promote(folder, promote, done["parent"]) if wanted else []
             done |= {"decisions": decisions}
@@ -113,7 +130,7 @@ async def work(
             watcher.cancel()
 
 
-async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
+async def _run(root: Path, name: str, target: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The flow's body, with the workspace held."""
     logger, begun = get_run_logger(), time.monotonic()
     tell = _teller(logger.info)
@@ -142,14 +159,17 @@ async def _run(root: Path, name: str, target: str) -> dict[str, Any]:
         extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}
         progress.plan(plan.upstream, plan.stale, params.run.concurrency)
         run = Run(root, params, plan, tracker, tell, slots, gpus, extra, progress)
-        records.begin_run(run.tracker, root, params, name, plan)
+        title = name or what_changed(plan, params, settings, target, not lock_entries(root))
+        if not name:
+            await _rename(title)
+        records.begin_run(run.tracker, root, params, title, plan)
         _RUNS[str(flow_run.id)] = run
         status = "FAILED"
-        with _warm(run) if plan.stale else contextlib.nullcontext():
+        with _at_work(run) if plan.stale else contextlib.nullcontext():
             outcomes = await _run_all(run, str(flow_run.id))
         status = "FINISHED"
         copy = await asyncio.to_thread(_published, run, target, time.monotonic() - begun)
-        records.end_run(run.tracker, root, params, target, copy)
+        records.end_run(run.tracker, root, params, target, outcomes, copy)
         done = {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
     except asyncio.CancelledError:
         status = "KILLED"
@@ -276,7 +296,7 @@ async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> 
     run = _RUNS[run_key]
     logger = get_run_logger()
     why = run.plan.stale.get(instance)
-    records.begin_stage(run.tracker, instance)
+    records.begin_stage(run.tracker, run.root, run.params, instance)
     outcome, status = "unchanged", "FAILED"
     try:
         if why is not None:
@@ -308,7 +328,7 @@ async def stage(run_key: str, instance: str, upstream: list[dict[str, str]]) -> 
 
 async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
     """Run `dvc repro`, on GPUs of its own, one a process, where the stage needs them."""
-    run.tracker.follow(instance)
+    run.tracker.follow(instance, curve)
     tell("begins")
     begun = time.monotonic()
     await asyncio.to_thread(dvc_lock.mend, run.root)
@@ -325,6 +345,20 @@ async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
     dvc_lock.keep(run.root)
     tell(f"{outcome} in {time.monotonic() - begun:.0f} s")
     return outcome
+
+
+async def _rename(title: str) -> None:
+    """Call the flow run by what it does; an outage of Prefect is no reason to stop."""
+    with contextlib.suppress(Exception):
+        async with get_client() as client:
+            await client.update_flow_run(UUID(str(flow_run.id)), name=title)
+
+
+@contextlib.contextmanager
+def _at_work(run: Run) -> Iterator[None]:
+    """What a run that makes something has around it."""
+    with watched(run.tracker), _warm(run):
+        yield
 
 
 @contextlib.contextmanager
@@ -355,42 +389,3 @@ def _teller(log: Tell, instance: str = "", progress: Progress | None = None) -> 
         log(line.replace("%", "%%"))
 
     return tell
-
-
-@contextlib.contextmanager
-def _ends_on_signals(body: asyncio.Task[Any]) -> Iterator[None]:
-    """Cancel the flow on SIGTERM and SIGHUP, as asyncio does on Ctrl-C."""
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = {}
-    try:
-        for number in signals:
-            before[number] = signal.getsignal(number)
-            loop.add_signal_handler(number, body.cancel)
-    except (ValueError, RuntimeError):
-        before = {}  # not in the main thread: whoever owns it sees to the signals
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
-
-
-async def _watch_cancelling(flow_run_id: str, body: asyncio.Task[Any]) -> None:
-    """Cancel the flow when someone asks for it in Prefect."""
-    run_id = UUID(flow_run_id)
-    while True:
-        await asyncio.sleep(CANCEL_POLL_SECONDS)
-        with contextlib.suppress(Exception):  # Prefect's outage is no reason to stop
-            async with get_client() as client:
-                state = (await client.read_flow_run(run_id)).state
-                if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                    if state.is_cancelling():
-                        await client.set_flow_run_state(
-                            run_id,
-                            Cancelled(message="Every stage was ended."),
-                            force=True,
-                        )
-                    body.cancel()
-                    return

@@ -32,6 +32,7 @@ from flows.children.processes import (
     redact,
 )
 from flows.services.database import Database
+from flows.services.mlflow_pages import first_page
 from flows.services.mlflow_store import make, making
 from flows.services.prefect_app import (
     HOST,
@@ -132,8 +133,9 @@ def up(root: Path, ports: Mapping[str, int | None], database_url: str, tell: Tel
             with making(database.mlflow_url):  # as another project may at this moment
                 database.prepare()
         _start_all(root, missing, chosen, database)
-        for name, port in chosen.items():
-            tell(f"{'Prefect' if name == 'prefect' else 'MLflow':<7}  http://{HOST}:{port}")
+        tell(f"Prefect  http://{HOST}:{chosen['prefect']}")
+        mlflow = f"http://{HOST}:{chosen['mlflow']}"
+        tell(f"MLflow   {first_page(mlflow)}")
         tell(f"Key      in {key_path(root).relative_to(root)}, for Prefect's page")
         tell(f"Worker   pool {POOL}")
         if missing:

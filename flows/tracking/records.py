@@ -6,7 +6,10 @@ Reads dvc.lock and results/; writes nothing there.
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +20,37 @@ from prefect.artifacts import (
 )
 
 from flows.project.versions import COMPARISON, Plan, entry_digest, git_state, lock_entries
+from flows.tracking.naming import about, evaluated, finals, names_of, policy_words, run_name
 from flows.tracking.tracker import MADE, PARENT, Tracker
+from infalign.files.sources import data_paths
+from infalign.files.stages import STAGES
 from infalign.files.tables import SELECTING
 from infalign.files.weights import NONE
 from infalign.settings.params import Params
 
 # MLflow's client gives up sooner by itself; its first import on a busy machine takes long.
 MAKER_SECONDS = 60.0
-HEADLINE = ("win_rate", "low", "high", "limit", "efficiency", "kl")
+TABLE = (  # of the headline, in this order
+    "objective",
+    "policy",
+    "win_rate",
+    "low",
+    "high",
+    "limit",
+    "efficiency",
+    "kl",
+    "procedure",
+)
+_LONGEST_NOTE, _LONGEST_TAG = 4900, 4900  # characters; MLflow takes 5,000
 _EVIDENCE_FILES = {".json", ".html", ".png", ".svg"}
 _EVIDENCE_BYTES = 10_000_000
 
 
 def begin_run(tracker: Tracker, root: Path, params: Params, name: str, plan: Plan) -> None:
-    """The parent run: the commit, all parameters, what is stale."""
+    """The parent run: the commit, all parameters, the data, what is stale."""
     state = git_state(root)
-    tags = {
-        "mlflow.source.git.commit": state["commit"],
+    tags = _source(root, "infalign") | {
+        "infalign.instance": PARENT,
         "infalign.dirty": state["dirty"],
         "infalign.stale": ", ".join(plan.stale)[:4000] or "nothing",
     }
@@ -41,10 +58,33 @@ def begin_run(tracker: Tracker, root: Path, params: Params, name: str, plan: Pla
     tracker.params(PARENT, flatten(params.model_dump(mode="json")))
 
 
+def _source(root: Path, name: str) -> dict[str, str]:
+    """Whose run it is and what made it, as MLflow's pages show it."""
+    return {
+        "mlflow.source.name": name,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": git_state(root)["commit"],
+        "mlflow.user": user(),
+    }
+
+
+def user() -> str:
+    """Who runs this."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
 def end_run(
-    tracker: Tracker, root: Path, params: Params, target: str, report: Path | None = None
+    tracker: Tracker,
+    root: Path,
+    params: Params,
+    target: str,
+    outcomes: Mapping[str, str],
+    report: Path | None = None,
 ) -> None:
-    """The parent's evidence: dvc.lock, report or comparison, plots, headline numbers.
+    """The parent's evidence: dvc.lock, report or comparison, plots; what it found as its note.
 
     Args:
         report: the folder of the report as it is published.
@@ -52,19 +92,16 @@ def end_run(
     for name in ("dvc.lock", "dvc.yaml", "params.yaml"):
         if (root / name).is_file():
             tracker.artifact(PARENT, root / name)
+    tracker.inputs(PARENT, _data(root, params))
     if target == COMPARISON:
         _end_comparison(tracker, root, params)
         return
     if report is not None:
         tracker.artifact(PARENT, report, "report")
-    metrics = [
-        (f"{row['objective']}/{row['policy']}/{key}", float(row[key]), 0)
-        for row in headline(root, params)
-        for key in HEADLINE
-        if isinstance(row.get(key), int | float)
-    ]
-    if metrics:
-        tracker.metrics(PARENT, metrics)
+    done = [f"- {one}: {outcome}" for one, outcome in outcomes.items() if outcome != "unchanged"]
+    lines = ["The report is among the artifacts: `report/index.html`.", "", *done]
+    note = headline_markdown(headline(root, params)) + "\n".join(lines)
+    tracker.tags(PARENT, {"mlflow.note.content": note[:_LONGEST_NOTE]})
 
 
 def _end_comparison(tracker: Tracker, root: Path, params: Params) -> None:
@@ -99,22 +136,19 @@ def gains(root: Path, params: Params) -> list[dict[str, Any]]:
     return rows
 
 
-def names_of(instance: str) -> dict[str, str]:
-    """What an instance's name says: `contend@helpful-ctrl-0.5-0` is a variant, budget and seed."""
-    names = instance.partition("@")[2].split("-")
-    return dict(zip(("objective", "variant", "kl_nats", "seed"), filter(None, names), strict=False))
-
-
-def begin_stage(tracker: Tracker, instance: str) -> None:
-    """The child run of an instance."""
+def begin_stage(tracker: Tracker, root: Path, params: Params, instance: str) -> None:
+    """The child run of an instance, which is there once there is anything to say of it."""
+    word = instance.partition("@")[0]
     tags = {f"infalign.{key}": value for key, value in names_of(instance).items()}
-    tracker.begin(instance, instance, {"infalign.stage": instance.partition("@")[0]} | tags)
+    tags |= _source(root, f"infalign/stages/{word}.py")
+    tags |= {"infalign.stage": word, "infalign.instance": instance}
+    tracker.begin(instance, run_name(instance, params), tags, late=True)
 
 
 async def end_stage(
     tracker: Tracker, root: Path, params: Params, instance: str, outcome: str
 ) -> str | None:
-    """The child's evidence, or a link to the run that has it; that run's id.
+    """The child's evidence, or nothing where an earlier run has it; the id of the run with it.
 
     What DVC made without us (`dvc repro`) is recorded now.
     """
@@ -124,16 +158,44 @@ async def end_stage(
     outputs = [root / out["path"] for out in entry.get("outs", [])]
     tracker.finish(instance, outputs if outcome == "made" else [])
     digest = entry_digest(entry)
-    tags = {"infalign.outcome": outcome, "infalign.digest": digest}
     maker = None if outcome == "made" else await _maker(tracker, digest)
     if maker is not None:
-        words = "Unchanged" if outcome == "unchanged" else "Restored from DVC's cache"
-        note = f"{words}. Made by run [{maker}](../{maker})."
-        tracker.tags(instance, tags | {"infalign.made_by": maker, "mlflow.note.content": note})
         return maker
-    tracker.tags(instance, tags | {MADE: digest})
-    _record(tracker, root, instance, entry)
+    tags = {"infalign.outcome": outcome, "infalign.digest": digest, MADE: digest}
+    tracker.tags(instance, tags)
+    _record(tracker, root, params, instance, entry)
+    if instance.startswith("evaluate@"):
+        _record_policies(tracker, root, params, instance)
     return tracker.run_id(instance)
+
+
+def _record_policies(tracker: Tracker, root: Path, params: Params, instance: str) -> None:
+    """The numbers of an evaluation, in the runs of its policies; new ones of those not trained now.
+
+    So that the table of runs shows a policy with its win rate and what it was trained with.
+    """
+    objective = names_of(instance)["objective"]
+    try:
+        path = root / "results" / "evaluate" / objective / "metrics.json"
+        measured = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for variant in params.run.variants:
+        numbers = measured.get(variant)
+        rows = evaluated(numbers) if isinstance(numbers, dict) else []
+        if not rows:
+            continue
+        policy = STAGES["align"].instance(objective, variant)
+        trained_now = tracker.has(policy)
+        if not trained_now:
+            begin_stage(tracker, root, params, policy)
+            tracker.params(policy, about(policy, params))
+            tracker.inputs(policy, _data(root, params, objective))
+        tracker.metrics(policy, rows)
+        note = policy_words(numbers, params.objectives[objective].procedure)
+        tracker.tags(policy, {"mlflow.note.content": note})
+        if not trained_now:
+            tracker.end(policy, "FINISHED")
 
 
 async def _maker(tracker: Tracker, digest: str) -> str | None:
@@ -144,27 +206,18 @@ async def _maker(tracker: Tracker, digest: str) -> str | None:
         return None
 
 
-def _record(tracker: Tracker, root: Path, instance: str, entry: dict[str, Any]) -> None:
-    """Parameters, inputs by DVC hash, final numbers and small files of one instance."""
-    params = {k: v for keys in entry.get("params", {}).values() for k, v in keys.items()}
+def _record(
+    tracker: Tracker, root: Path, params: Params, instance: str, entry: dict[str, Any]
+) -> None:
+    """Parameters, data and inputs by DVC's hash, final numbers and small files of one instance."""
+    read = {k: v for keys in entry.get("params", {}).values() for k, v in keys.items()}
     # Names as parameters too: MLflow's page groups and compares runs by parameters.
-    params |= names_of(instance)
-    if params:
-        tracker.params(instance, flatten(params))
+    tracker.params(instance, flatten(read) | about(instance, params))
+    tracker.inputs(instance, _data(root, params, names_of(instance).get("objective")))
     deps = entry.get("deps", [])
-    inputs = [dep for dep in deps if not dep["path"].endswith(".py") and dep["path"] != NONE]
-    if inputs:
-        tracker.inputs(
-            instance,
-            [
-                {
-                    "name": dep["path"][-500:],
-                    "digest": str(dep.get("md5", "unknown"))[:36],
-                    "source": json.dumps({"path": dep["path"], "dvc": dep.get("md5")}),
-                }
-                for dep in inputs
-            ],
-        )
+    inputs = {d["path"]: d.get("md5") for d in deps if not d["path"].endswith(".py")}
+    inputs.pop(NONE, None)
+    tracker.tags(instance, {"infalign.inputs": json.dumps(inputs)[:_LONGEST_TAG]})
     for output in (root / out["path"] for out in entry.get("outs", [])):
         files = sorted(output.rglob("*")) if output.is_dir() else [output]
         base = output if output.is_dir() else output.parent
@@ -172,14 +225,25 @@ def _record(tracker: Tracker, root: Path, instance: str, entry: dict[str, Any]) 
             _record_file(tracker, instance, path, base)
 
 
+def _data(root: Path, params: Params, objective: str | None = None) -> list[dict[str, str]]:
+    """The preference data of a run by DVC's hash: an objective's, or all of it."""
+    entry = lock_entries(root).get("prepare", {})
+    known = {dep["path"]: str(dep.get("md5", "unknown")) for dep in entry.get("deps", [])}
+    paths = data_paths(params) if objective is None else (params.data_path(objective),)
+    return [
+        {
+            "name": path[-500:],
+            "digest": known.get(path, "unknown")[:36],
+            "source": json.dumps({"path": path, "dvc": known.get(path)}),
+            "context": "training",
+        }
+        for path in paths
+    ]
+
+
 def _record_file(tracker: Tracker, instance: str, path: Path, base: Path) -> None:
-    if path.name == "metrics.json":
-        numbers = flatten(json.loads(path.read_text(encoding="utf-8")))
-        rows = [
-            (f"final/{key}", float(value), 0)
-            for key, value in numbers.items()
-            if isinstance(value, int | float)
-        ]
+    if path.name == "metrics.json" and path.parent == base:
+        rows = finals(instance, json.loads(path.read_text(encoding="utf-8")))
         if rows:
             tracker.metrics(instance, rows)
     # A model's own files stay with DVC, which has their hash.
@@ -223,15 +287,20 @@ def headline(root: Path, params: Params) -> list[dict[str, Any]]:
 
 
 async def publish_artifacts(root: Path, tracker: Tracker, params: Params, target: str) -> None:
-    """Prefect's artifacts: the win rates, the report as markdown, a link to the MLflow run."""
-    rows = summary(root)
+    """Prefect's artifacts: the headline, the report's table and page, a link to the MLflow run."""
+    rows = headline(root, params)
     if target == COMPARISON:
         table = gains(root, params)
         if table:
             await acreate_table_artifact(table=table, key="gains", description="Gains, equal KL.")
     elif rows:
-        await acreate_table_artifact(table=rows, key="win-rates", description="Win rates.")
-        await acreate_markdown_artifact(key="report", markdown=report_markdown(root, rows))
+        await acreate_table_artifact(
+            table=[{key: row[key] for key in TABLE if key in row} for row in rows],
+            key="win-rates",
+            description="Win rate over the reference under each objective's own procedure.",
+        )
+        markdown = report_markdown(root, tracker.artifacts_page("report/index.html"), params)
+        await acreate_markdown_artifact(key="report", markdown=markdown)
     served = tracker.served_by()
     await acreate_link_artifact(
         link=tracker.page(),
@@ -241,13 +310,24 @@ async def publish_artifacts(root: Path, tracker: Tracker, params: Params, target
     )
 
 
-def report_markdown(root: Path, rows: list[dict[str, Any]]) -> str:
-    """The report's table in markdown, and where the page is."""
-    columns = ["objective", "policy", "judge", "procedure", *HEADLINE, "kl_se", "response_tokens"]
-    lines = [f"Report: `{root / 'results' / 'report' / 'index.html'}`", ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+def report_markdown(root: Path, page: str, params: Params) -> str:
+    """The headline in markdown, then every row of the report, and where its page is.
+
+    Args:
+        page: the address of the report in MLflow.
+    """
+    place = root / "results" / "report" / "index.html"
+    lines = [f"[The report]({page}) in MLflow; on this machine: `{place}`.", ""]
+    return "\n".join(lines) + "\n" + headline_markdown(headline(root, params))
+
+
+def headline_markdown(rows: list[dict[str, Any]]) -> str:
+    """The headline as a table in markdown; nothing without one."""
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(TABLE) + " |", "|" + " --- |" * len(TABLE)]
     for row in rows:
-        cells = [row.get(column) for column in columns]
-        shown = [f"{c:.4g}" if isinstance(c, float) else "" if c is None else str(c) for c in cells]
+        cells = [row.get(column) for column in TABLE]
+        shown = [f"{c:.3f}" if isinstance(c, float) else "" if c is None else str(c) for c in cells]
         lines.append("| " + " | ".join(shown) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n"

@@ -11,26 +11,26 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.children.processes import QUIET, Tell, redact
+from flows.services.mlflow_pages import VIEW, experiment_name
 from flows.services.mlflow_store import Unusable, check, make, making
 from flows.services.prefect_app import HOST
-from flows.services.services import PORTS, addresses
+from flows.services.services import PORTS, VARIABLES, addresses
+from flows.tracking.applying import PARENT, apply
 from flows.tracking.followers import Followers, Row
 from flows.tracking.journal import Journal
+from flows.tracking.views import ABOUT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RESEND_SECONDS = 2.0
 CLOSE_SECONDS = 30.0
-EXPERIMENT = "infalign"
-PARENT = "pipeline"
-VIEW = "?workflowType=machine_learning"  # without it MLflow shows evaluations of agents
 MADE = "infalign.evidence"  # the tag of the run that made a result: the digest of its entry
 _CLIENT_ERRORS = {
     "INVALID_PARAMETER_VALUE",
@@ -47,8 +47,11 @@ def default_uri(root: Path) -> str:
     return given or addresses(root).get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
 
 
-def connect(root: Path, uri: str) -> tuple[MlflowClient, str]:
+def connect(root: Path, uri: str, of: str = "") -> tuple[MlflowClient, str]:
     """A client and the id of the experiment; what is not there is made once, under a lock.
+
+    Args:
+        of: what the experiment's name ends with: the registry's runs have one of their own.
 
     Raises:
         Unusable: for a database of the project's that only its owner can mend.
@@ -60,7 +63,7 @@ def connect(root: Path, uri: str) -> tuple[MlflowClient, str]:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    name = experiment_name(of)
     place = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
     with making(uri):
         make(uri)
@@ -70,15 +73,18 @@ def connect(root: Path, uri: str) -> tuple[MlflowClient, str]:
         except Exception as error:
             check(uri, error)
             raise
-        if experiment is not None:
-            return client, str(experiment.experiment_id)
-        return client, _experiment(client, name, place)
+        if experiment is None:
+            return client, _experiment(client, name, place, ABOUT[of])
+        for key, text in ABOUT[of].items():
+            if experiment.tags.get(key) != text:
+                client.set_experiment_tag(experiment.experiment_id, key, text)
+        return client, str(experiment.experiment_id)
 
 
-def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
+def _experiment(client: MlflowClient, name: str, place: str | None, tags: dict[str, str]) -> str:
     """The id of a new experiment, or of the one that another machine made meanwhile."""
     try:
-        return str(client.create_experiment(name, artifact_location=place))
+        return str(client.create_experiment(name, artifact_location=place, tags=tags))
     except Exception as error:
         made = client.get_experiment_by_name(name)
         if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS" or made is None:
@@ -106,6 +112,9 @@ class Tracker:
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._begun: dict[str, int] = {}
+        self._waiting: dict[str, dict[str, Any]] = {}  # runs that begin with the first word
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
         self._questions: list[tuple[str, Future[str | None]]] = []
         self._wake, self._closing = threading.Event(), threading.Event()
         self._give_up = float("inf")
@@ -115,14 +124,38 @@ class Tracker:
 
     # What the flow says.
 
-    def begin(self, key: str, name: str, tags: Mapping[str, str]) -> None:
-        """Begin a run; every key but PARENT is a child of PARENT."""
-        self._begun.setdefault(key, int(time.time() * 1000))  # a retry goes on with its run
-        self._add("begin", key, name=name, tags=dict(tags), time=self._begun[key])
+    def begin(self, key: str, name: str, tags: Mapping[str, str], late: bool = False) -> None:
+        """Begin a run; every key but PARENT is a child of PARENT.
 
-    def follow(self, key: str) -> None:
-        """Log the instance's live history."""
-        self._followers.follow(key, lambda rows: self.metrics(key, rows))
+        Args:
+            late: only with the first word about it: of what is not made again there is no run.
+        """
+        self._begun.setdefault(key, int(time.time() * 1000))  # a retry goes on with its run
+        with self._lock:
+            entry = {"name": name, "tags": dict(tags), "time": self._begun[key]}
+            if late and key not in self._known:
+                self._waiting[key] = entry
+                return
+            self._known.add(key)
+            self._write("begin", key, **entry)
+
+    def has(self, key: str) -> bool:
+        """Whether there is a run of this key."""
+        return key in self._known
+
+    def follow(self, key: str, named: Callable[[str], str | None]) -> None:
+        """Log the instance's live history.
+
+        Args:
+            named: what a number of the history is called in MLflow; None: it is left out.
+        """
+
+        def send(rows: list[Row]) -> None:
+            chosen = [(name, v, step) for n, v, step in rows if (name := named(n)) is not None]
+            if chosen:
+                self.metrics(key, chosen)
+
+        self._followers.follow(key, send)
 
     def finish(self, key: str, outputs: list[Path]) -> None:
         """Log the rest of the history, from its finished files."""
@@ -132,6 +165,11 @@ class Tracker:
         """Log metrics; the time is the run's start and the step, so that repeats are one."""
         start = self._begun[key]
         self._add("metrics", key, rows=[[n, v, s, start + s] for n, v, s in rows])
+
+    def sampled(self, key: str, numbers: Mapping[str, float], step: int) -> None:
+        """Log what was measured now, of the machine."""
+        now = int(time.time() * 1000)
+        self._add("metrics", key, rows=[[n, v, step, now] for n, v in numbers.items()])
 
     def params(self, key: str, params: Mapping[str, object]) -> None:
         """Log parameters."""
@@ -154,6 +192,9 @@ class Tracker:
         if key not in self._begun:
             return
         self._followers.leave(key)
+        if status == "FINISHED" and not self.has(key):  # there was nothing to say of it
+            self._waiting.pop(key, None)
+            return
         self._add("end", key, status=status, time=int(time.time() * 1000))
 
     def maker(self, digest: str) -> Future[str | None]:
@@ -190,9 +231,16 @@ class Tracker:
 
     def page(self) -> str:
         """The address of the run; it answers while `served_by` is at work."""
-        up = f"http://{HOST}:{os.environ.get('MLFLOW_PORT') or PORTS['mlflow']}"
+        return f"{self._run_page()}{VIEW}"
+
+    def artifacts_page(self, path: str) -> str:
+        """The address of one of the run's files."""
+        return f"{self._run_page()}/artifacts/{path}{VIEW}"
+
+    def _run_page(self) -> str:
+        up = f"http://{HOST}:{os.environ.get(VARIABLES['mlflow']) or PORTS['mlflow']}"
         server = redact(self.uri).rstrip("/") if self.uri.startswith("http") else up
-        return f"{server}/#/experiments/{self._experiment}/runs/{self.run_id(PARENT)}{VIEW}"
+        return f"{server}/#/experiments/{self._experiment}/runs/{self.run_id(PARENT)}"
 
     def served_by(self) -> str:
         """The command that serves the page; none for a server that is up."""
@@ -203,6 +251,14 @@ class Tracker:
         return f"mlflow ui --backend-store-uri {redact(self.uri)}"
 
     def _add(self, op: str, key: str, **content: Any) -> None:
+        with self._lock:
+            waiting = self._waiting.pop(key, None)
+            if waiting is not None:
+                self._known.add(key)
+                self._write("begin", key, **waiting)
+            self._write(op, key, **content)
+
+    def _write(self, op: str, key: str, **content: Any) -> None:
         self._journal.append({"op": op, "key": key, **content})
         self._wake.set()
 
@@ -291,57 +347,3 @@ class Tracker:
                     "missed is logged when it is back."
                 )
             )
-
-
-def apply(client: MlflowClient, experiment: str, journal: Journal, entry: dict[str, Any]) -> None:
-    """Do what one entry of a journal says. Doing it twice is the same as doing it once."""
-    from mlflow.entities import Metric, Param, RunTag
-
-    op, key = entry["op"], entry["key"]
-    if op == "begin":
-        journal.run_ids[key] = _begin(client, experiment, journal, entry)
-        return
-    run_id = journal.run_ids[key]
-    if op == "metrics":
-        rows = [Metric(_name(n), v, t, s) for n, v, s, t in entry["rows"]]
-        for first in range(0, len(rows), 900):
-            client.log_batch(run_id, metrics=rows[first : first + 900])
-    elif op == "params":
-        params = [Param(_name(k), v[:6000]) for k, v in entry["params"].items()]
-        for first in range(0, len(params), 90):
-            client.log_batch(run_id, params=params[first : first + 90])
-    elif op == "tags":
-        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in entry["tags"].items()])
-    elif op == "inputs":
-        client.log_inputs(run_id, datasets=_datasets(entry["datasets"]))
-    elif op == "artifact":
-        log = client.log_artifacts if Path(entry["path"]).is_dir() else client.log_artifact
-        log(run_id, entry["path"], entry["folder"] or None)
-    elif op == "end":
-        client.set_terminated(run_id, entry["status"], entry["time"])
-
-
-def _begin(client: MlflowClient, experiment: str, journal: Journal, entry: dict[str, Any]) -> str:
-    """Create a run, unless it is there: begun before, or by an answer that got lost."""
-    if entry["key"] in journal.run_ids:
-        return journal.run_ids[entry["key"]]
-    mark = f"{journal.path.stem}/{entry['key']}"
-    if journal.doubtful:
-        found = client.search_runs([experiment], f"tags.`infalign.key` = '{mark}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-    tags = {"infalign.key": mark, **entry["tags"]}
-    if entry["key"] != PARENT:
-        tags["mlflow.parentRunId"] = journal.run_ids[PARENT]
-    run = client.create_run(experiment, entry["time"], tags, entry["name"])
-    return str(run.info.run_id)
-
-
-def _datasets(datasets: list[dict[str, str]]) -> list[Any]:
-    from mlflow.entities import Dataset, DatasetInput
-
-    return [DatasetInput(Dataset(d["name"], d["digest"], "local", d["source"])) for d in datasets]
-
-
-def _name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "/_-. :" else "_" for c in text)

@@ -180,13 +180,14 @@ class Project:
 
         return MlflowClient(tracking_uri=f"sqlite:///{self.root / 'mlflow.db'}")
 
-    def runs(self) -> dict[str, list[Any]]:
-        """MLflow's runs by name, the newest first."""
+    def runs(self, of: str = "") -> dict[str, list[Any]]:
+        """MLflow's runs by what they are of, `pipeline` or an instance, the newest first."""
         client = self.tracking()
-        experiment = client.get_experiment_by_name("infalign")
+        experiment = client.get_experiment_by_name(f"infalign{of}")
         runs: dict[str, list[Any]] = {}
         for run in client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]):
-            runs.setdefault(run.info.run_name, []).append(run)
+            kind = run.data.tags.get("infalign.instance", run.info.run_name)
+            runs.setdefault(kind, []).append(run)
         return runs
 
     def survivors(self) -> list[str]:

@@ -41,14 +41,20 @@ def test_a_full_pass_writes_these_files_and_says_these_things(
     assert os.uname().nodename.encode() not in text
     runs = project.runs()
     child = runs["align@helpful-ctrl"][0]
-    steps = [m.step for m in project.tracking().get_metric_history(child.info.run_id, "kl")]
+    steps = [
+        m.step for m in project.tracking().get_metric_history(child.info.run_id, "training/kl")
+    ]
     lines = files["align/helpful/ctrl/history.jsonl"].splitlines()
     assert steps == [json.loads(line)["step"] for line in lines]
+    measured = json.loads(files["evaluate/helpful/metrics.json"])["ctrl"]
+    for name in ("win_rate", "kl", "limit", "low", "high", "win_rate_independent"):
+        assert child.data.metrics[name] == measured[name]
+    assert child.data.tags["mlflow.note.content"].startswith("Win rate over the reference under")
 
 
 def test_dvc_shows_metrics_plots_and_params(own: Project, tmp_path: Path) -> None:
     for arguments, expected in (
-        (["metrics", "show", "--json"], "held_out_perplexity"),
+        (["metrics", "show", "--json"], "headline/helpful-ctrl.json"),
         (["params", "diff", "--all"], "align.steps"),
         (["plots", "show", "--out", str(tmp_path / "plots")], "index.html"),
         (["status"], "up to date"),
@@ -63,6 +69,11 @@ def test_dvc_shows_metrics_plots_and_params(own: Project, tmp_path: Path) -> Non
         )
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
+        assert done.stderr == ""
+    page = (tmp_path / "plots" / "index.html").read_text()
+    for name in ("win_rate", "training_kl", "training_calibrated", "calibration_error"):
+        for objective in OBJECTIVES:
+            assert f"results_report_data_{name}_{objective}_json" in page
 
 
 @pytest.mark.soak

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
@@ -103,9 +104,11 @@ def test_mlflow_has_a_parent_and_a_child_a_stage_with_all_evidence(
     runs = project.runs()
     parent = runs["pipeline"][-1]
     assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "first run"
     assert len(parent.data.tags["mlflow.source.git.commit"]) == 40
     assert parent.data.params["align.kl_nats"] == "0.5"
-    assert parent.data.metrics["helpful/ctrl/win_rate"] == 0.7
+    assert "| helpful | ctrl | 0.700 | 0.600 |" in parent.data.tags["mlflow.note.content"]
+    assert "- align@helpful-ctrl: made" in parent.data.tags["mlflow.note.content"]
     client = project.tracking()
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert {"dvc.lock", "params.yaml", "report"} <= names
@@ -123,14 +126,22 @@ def test_mlflow_has_a_parent_and_a_child_a_stage_with_all_evidence(
         child = runs[instance][-1]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["infalign.outcome"] == "made"
-        assert child.data.metrics["final/nested.number"] == 1.5
+        assert child.data.tags["mlflow.source.name"].startswith("infalign/stages/")
+        files = {item.path for item in client.list_artifacts(child.info.run_id)}
+        assert "metrics.json" in files
     child = runs["align@helpful-ctrl"][-1]
-    history = client.get_metric_history(child.info.run_id, "loss")
+    assert child.info.run_name == "helpful-ctrl kl 0.5 seed 0"
+    want = {"variant": "ctrl", "objective": "helpful", "kl_nats": "0.5", "seed": "0"}
+    want |= {"reward": "exp:10", "method": "ctrl", "procedure": "best_of:4"}
+    assert want.items() <= child.data.params.items()
+    assert set(child.data.metrics) == {"training/loss"}
+    history = client.get_metric_history(child.info.run_id, "training/loss")
     assert [(m.step, m.value) for m in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert [m.timestamp - child.info.start_time for m in history] == [0, 1, 2]
     dataset = child.inputs.dataset_inputs[0].dataset
-    assert dataset.name == "results/prepare"
+    assert dataset.name == "results/corpus"
     assert dataset.digest.endswith(".dir")
+    assert "results/prepare" in child.data.tags["infalign.inputs"]
     assert child.data.params["align.steps"]
 
 
@@ -152,14 +163,24 @@ def test_a_changed_number_runs_what_depends_on_it_and_going_back_is_restored(
     assert status == 0, output
     assert "0 made, 2 restored from cache, 3 unchanged" in output
     assert (copy.root / "params.yaml").read_text() == before
-    first, last = copy.runs()["align@helpful-ctrl"][-1], copy.runs()["align@helpful-ctrl"][0]
-    assert last.data.tags["infalign.made_by"] == first.info.run_id
+    runs = copy.runs()
+    assert [len(runs[name]) for name in ("corpus", "align@helpful-ctrl")] == [1, 2]
+    names = [run.info.run_name for run in runs["pipeline"]]
+    assert names == [f"align.{steps.strip().replace(':', '')}", "align.steps 7", "first run"]
+    many = sum(map(len, runs.values()))
+    status, output = copy.run("run")
+    assert "0 made, 0 restored from cache, 5 unchanged" in output
+    assert sum(map(len, copy.runs().values())) == many + 1
+    assert copy.runs()["pipeline"][0].info.run_name == "no change"
 
 
 def check_prefect(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tasks of a run that made the two instances of align."""
     found = asyncio.run(prefect_tasks(project, monkeypatch))
-    assert found.pop("").state_name == "Completed"
+    flow_run = found.pop("")
+    assert flow_run.state_name == "Completed"
+    assert flow_run.name == "align.steps 7"
+    assert flow_run.parameters["settings"] == {"align.steps": "7"}
     assert set(found) == set(INSTANCES)
     runs = project.runs()
     for name, task in found.items():
@@ -169,13 +190,16 @@ def check_prefect(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         maker = runs[name][-1].info.run_id
         assert task.state_name == "Skipped"
         assert maker in task.state.message
-        assert runs[name][0].data.tags["infalign.made_by"] == maker
-        assert maker in runs[name][0].data.tags["mlflow.note.content"]
+        assert len(runs[name]) == 1
     linked = {
         i.id for inputs in found["report"].task_inputs.values() for i in inputs if hasattr(i, "id")
     }
     assert {found["align@helpful-ctrl"].id, found["align@harmless-ctrl"].id} <= linked
-    assert {"win-rates", "report", "mlflow-run"} <= asyncio.run(artifacts(project)).keys()
+    shown = asyncio.run(artifacts(project))
+    rows = json.loads(shown["win-rates"])
+    assert [list(row)[:3] for row in rows] == [["objective", "policy", "win_rate"]] * 2
+    assert "artifacts/report/index.html?workflowType=machine_learning" in shown["report"]
+    assert "?workflowType=machine_learning" in shown["mlflow-run"]
 
 
 def test_a_users_mistake_is_one_sentence_and_other_branches_go_on(fresh: Project) -> None:
@@ -220,7 +244,7 @@ def test_every_way_to_stop_leaves_no_process(
 def live(project: Project) -> bool:
     """Whether MLflow has numbers of a stage that is still at work."""
     newest = project.runs()["align@helpful-ctrl"][0]
-    return newest.info.status == "RUNNING" and newest.data.metrics.get("loss", 1) < 0.5
+    return newest.info.status == "RUNNING" and newest.data.metrics.get("training/loss", 1) < 0.5
 
 
 async def _cancel_newest(project: Project) -> None:

@@ -83,7 +83,11 @@ def test_a_run_registers_judges_and_promotes(
         assert tasks[f"{word}@helpful"].state_name == "Completed"
     runs = project.runs()
     parent = runs["pipeline"][0].info.run_id
-    assert runs["register@helpful"][0].data.tags["mlflow.parentRunId"] == parent
+    assert set(runs) & {"register@helpful"} == set()
+    (registered,) = project.runs("-registry")["register@helpful"]
+    assert registered.data.tags["infalign.run"] == parent
+    model = project.tracking().get_registered_model("infalign-helpful")
+    assert model.description.startswith("The champion is version 1: `ctrl` of helpful")
     gates = {key for key in asyncio.run(artifacts(project)) if key and key.startswith("gate-")}
     assert gates == {"gate-helpful"}
 

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup engine run up down test soak pages bench bench-gpu dvc docs clean
+.PHONY: help setup engine run demo up down test soak pages bench bench-gpu dvc docs clean
 
 export DB PREFECT_PORT MLFLOW_PORT
 BIN := .venv/bin
@@ -78,6 +78,9 @@ engine: .venv-engine/.installed  ## Create .venv-engine, with vLLM: servers that
 
 run: setup  ## Run the whole pipeline; what did not change is skipped
 	$(BIN)/infalign run
+
+demo: setup  ## A small run of everything, in about a minute
+	$(BIN)/infalign demo
 
 up: setup  ## Start Prefect, MLflow and a worker; DB=postgresql://… PREFECT_PORT= MLFLOW_PORT=
 	@if [ -n "$${DB:-}" ]; then $(BIN)/python -m pip install --quiet \

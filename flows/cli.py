@@ -16,6 +16,7 @@ from flows.commands.live import viewing
 from flows.commands.measure import measure
 from flows.commands.report import report
 from flows.commands.restore import restore
+from flows.commands.starting import demo, init
 from infalign import __version__
 from infalign.errors import InputError
 
@@ -51,6 +52,8 @@ app.command()(frontier)
 app.command()(measure)
 app.command()(report)
 app.command()(restore)
+app.command()(init)
+app.command()(demo)
 for _command in promote.COMMANDS:
     app.command()(_command)
 

@@ -40,6 +40,10 @@ class View:
         """Whether anything is shown."""
         return self._live is not None
 
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._begun
+
     def start(self) -> None:
         """Show the first sentence, if there is a terminal to show it on."""
         if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
@@ -65,7 +69,7 @@ class View:
     def _drawn(self) -> RenderableType:
         from rich.text import Text
 
-        seconds = time.monotonic() - self._begun
+        seconds = self.seconds()
         progress = self._progress
         if progress is None or not progress.instances:
             phase = progress.phase if progress is not None else ""

@@ -173,7 +173,7 @@ def _push(root: Path) -> None:
 def show_tables(root: Path, params: Params, target: str) -> None:
     """The win rates of a run, or the gains of a comparison, and where their page is."""
     from flows.commands.tables import gain_table, win_rate_table
-    from flows.tracking.records import gains, headline
+    from flows.tracking.results import gains, headline
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     if target == versions.COMPARISON:

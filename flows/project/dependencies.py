@@ -12,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+from flows.project.starting import renew
 from infalign.files.code import stage_files
 from infalign.files.sources import DATA, MARK, lines_of
 from infalign.files.workspace import write_text
@@ -76,7 +77,11 @@ def _with_own(section: str, params: Params) -> str:
 
 
 def write_own(root: Path, params: Params) -> bool:
-    """Bring the user's own files in dvc.yaml up to date; whether anything was written."""
+    """Bring the user's own files in dvc.yaml up to date; whether anything was written there.
+
+    In a project without source code also the hashes of the package's.
+    """
+    renew(root)
     path = root / FILE
     text = path.read_text(encoding="utf-8")
     wanted = with_own(text, params)

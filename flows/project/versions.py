@@ -74,7 +74,9 @@ class Plan:
 def check_project(root: Path) -> None:
     """Raise one sentence for a folder in which DVC and git cannot work."""
     if not (root / "dvc.yaml").is_file():
-        raise InputError(f"{root} has no dvc.yaml: run from the project's root.")
+        raise InputError(
+            f"{root} has no dvc.yaml: run from the project's root, or make one: `infalign init`."
+        )
     found = subprocess.run(
         ["git", "rev-parse", "--show-toplevel"], cwd=root, capture_output=True, check=False
     )

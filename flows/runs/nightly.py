@@ -36,7 +36,7 @@ from flows.runs.data_gate import BREACH, Breach, check_data_gate
 from flows.runs.ending import ending
 from flows.runs.notifying import notify
 from flows.runs.pipeline import pipeline, work
-from flows.tracking.records import headline
+from flows.tracking.results import headline
 from infalign.errors import InputError
 from infalign.files.workspace import write_text
 from infalign.settings.params import Params, load_params

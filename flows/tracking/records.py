@@ -21,6 +21,7 @@ from prefect.artifacts import (
 
 from flows.project.versions import COMPARISON, Plan, entry_digest, git_state, lock_entries
 from flows.tracking.naming import about, evaluated, finals, names_of, policy_words, run_name
+from flows.tracking.results import gains, headline
 from flows.tracking.tracker import MADE, PARENT, Tracker
 from infalign.files.sources import data_paths
 from infalign.files.stages import STAGES
@@ -124,16 +125,6 @@ def _end_comparison(tracker: Tracker, root: Path, params: Params) -> None:
 def millinats(row: dict[str, Any]) -> int:
     """A KL budget as a whole number."""
     return round(1000 * float(row["kl_nats"]))
-
-
-def gains(root: Path, params: Params) -> list[dict[str, Any]]:
-    """The rows of the gain table of every compared objective."""
-    rows: list[dict[str, Any]] = []
-    for objective in params.compare.objectives:
-        path = root / "results" / "compare" / objective / "comparison.json"
-        found = json.loads(path.read_text(encoding="utf-8"))["gains"] if path.exists() else []
-        rows += [{"objective": objective} | row for row in found]
-    return rows
 
 
 def begin_stage(tracker: Tracker, root: Path, params: Params, instance: str) -> None:
@@ -263,27 +254,6 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def summary(root: Path) -> list[dict[str, Any]]:
-    """The rows of results/report/summary.json, none if there is no report."""
-    path = root / "results" / "report" / "summary.json"
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [row for row in tree if isinstance(row, dict)] if isinstance(tree, list) else []
-
-
-def headline(root: Path, params: Params) -> list[dict[str, Any]]:
-    """Each policy under its objective's own procedure, by the selecting reward."""
-    own = {name: objective.procedure for name, objective in params.objectives.items()}
-    return [
-        row
-        for row in summary(root)
-        if row.get("judge") == SELECTING
-        and row.get("procedure") == own.get(str(row.get("objective")))
-    ]
 
 
 async def publish_artifacts(root: Path, tracker: Tracker, params: Params, target: str) -> None:

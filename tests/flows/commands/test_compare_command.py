@@ -13,7 +13,8 @@ import yaml
 
 from flows.commands.compare import compare_methods, with_objectives
 from flows.commands.tables import gain_table
-from flows.tracking.records import gains, names_of
+from flows.tracking.naming import names_of
+from flows.tracking.results import gains
 from infalign.errors import InputError
 from infalign.settings.params import load_params
 from tests.flows.conftest import ROOT, Project, contents

@@ -185,6 +185,8 @@ class Project:
         client = self.tracking()
         experiment = client.get_experiment_by_name(f"infalign{of}")
         runs: dict[str, list[Any]] = {}
+        if experiment is None:
+            return runs
         for run in client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]):
             kind = run.data.tags.get("infalign.instance", run.info.run_name)
             runs.setdefault(kind, []).append(run)

@@ -92,7 +92,7 @@ def test_drift_is_seen_told_and_kept_over_time(
     assert (status, told) == (0, [])
     few = "2 prompts of the last 7 days are in the log of helpful, 1 of suite left out: at least 8"
     assert few in output
-    assert "monitor@helpful" not in project.runs()
+    assert "monitor@helpful" not in project.runs("-registry")
     write_log(log, "infalign-harmless/1", [f"harmless {word}" for word in WORDS])
     write_log(log, "infalign-helpful/1", [f"quite another {a} {b}" for a in WORDS for b in "xy"])
     words = ["--prompts", "log", "--prompts", "suite"]
@@ -104,7 +104,7 @@ def test_drift_is_seen_told_and_kept_over_time(
     assert "suite pinned" in output
     [message] = told
     assert message["text"].startswith("infalign evaluate-champion: Drift. infalign-helpful version")
-    suite, logged = project.runs()["monitor@helpful"]
+    suite, logged = project.runs("-registry")["monitor@helpful"]
     assert (suite.data.tags["infalign.prompts"], suite.data.tags["infalign.alarm"]) == (
         "suite",
         "false",

@@ -192,6 +192,8 @@ def _published(run: Run, target: str, seconds: float) -> Path | None:
     if target != versions.RUN:
         return None
     page = run.tracker.page() if run.tracker.begun(records.MAKER_SECONDS) else ""
+    served = run.tracker.served_by()
+    page = f"{served} → {page}" if page and served else page
     return published.publish(run.root, run.params, published.facts_of(run.root, seconds, page))
 
 

@@ -55,19 +55,20 @@ async def package(root: Path, params: Params, objective: str, tell: Any) -> Path
 def save(params: Params, objective: str, folder: Path, path: Path) -> None:
     """The package as an MLflow pyfunc model from code, with our library beside it; no pickle."""
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about MLflow's own type hints
-        import mlflow.pyfunc
+    # About MLflow's own type hints. For good: two objectives are packaged in two threads, and what
+    # `catch_warnings` puts back in one of them is in the other's way.
+    warnings.filterwarnings("ignore", r"(?s).*Add type hints to the `predict`", UserWarning)
+    import mlflow.pyfunc
 
-        mlflow.pyfunc.save_model(
-            path,
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={name: str(folder / name) for name in PARTS if (folder / name).is_dir()},
-            code_paths=[str(Path(infalign.__file__).parent)],
-            pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
-            signature=signature(params, objective, _longest(folder)),
-            input_example=EXAMPLE,
-        )
+    mlflow.pyfunc.save_model(
+        path,
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        artifacts={name: str(folder / name) for name in PARTS if (folder / name).is_dir()},
+        code_paths=[str(Path(infalign.__file__).parent)],
+        pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
+        signature=signature(params, objective, _longest(folder)),
+        input_example=EXAMPLE,
+    )
     for cache in path.rglob("__pycache__"):
         shutil.rmtree(cache, ignore_errors=True)
 

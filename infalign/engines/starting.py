@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ HOST = "127.0.0.1"
 STARTUP_SECONDS = 1800.0  # large models load slowly
 GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL
 POLL_SECONDS = 0.5
+AGAIN = 3  # times that a server is started again
 LOGS = Path(".infalign") / "engines"
 # vLLM's CPU build: memory of keys and values in GiB, and threads where the machine puts them.
 CPU_ENVIRONMENT = {
@@ -37,7 +39,11 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
 }
-_OWN = ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What is about this program's Python and processes; without byte code every start compiles vLLM.
+_OWN = (
+    *("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def command(start: Start, port: int) -> list[str]:
     line = [str(python.absolute()), "-m", "vllm.entrypoints.openai.api_server"]
     line += ["--model", str(start.folder.absolute()), "--served-model-name", start.name]
     line += ["--host", HOST, "--port", str(port), "--generation-config", "vllm"]
-    line += ["--dtype", "float32" if start.exact else "bfloat16"]
+    line += ["--dtype", "float32" if start.exact else "bfloat16", "--max-model-len", "auto"]
     if start.device == "cpu":
         line += ["--enforce-eager"]
     if start.lora_rank is not None:
@@ -120,7 +126,7 @@ def spawn(start: Start, port: int, *, detached: bool) -> subprocess.Popen[bytes]
     """
     line, log = command(start, port), log_path(start.name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as stream:
+    with open(log, "ab") as stream:
         return subprocess.Popen(
             line,
             env=environment(start),
@@ -156,16 +162,32 @@ def wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None
 
 @contextlib.contextmanager
 def started(start: Start) -> Iterator[str]:
-    """A server while the context lasts: its address."""
+    """A server while the context lasts: its address. One that dies is started again there."""
     port = start.port or free_port()
-    url = f"http://{HOST}:{port}"
+    url, log = f"http://{HOST}:{port}", log_path(start.name)
     process = spawn(start, port, detached=False)
+    over, alive = threading.Event(), [process]
+
+    def keep() -> None:
+        for _ in range(AGAIN):
+            while alive[0].poll() is None:
+                if over.wait(POLL_SECONDS):
+                    return
+            print(f"vLLM for {start.name} ended ({log}): it is started again", flush=True)
+            alive[0] = spawn(start, port, detached=False)
+        over.wait()
+
+    keeper = threading.Thread(target=keep, name="keeper", daemon=True)
     try:
-        print(f"starting vLLM for {start.name}: {log_path(start.name)}", flush=True)
-        wait_until_up(process, url, log_path(start.name))
+        print(f"starting vLLM for {start.name}: {log}", flush=True)
+        wait_until_up(process, url, log)
+        keeper.start()
         yield url
     finally:
-        end(process)
+        over.set()
+        if keeper.ident is not None:
+            keeper.join()
+        end(alive[0])
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -6,8 +6,12 @@ same uniforms: the same tokens, to the same bits of their log-probabilities.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +25,7 @@ from infalign.lm.models import load_policy
 from infalign.lm.sampling.randomness import draw, uniforms
 from infalign.lm.sampling.ways import proven_way
 
+ROOT = Path(__file__).parents[2]
 Distort = Callable[[torch.Tensor], torch.Tensor]
 SENT = {  # what must be in a request: a server's own defaults hold for the rest
     "temperature": 1.0,
@@ -47,8 +52,8 @@ class OwnServer:
         distort: what is done to logits before tokens are drawn; log-probabilities are of the whole.
     """
 
-    def __init__(self, port: int = 0) -> None:
-        self.models: dict[str, PreTrainedModel] = {}
+    def __init__(self, port: int = 0, models: dict[str, PreTrainedModel] | None = None) -> None:
+        self.models = models or {}
         self.asked: list[dict[str, Any]] = []
         self.adapters: list[str] = []
         self.most = self.failing = self._under_way = 0
@@ -192,3 +197,31 @@ def serving(**folders: Path) -> Iterator[OwnServer]:
         yield server
     finally:
         server.stop()
+
+
+def stand_in(folder: Path) -> Path:
+    """A program that takes the command line of vLLM's server and is this one."""
+    path = folder / "python"
+    place = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    line = f'PYTHONPATH={place} exec {sys.executable} {Path(__file__)} "$@"'
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+    return path
+
+
+def main() -> None:
+    """Serve until a signal."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--served-model-name")
+    parser.add_argument("--port", type=int)
+    chosen, _ = parser.parse_known_args()
+    model = load_policy(chosen.model, torch.device("cpu"))
+    server = OwnServer(chosen.port, {chosen.served_model_name: model})
+    signal.sigwait({signal.SIGTERM})
+    server.stop()
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    main()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from infalign.errors import InputError
@@ -15,7 +16,7 @@ from infalign.files.workspace import Workspace
 from infalign.measuring import answers
 from infalign.settings.params import check_params
 from infalign.stages import align, sample
-from tests.engines.own_server import OwnServer, serving
+from tests.engines.own_server import OwnServer, serving, stand_in
 from tests.smoke import merged
 
 ONE_PROMPT = 8  # responses side by side, as many as a prompt has: a request is a batch
@@ -121,3 +122,39 @@ def test_without_an_adapter_align_asks_no_server(
     nobody = by(made, smoke_tree, "http://127.0.0.1:9", patience_seconds=0.1)
     history = finished / "results/align/helpful/ctrl/history.jsonl"
     assert aligned(nobody)[0]["kl"] == read_history(history)[0]["kl"] == 0
+
+
+def test_a_stage_starts_one_starts_it_again_and_ends_it(
+    workspace: Make,
+    smoke_tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = workspace("sample")
+    changes = {
+        "sample": {"batch_size": 8, "large_prompts": 1},
+        "generation": {"engine": "vllm", "start": True, "python": str(stand_in(tmp_path))},
+    }
+    served = check_params(merged(smoke_tree, changes), "smoke")
+    before = set(psutil.Process().children(recursive=True))
+    write, written = sample.write_table, []
+
+    def kill_the_server(path: Path, *rest: Any) -> None:
+        write(path, *rest)
+        written.append(path)
+        if len(written) == 2:
+            for process in set(psutil.Process().children(recursive=True)) - before:
+                process.kill()
+
+    monkeypatch.setattr(sample, "write_table", kill_the_server)
+    sample.run(replace(made, params=served))
+    monkeypatch.setattr(sample, "write_table", write)
+    assert "it is started again" in capfd.readouterr().out
+    found = (made.out / "sample/samples.parquet").read_bytes()
+    assert not set(psutil.Process().children(recursive=True)) - before
+    made.open_work("again")
+    changes["generation"] = {"engine": "builtin"}
+    sample.run(replace(made, params=check_params(merged(smoke_tree, changes), "smoke")))
+    assert (made.out / "sample/samples.parquet").read_bytes() == found

@@ -5,7 +5,7 @@ rest settled at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -134,7 +134,7 @@ class Settled(NamedTuple):
 
 def settle(
     policy: PreTrainedModel,
-    reference: PreTrainedModel,
+    start: Iterable[torch.Tensor],
     measure: Callable[[], float],
     budget: float,
     *,
@@ -147,18 +147,21 @@ def settle(
     and a small move along the line keeps the win rate's place on its frontier.
 
     Args:
+        start: the reference's weights, float32, in the policy's order; on any device.
         measure: the policy's KL, nats a response; the same random numbers at every call.
         budget: nats a response.
         tolerance: relative error of the KL at which to stop.
         rounds: of measuring and moving, at most.
     """
-    trained = [p.detach().clone() for p in policy.parameters()]
-    start = [p.detach() for p in reference.parameters()]
+    ends = [  # in the machine's memory, whatever the device has
+        (first.detach().cpu(), last.detach().to("cpu", copy=True))
+        for first, last in zip(start, policy.parameters(), strict=True)
+    ]
     tried: list[Settled] = []
     while True:
         scale = _next_scale(tried, budget)
         with torch.no_grad():
-            for weight, first, last in zip(policy.parameters(), start, trained, strict=True):
+            for weight, (first, last) in zip(policy.parameters(), ends, strict=True):
                 weight.copy_(torch.lerp(first, last, scale) if scale != 1 else last)
         tried.append(Settled(scale, measure()))
         if abs(tried[-1].kl / budget - 1) <= tolerance or len(tried) == rounds:

@@ -40,6 +40,7 @@ from infalign.errors import InputError
 from infalign.files.sources import START
 from infalign.files.tables import SELECTING
 from infalign.files.workspace import Workspace, write_json
+from infalign.lm.freezing import freeze, is_frozen, thaw
 from infalign.lm.models import (
     load_format,
     load_policy,
@@ -61,6 +62,7 @@ from infalign.theory.calibration import calibrate_below
 from infalign.theory.levels import has_few_levels, spendable
 from infalign.theory.transforms import identity
 
+CPU = torch.device("cpu")
 KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
 FAR, FAR_NATS = 10.0, 20.0  # a KL beyond both these budgets and these nats is no training any more
 
@@ -96,7 +98,9 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
         )
     trainer.finish()
     if budget.kl_nats is not None:
-        settled = settle(trainer.policy, trainer.reference, trainer.measure_kl, budget.kl_nats)
+        settled = settle(
+            trainer.policy, trainer.start_weights(), trainer.measure_kl, budget.kl_nats
+        )
         if abs(settled.kl / budget.kl_nats - 1) > KL_TOLERANCE and trainer.ranks.main:
             print(
                 f"{workspace.instance}: the KL is {settled.kl:.3f}, not {budget.kl_nats} nats: "
@@ -214,7 +218,14 @@ class Trainer:
         """The reference; with an adapter, what gives the model without it for a while."""
         if self._params.align.lora_rank:
             return partial(without_adapter, self.policy)
-        return load_policy(self._folder, self._device, self._params.run.precision)
+        return self._load(self._folder, frozen=True)
+
+    @cached_property
+    def _beside(self) -> Any:
+        """The reference in a step's passes, which are as many in every process."""
+        if self._params.align.lora_rank:
+            return self.reference
+        return self.training.shared_out(self.reference)
 
     @cached_property
     def _source(self) -> RewardSource:
@@ -281,16 +292,31 @@ class Trainer:
     def _start(self) -> PreTrainedModel:
         """The policy before training: another one, or the reference, with an empty adapter."""
         folder = self._begin or self._folder
-        policy = load_policy(folder, self._device, self._params.run.precision)
+        policy = self._load(folder)
         rank = self._params.align.lora_rank
-        return add_adapter(policy, rank, derive_seed(self._seed, "lora")) if rank else policy
+        if not rank:
+            return policy
+        return freeze(add_adapter(policy, rank, derive_seed(self._seed, "lora")))
+
+    def _load(self, folder: Path, frozen: bool = False) -> PreTrainedModel:
+        return load_policy(folder, self._device, self._params.run.precision, frozen=frozen)
 
     def finish(self) -> None:
         """Leave training behind: the policy and the reference as plain, whole models."""
+        for name in ("reference", "_beside", "_source"):
+            self.__dict__.pop(name, None)
         self.policy = self.training.plain()
         if self._params.align.lora_rank:
+            if is_frozen(self.policy):
+                thaw(self.policy, self._load(self._begin or self._folder))
             merge_adapter(self.policy)
-            self.reference = load_policy(self._folder, self._device, self._params.run.precision)
+        self.reference = self._load(self._folder, frozen=True)
+
+    def start_weights(self) -> Iterator[torch.Tensor]:
+        """The reference's weights, float32, in the policy's order."""
+        rounded = is_frozen(self.reference)
+        model = load_policy(self._folder, CPU) if rounded else self.reference
+        return model.parameters()
 
     def take(self, number: int) -> Step:
         """One step on fresh responses of the policy and stored ones of the reference."""
@@ -314,7 +340,7 @@ class Trainer:
         tokens = self._side_by_side(chosen, responses, stored)
         pad = self.form.pad
         batches = batches_of(parts, self._encoded, tokens, pad, self.policy.device)
-        scored = score_parts(self.training, self.reference, batches)
+        scored = score_parts(self.training, self._beside, batches)
         logp, reference_logp = (scored.sums(v).view(len(chosen), -1) for v in scored.scores[:2])
         with torch.no_grad():
             mean = float(scored.sums(scored.scores.kl).view(len(chosen), -1)[:, :fresh].mean())

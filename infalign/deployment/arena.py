@@ -249,7 +249,7 @@ class Arena:
             if not path.exists():
                 if policy is None:
                     device = pick_device(params.run.device)
-                    policy = load_policy(folder, device, _precision(system))
+                    policy = load_policy(folder, device, _precision(system), frozen=True)
                 drawn = sample_responses(
                     policy,
                     form,

@@ -376,7 +376,7 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
         settings["procedure"],
         settings["prompt_tokens"],
         settings["response_tokens"],
-        load_policy(folder / "policy", device, precision),
+        load_policy(folder / "policy", device, precision, frozen=True),
         load_format(folder / "policy"),
         open_packaged(folder, settings["device"], precision, Passes()),
         references,

@@ -179,7 +179,7 @@ def _other_wins(results: Path, params: Params, objective: str, variant: str, oth
     folder = results / "align" / objective / variant / "policy"
     with open_sampler(
         params,
-        load_policy(folder, device, params.run.precision),
+        load_policy(folder, device, params.run.precision, frozen=True),
         folder,
         load_format(results / "sft" / "policy"),
         name=f"align/{objective}/{variant}",

@@ -124,7 +124,7 @@ class Remeasuring:
             ("reference", self.reference),
         ):
             drawn = sample_responses(
-                load_policy(folder, pick_device(params.run.device), self.precision),
+                load_policy(folder, pick_device(params.run.device), self.precision, frozen=True),
                 load_format(folder),
                 list(prompts.values()),
                 list(prompts),
@@ -184,7 +184,7 @@ class Remeasuring:
         for one in _parts(self.source):
             return prompt_means(one.model, one.form, prompts, batch_size=size)
         device = pick_device(self.params.run.device)
-        model = load_policy(self.reference, device, self.precision)
+        model = load_policy(self.reference, device, self.precision, frozen=True)
         return prompt_means(model, load_format(self.reference), prompts, batch_size=size)
 
 

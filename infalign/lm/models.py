@@ -2,7 +2,8 @@
 
 Models are float32, without dropout (dropout would make KL and likelihood ratios wrong), in eval
 mode, loaded from safetensors, and never run remote code. On CUDA their passes may be in bfloat16
-(`memory.autocast`); the weights stay float32, and so does the product that gives logits.
+(`memory.autocast`); the weights stay float32, but for those that no one trains (`freezing`), and so
+does the product that gives logits.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from transformers.utils import logging
 
 from infalign.errors import InputError
 from infalign.lm.formats import Format, check_template, end_of, with_arguments
+from infalign.lm.freezing import freeze
 from infalign.lm.loading import Loaded, base_of, load, load_config, load_weights
 from infalign.settings.params import Model, Tiny
 
@@ -131,10 +133,16 @@ def load_policy(
     device: torch.device,
     precision: str = "float32",
     revision: str | None = None,
+    *,
+    frozen: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model in eval mode, float32, dropout off; passes in `precision`."""
+    """A causal language model in eval mode, float32, dropout off; passes in `precision`.
+
+    Args:
+        frozen: no one trains or saves it: linear weights in the type of its passes.
+    """
     loaded = load_weights(AutoModelForCausalLM, name_or_path, revision=revision)
-    return _ready(_whole(loaded, name_or_path), device, precision)
+    return _ready(_whole(loaded, name_or_path), device, precision, frozen)
 
 
 def load_reward_model(
@@ -143,9 +151,9 @@ def load_reward_model(
     precision: str = "float32",
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """A sequence classifier with one output, in eval mode, float32, dropout off."""
+    """A sequence classifier with one output, in eval mode, dropout off, frozen."""
     loaded = _classifier(name_or_path, revision)
-    return _ready(_whole(loaded, name_or_path), device, precision)
+    return _frozen_classifier(_whole(loaded, name_or_path), device, precision)
 
 
 def load_classifier(
@@ -156,7 +164,14 @@ def load_classifier(
 ) -> PreTrainedModel:
     """A sequence classifier with the head that it has, as `load_reward_model` otherwise."""
     loaded = load_weights(AutoModelForSequenceClassification, name_or_path, revision=revision)
-    return _ready(_whole(loaded, name_or_path), device, precision)
+    return _frozen_classifier(_whole(loaded, name_or_path), device, precision)
+
+
+def _frozen_classifier(
+    model: PreTrainedModel, device: torch.device, precision: str
+) -> PreTrainedModel:
+    """A classifier that no one trains; one without a head of its own name reads in float32."""
+    return _ready(model, device, precision, frozen=hasattr(model, "score"))
 
 
 def build_reward_model(
@@ -322,12 +337,16 @@ class _InFloat32(torch.nn.Module):
             return super().forward(states.float())
 
 
-def _ready(model: PreTrainedModel, device: torch.device, precision: str) -> PreTrainedModel:
+def _ready(
+    model: PreTrainedModel, device: torch.device, precision: str, frozen: bool = False
+) -> PreTrainedModel:
     model.autocast_dtype = passes_in(precision, device)
     head = model.get_output_embeddings()
     if head is not None and model.autocast_dtype is not None:
         # Logits rounded to bfloat16 bias the KL by nats / 300; the hidden states do not.
         kind = type(head)
         head.__class__ = type(kind.__name__, (_InFloat32, kind), {})
+    if frozen:
+        freeze(model)
     without_dropout(model).to(device)
     return model.eval()

@@ -151,7 +151,7 @@ def _policy_samples(
     precision, ranks = params.run.precision, join(params.run)
     budget = Budget(params.run.batch_tokens)
     folder = workspace.results("align", objective, name, "policy")
-    policy = load_policy(folder, device, precision)
+    policy = load_policy(folder, device, precision, frozen=True)
     form = load_format(workspace.results("sft", "policy"))
     indices = np.tile(np.arange(samples), (len(prompts), 1))
     with open_sampler(
@@ -173,7 +173,7 @@ def _policy_samples(
             ranks=ranks,
         )
     ids, dialogues = prompts.each(samples)
-    reference = load_policy(workspace.results("sft", "policy"), device, precision)
+    reference = load_policy(workspace.results("sft", "policy"), device, precision, frozen=True)
     apart = divergence(
         policy,
         reference,

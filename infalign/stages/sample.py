@@ -88,7 +88,8 @@ def _sample_all(
     """Sample the shards that are missing, one a process at a time; rank 0 writes them."""
     params, folder = workspace.params, workspace.results("sft", "policy")
     device, ranks = pick_device(params.run.device), join(params.run)
-    policy, form = load_policy(folder, device, params.run.precision), load_format(folder)
+    policy = load_policy(folder, device, params.run.precision, frozen=True)
+    form = load_format(folder)
     with open_sampler(
         params,
         policy,

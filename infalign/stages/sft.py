@@ -65,7 +65,7 @@ def run(workspace: Workspace) -> None:
     model = Trainable(first, params.run, build)
     given = None
     if params.model.name_or_path != "tiny" and params.sft.epochs and held_out.lengths.size:
-        given = _perplexity(first, held_out, params, model.ranks)
+        given = _perplexity(model.whole(), held_out, params, model.ranks)
     if params.sft.epochs:
         _train(workspace, model, data, form)
     policy = model.plain()

@@ -110,6 +110,6 @@ def test_settling_meets_the_budget(policy, size):
         return float((ours.exp() * (ours - theirs)).sum(-1).mean()) * 1e3
 
     budget = measure() / size**2
-    found = settle(policy, reference, measure, budget)
+    found = settle(policy, reference.parameters(), measure, budget)
     assert found.kl == measure() == pytest.approx(budget, rel=0.011)
     assert found.scale == pytest.approx(1 / size, rel=0.1)

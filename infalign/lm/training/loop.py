@@ -1,9 +1,9 @@
 """The one optimisation loop: optimiser, warm-up, checkpoints, history, progress.
 
-A checkpoint holds everything a later step depends on and is written atomically, so that a resumed
-run equals an undisturbed one bit for bit on CPU. What a step computes is the caller's: a function
-of the step's number alone, beside the weights and an optional state of its own. No process has
-random numbers of its own, so that a checkpoint is all processes' at once.
+A checkpoint holds everything a later step depends on (`checkpoints`), so that a resumed run equals
+an undisturbed one bit for bit on CPU. What a step computes is the caller's: a function of the
+step's number alone, beside the weights and an optional state of its own. No process has random
+numbers of its own, so that a checkpoint is all processes' at once.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from transformers import PreTrainedModel
 from infalign.errors import InputError
 from infalign.files.history import History
 from infalign.lm.memory import ran_out
+from infalign.lm.training.checkpoints import Stateful, checkpoints
 from infalign.lm.training.parallel import Trainable, as_trainable, total_norm
 from infalign.lm.training.soap import Soap
 from infalign.processes.ranks import Ranks
@@ -42,14 +41,6 @@ def adamw(weights: Iterable[torch.Tensor], schedule: Schedule) -> torch.optim.Op
 def soap(weights: Iterable[torch.Tensor], schedule: Schedule) -> torch.optim.Optimizer:
     """Adam in learnt bases, with decoupled weight decay: `infalign.lm.training.soap`."""
     return Soap(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-
-
-class Stateful(Protocol):
-    """What a caller carries from step to step, saved with every checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ def optimise(
 ) -> None:
     """Run `take` for every step and descend its loss; resume from `folder` where it was left.
 
-    Writes `history.jsonl` and `checkpoint.pt` in `folder`; of several processes, rank 0 does.
+    Writes `history.jsonl` and the checkpoint in `folder`; of several processes, rank 0 does.
     Raises InputError when the loss, the gradient or a metric is not finite or above its bound; the
     last checkpoint is kept. Where memory runs out, the step is done again in smaller parts.
 
@@ -113,8 +104,8 @@ def optimise(
     trainable = as_trainable(model)
     weights, main = trainable.weights(), trainable.ranks.main
     optimiser = optimiser_of(weights, schedule)
-    checkpoint = folder / "checkpoint.pt"
-    start = _resume(checkpoint, trainable, optimiser, state)
+    kept = checkpoints(folder, trainable, optimiser, state)
+    start = kept.resume()
     progress = Progress(name, start, schedule.steps)
     with contextlib.ExitStack() as stack:
         if main:
@@ -133,7 +124,8 @@ def optimise(
                 history.append(number, loss=loss, gradient_norm=norm, **values)
                 progress.show(number + 1, step.tokens, {"loss": loss, **values})
             if (number + 1) % schedule.checkpoint_every == 0 or number + 1 == schedule.steps:
-                _save(checkpoint, number + 1, trainable, optimiser, state)
+                kept.save(number + 1)
+        kept.close()
     progress.close()
 
 
@@ -198,45 +190,6 @@ def _check(
                 f"{name}: {key} is {value:g}{beyond} at step {number}: lower learning_rate, or "
                 f"raise warmup_share; the checkpoint before it is kept in {folder}."
             )
-
-
-def _save(
-    path: Path,
-    step: int,
-    trainable: Trainable,
-    optimiser: torch.optim.Optimizer,
-    state: Stateful | None,
-) -> None:
-    content = {
-        "step": step,
-        **trainable.state(optimiser),
-        "state": state.state_dict() if state else {},
-    }
-    if not trainable.ranks.main:
-        return
-    temporary = path.with_suffix(".new")
-    with open(temporary, "wb") as stream:
-        torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def _resume(
-    path: Path,
-    trainable: Trainable,
-    optimiser: torch.optim.Optimizer,
-    state: Stateful | None,
-) -> int:
-    """Load the checkpoint where there is one; the number of steps done."""
-    if not trainable.ranks.first(path.exists()):
-        return 0
-    # From the file to the weights tensor by tensor: no device, and no memory, holds it whole.
-    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    trainable.load(content, optimiser)
-    if state:
-        state.load_state_dict(content["state"])
-    return int(content["step"])
 
 
 class EpochBatches:

@@ -36,7 +36,7 @@ def add_adapter(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel
     peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name)
-    torch.nn.Module.to(model, device=device, dtype=dtype)
+    torch.nn.Module.to(model, device=device, dtype=dtype)  # float32, to be frozen later
     return model
 
 

@@ -3,7 +3,8 @@
 Everything that needs gradients goes through a `Trainable`: `trainable(work, ...)` is
 `work(model, ...)`, under autocast and, in several processes, inside what averages gradients: DDP
 (accelerate's), where each holds the whole model, or FSDP2 (torch's `fully_shard`), where each
-holds a share of it. Sampling uses a plain model, `whole()`.
+holds a share of it. Sampling uses a plain model, `whole()`. A frozen model that takes part in each
+pass, the reference, is in shares where the policy is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from infalign.errors import InputError
+from infalign.lm.freezing import freeze
 from infalign.lm.memory import Budget, autocast
 from infalign.lm.models import without_dropout
 from infalign.processes.ranks import ALONE, Ranks, join
@@ -46,7 +48,8 @@ class Trainable:
 
     Args:
         run: how; None: alone, in float32, without a bound.
-        build: makes a model like the one that is given, whatever its weights.
+        build: makes a model like the one that is given, with all that is not trained; whatever the
+            weights that are.
 
     Attributes:
         model: the plain model; in FSDP2 its weights are shares.
@@ -127,37 +130,47 @@ class Trainable:
     def whole(self) -> PreTrainedModel:
         """A plain model with the present weights, whose passes no other process takes part in.
 
-        Of shares it is another model, filled anew at every call: passes of the sharded one must
-        be as many in every process, or those that follow wait for each other for ever.
+        Of shares it is another model, filled anew at every call and frozen: passes of the sharded
+        one must be as many in every process, or those that follow wait for each other for ever.
         """
         if not self.is_sharded:
             return self.model
         if self._whole is None:
-            assert self._build is not None, "shares need a way to make a whole model"
-            self._whole = self._build()
-        weights = dict(self._whole.named_parameters())
-        with torch.no_grad():
-            shares: Iterable[tuple[str, Any]] = self.model.named_parameters()
-            for name, share in shares:
-                weights[name].copy_(share.full_tensor())
-        return self._whole
+            self._whole = freeze(self._built())
+        return self._filled(self._whole)
+
+    def shared_out(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A frozen model for passes beside this one's: its layers in shares where this one's are.
+
+        What stands outside of the layers, embedding and head, each process has whole: a step's last
+        part may want the head once more, and not every process at the same time.
+        """
+        if self.is_sharded:
+            _shard_layers(model.requires_grad_(False))
+        return model
 
     def state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-        """Weights and the optimiser's state, for rank 0 to write; every process calls it."""
-        if not self.is_sharded:
-            return {"model": self.model.state_dict(), "optimiser": optimiser.state_dict()}
-        from torch.distributed.checkpoint import state_dict as dcp
-
-        options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights, state = dcp.get_state_dict(self._passes, optimiser, options=options)
-        return {"model": weights, "optimiser": state}
+        """Weights and the optimiser's state; of a model that is not all trained, what is."""
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        weights = {n: v for n, v in self.model.state_dict().items() if n not in frozen}
+        return {"model": weights, "optimiser": optimiser.state_dict()}
 
     def load(self, content: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
         """What `state` gave, in every process."""
-        if not self.is_sharded:
-            self.model.load_state_dict(content["model"])
-            optimiser.load_state_dict(content["optimiser"])
-            return
+        frozen = any(not p.requires_grad for p in self.model.parameters())
+        self.model.load_state_dict(content["model"], strict=not frozen)
+        optimiser.load_state_dict(content["optimiser"])
+
+    def shares(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+        """The same of a model in shares: this process's, under names that all processes share."""
+        from torch.distributed.checkpoint import state_dict as dcp
+
+        options = dcp.StateDictOptions(ignore_frozen_params=True)
+        weights, state = dcp.get_state_dict(self._passes, optimiser, options=options)
+        return {"model": weights, "optimiser": state}
+
+    def load_shares(self, content: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
+        """What `shares` gave, filled from a checkpoint; every process calls it."""
         from torch.distributed.checkpoint import state_dict as dcp
 
         dcp.set_state_dict(
@@ -165,12 +178,29 @@ class Trainable:
             optimiser,
             model_state_dict=content["model"],
             optim_state_dict=content["optimiser"],
-            options=dcp.StateDictOptions(full_state_dict=True),
+            options=dcp.StateDictOptions(ignore_frozen_params=True, strict=False),
         )
 
     def plain(self) -> PreTrainedModel:
         """The trained model, whole and without what was only for training."""
-        return finished(self.whole())
+        if not self.is_sharded:
+            return finished(self.model)
+        self._whole = None
+        return self._filled(self._built())
+
+    def _built(self) -> PreTrainedModel:
+        assert self._build is not None, "shares need a way to make a whole model"
+        return self._build()
+
+    def _filled(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model with the present values of what is trained."""
+        weights = dict(model.named_parameters())
+        with torch.no_grad():
+            shares: Iterable[tuple[str, Any]] = self.model.named_parameters()
+            for name, share in shares:
+                if share.requires_grad:
+                    weights[name].copy_(share.full_tensor())
+        return model
 
 
 class _Passes(torch.nn.Module):
@@ -197,7 +227,14 @@ def _copied(passes: torch.nn.Module) -> torch.nn.Module:
 
 
 def _shard(passes: torch.nn.Module, model: PreTrainedModel) -> None:
-    """A share of every layer in each process: FSDP2. (accelerate's does not do it on CPU.)"""
+    """A share of every weight in each process: FSDP2. (accelerate's does not do it on CPU.)"""
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(passes, mesh=_shard_layers(model))
+
+
+def _shard_layers(model: PreTrainedModel) -> Any:
+    """A share of every layer in each process; the mesh of these."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -205,8 +242,8 @@ def _shard(passes: torch.nn.Module, model: PreTrainedModel) -> None:
     names = set(model._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in names:
-            fully_shard(module, mesh=mesh)
-    fully_shard(passes, mesh=mesh)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    return mesh
 
 
 def recompute(model: PreTrainedModel) -> None:

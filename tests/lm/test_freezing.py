@@ -1,0 +1,85 @@
+"""Frozen models give what autocast gives, to the last bit, in fewer bytes."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from infalign.data.framing import asked
+from infalign.lm.freezing import freeze, is_frozen, thaw
+from infalign.lm.memory import autocast
+from infalign.lm.models import build_reward_model, load_policy, load_reward_model, save_model
+from infalign.lm.scoring.scorer import pooled_rewards
+from infalign.lm.scoring.vocabulary import token_log_probs, token_scores
+from infalign.lm.text import make_batch
+from infalign.lm.training.lora import add_adapter, merge_adapter, without_adapter
+from tests.lm.families import FAMILIES
+from tests.lm.test_families import config_of
+
+CPU = torch.device("cpu")
+PROMPTS = [asked("one"), asked("two three nine eight seven")]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, tokenizer, tmp_path_factory):
+    torch.manual_seed(1)
+    config = config_of(request.param)
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    folder = tmp_path_factory.mktemp(request.param)
+    save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder)
+    return folder
+
+
+def batch_of(form):
+    responses = form.encode_responses(["four five six", "ten", "", "one two three nine"])
+    return make_batch(form.encode_prompts(PROMPTS), responses, form.pad, CPU)
+
+
+def test_the_numbers_are_autocasts(folder, form):
+    plain = load_policy(folder, CPU, "bfloat16")
+    frozen = load_policy(folder, CPU, "bfloat16", frozen=True)
+    assert is_frozen(frozen)
+    assert not is_frozen(plain)
+    batch = batch_of(form)
+    with torch.inference_mode(), autocast(plain):
+        assert torch.equal(token_log_probs(plain, batch), token_log_probs(frozen, batch))
+        assert float(token_scores(plain, frozen, batch).kl.abs().max()) == 0.0
+
+
+def test_of_float32_passes_nothing_is_frozen(folder):
+    assert not is_frozen(load_policy(folder, CPU, frozen=True))
+
+
+def test_rewards_are_autocasts(policy, tokenizer, form, tmp_path):
+    save_model(policy, tokenizer, tmp_path / "policy")
+    plain = build_reward_model(tmp_path / "policy", tokenizer, CPU, 3, "bfloat16")
+    save_model(plain, tokenizer, tmp_path / "reward")
+    frozen = load_reward_model(tmp_path / "reward", CPU, "bfloat16")
+    assert is_frozen(frozen)
+    batch = batch_of(form)
+    with torch.inference_mode(), autocast(plain):
+        assert torch.equal(pooled_rewards(plain, batch), pooled_rewards(frozen, batch))
+
+
+def test_under_an_adapter_only_what_is_trained_is_float32(policy, tokenizer, form, tmp_path):
+    save_model(policy, tokenizer, tmp_path)
+    batch = batch_of(form)
+    plain, frozen = (
+        add_adapter(load_policy(tmp_path, CPU, "bfloat16"), 4, seed=5) for _ in range(2)
+    )
+    freeze(frozen)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for one, other in zip(plain.parameters(), frozen.parameters(), strict=True):
+            if one.requires_grad:
+                assert other.dtype is torch.float32
+                one.add_(0.1 * torch.randn(one.shape, generator=generator))
+                other.copy_(one)
+    with torch.inference_mode(), autocast(plain):
+        assert torch.equal(token_log_probs(plain, batch), token_log_probs(frozen, batch))
+        with without_adapter(frozen) as ours, without_adapter(plain) as other:
+            assert torch.equal(token_log_probs(ours, batch), token_log_probs(other, batch))
+    thaw(frozen, load_policy(tmp_path, CPU))
+    merged, right = merge_adapter(frozen), merge_adapter(plain)
+    for name, weight in right.named_parameters():
+        assert torch.equal(merged.get_parameter(name), weight), name

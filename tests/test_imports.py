@@ -23,6 +23,7 @@ LIBRARY = [
     "aligning",
     "measuring",
     "deployment",
+    "planning",
     "page",
     "instrument",
     "stages",

@@ -77,6 +77,23 @@ def set_params(
     return checked
 
 
+def planned(path: Path, assignments: Sequence[str], recipe: Sequence[Setting] = ()) -> Params:
+    """The settings that `set_params` would write, without opening a model and without writing."""
+    tree = read_tree(completed(read_text(path), str(path))[0], str(path))
+    for key, value in recipe:
+        _put(tree, key, value, makes=True)
+    for assignment in assignments:
+        assign(tree, assignment)
+    given = {assignment.partition("=")[0].strip() for assignment in assignments}
+    given |= {key for key, _ in recipe}
+    if "model.kind" in given:
+        adapter = tree["align"].get("lora_rank") is not None
+        for key, value in defaults(tree["model"]["kind"], adapter).items():
+            if key not in given:
+                _put(tree, key, value)
+    return check_params(tree, str(path))
+
+
 def _leave_judges(tree: Any, lacking: Sequence[str], given: set[str]) -> None:
     """Take out judges that nobody named: whether there is one depends on the reward now given."""
     for key in lacking:

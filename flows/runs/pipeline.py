@@ -338,7 +338,7 @@ async def _reproduce(run: Run, instance: str, tell: Tell) -> str:
     if not run.gpus or not kind.models:
         outcome = await versions.reproduce(run.root, instance, tell, child_environment(run.extra))
     else:
-        wanted = run.params.run.processes if kind.several else 1
+        wanted = run.params.run.processes // run.params.run.nodes if kind.several else 1
         async with gpus_held(run.gpus, wanted) as gpus:
             environment = child_environment({**run.extra, "CUDA_VISIBLE_DEVICES": gpus.visible})
             outcome = await versions.reproduce(

@@ -3,7 +3,8 @@
 The stages of `infalign compare` take `--kl-nats K --seed S` as well.
 
 Needs neither Prefect nor MLflow nor DVC. Reads and writes below the current folder. With
-`run.processes` above 1 it starts that many of itself, as torchrun does; torchrun itself will do.
+`run.processes` above 1 it starts that many of itself, as torchrun does; torchrun itself will do. Of
+`run.nodes` each node starts its own share.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from infalign.files.stages import BUDGET, STAGES
 from infalign.processes import torchrun
 
 if TYPE_CHECKING:
+    from infalign.files.workspace import Workspace
+    from infalign.processes.ranks import Ranks
     from infalign.settings.params import Params
 
 PARAMS = "params.yaml"
@@ -108,10 +111,12 @@ def run_stage(chosen: argparse.Namespace, arguments: list[str]) -> int:
             )
     several = STAGES[chosen.stage].several
     if not several:
-        run = params.run.model_copy(update={"processes": 1})
+        if params.run.nodes > 1 and torchrun.node():
+            return 0  # one node does what one process does
+        run = params.run.model_copy(update={"processes": 1, "nodes": 1})
         params = params.model_copy(update={"run": run})
     if several and params.run.processes > 1 and not torchrun.is_started():
-        return torchrun.start(params.run.processes, arguments)
+        return torchrun.start(params.run.processes, params.run.nodes, arguments)
     if several or torchrun.place()[0] == 0:  # what one process does, rank 0 does
         _work(chosen, params)
     return 0
@@ -131,6 +136,28 @@ def import_stage(word: str) -> ModuleType:
         gc.enable()
 
 
+def _check_shared(workspace: Workspace, ranks: Ranks) -> None:
+    """Raise where the nodes do not see the same files: rank 0 writes a word, and all read it."""
+    from infalign.errors import InputError
+    from infalign.files.workspace import write_text
+
+    path = workspace.root / ".infalign" / f"nodes-{workspace.instance}"
+    word = ranks.first(os.urandom(8).hex())
+    if ranks.main:
+        write_text(path, word)
+    ranks.wait()
+    seen = ranks.gather(path.is_file() and path.read_text(encoding="utf-8") == word)
+    if ranks.main:
+        path.unlink(missing_ok=True)
+    if not all(seen):
+        blind = [str(rank) for rank, sees in enumerate(seen) if not sees]
+        raise InputError(
+            f"run.nodes: {workspace.root} is not the same folder in every node (processes "
+            f"{', '.join(blind)} do not see what process 0 wrote): put the project on a file "
+            "system that all of them share."
+        )
+
+
 def _work(chosen: argparse.Namespace, params: Params) -> None:
     """Run the stage in this process, which may be one of several; rank 0 alone writes."""
     from infalign.files.workspace import Workspace, fingerprint
@@ -142,6 +169,8 @@ def _work(chosen: argparse.Namespace, params: Params) -> None:
     workspace = Workspace(params, Path.cwd(), stage.instance(*names))
     needs = module.needs(params, *names)
     ranks = join(params.run) if stage.several else ALONE
+    if params.run.nodes > 1:
+        _check_shared(workspace, ranks)
     with workspace.locked() if ranks.main else contextlib.nullcontext():
         if ranks.main:
             workspace.open_work(fingerprint(stage.word, needs, params, workspace.root))

@@ -34,6 +34,11 @@ def check_combinations(params: Params) -> None:
             f"{params.align.lora_rank} an adapter of the reference: set one of them to "
             "reference or null"
         )
+    if params.run.processes % params.run.nodes:
+        raise ValueError(
+            f"run.processes = {params.run.processes} are all nodes' together, and run.nodes = "
+            f"{params.run.nodes} cannot have as many each: make it a multiple of them"
+        )
     promoted, run = params.promotion, params.run
     if promoted.after_run and promoted.variant not in run.variants:
         raise ValueError(

@@ -99,7 +99,11 @@ class Run(Section):
     threads: Positive = Field(default=1, description="CPU threads of one stage; changes rounding")
     concurrency: Positive = Field(default=2, description="stages side by side")
     processes: Positive = Field(
-        default=1, description="of one stage that runs models, as torchrun's"
+        default=1, description="of one stage that runs models, as torchrun's; in all nodes together"
+    )
+    nodes: Positive = Field(
+        default=1,
+        description="machines that share a stage's processes and one file system; each starts it",
     )
     sharding: Literal["ddp", "fsdp2"] = Field(
         default="ddp",

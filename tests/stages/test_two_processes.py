@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -267,3 +269,78 @@ def test_a_wrong_number_of_processes_is_refused(finished, smoke_tree, tmp_path, 
     run = check_params(merged(smoke_tree, {"run": {"processes": 2, "seed": 7}}), "smoke").run
     with pytest.raises(InputError, match=r"run\.processes = 2, but 3 were started"):
         join(run)
+
+
+def agents(folder: Path, places: Sequence[Path], stage: str, *names: str) -> list[Ended]:
+    """One torchrun a node, two processes each, meeting on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "infalign", stage, *names]
+    begun = []
+    for number, place in enumerate(places):
+        more = {
+            "PET_RDZV_BACKEND": "c10d",
+            "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}",
+            "PET_RDZV_ID": folder.name,
+            "PET_NODE_RANK": str(number),
+        }
+        begun.append(
+            subprocess.Popen(
+                command,
+                cwd=place,
+                env=ENVIRONMENT | more,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    ended = [(child.communicate(timeout=500), child) for child in begun]
+    return [subprocess.CompletedProcess(command, child.returncode, *said) for said, child in ended]
+
+
+CTRL = ("align", "--objective", "helpful", "--variant", "ctrl")
+
+
+@pytest.mark.soak
+def test_two_nodes_of_two_processes_give_the_history_of_four(finished, smoke_tree, tmp_path):
+    tree = merged(smoke_tree, BRIEF)
+    four = project(finished, tmp_path / "four", tree, processes=4)
+    nodes = project(finished, tmp_path / "nodes", tree, processes=4, nodes=2)
+    for folder in (four, nodes):  # results are published there
+        (folder / "results").unlink()
+        shutil.copytree(finished / "results", folder / "results")
+    done = subprocess.run(
+        [sys.executable, "-m", "infalign", *CTRL], cwd=four, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 0
+    for ended in agents(nodes, [nodes, nodes], *CTRL):
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    other = four / "results/align/helpful/ctrl/history.jsonl"
+    assert read_history(nodes / "results/align/helpful/ctrl/history.jsonl") == close(other, **RLOO)
+
+
+@pytest.mark.soak
+def test_nodes_that_do_not_share_their_files_are_told_so(finished, smoke_tree, tmp_path):
+    places = [project(finished, tmp_path / name, smoke_tree, processes=4, nodes=2) for name in "ab"]
+    ended = agents(tmp_path, places, "sample")
+    assert all(one.returncode for one in ended)
+    said = "".join(one.stderr for one in ended)
+    assert "is not the same folder in every node" in said
+
+
+def test_nodes_that_do_not_know_where_to_meet(finished, smoke_tree, tmp_path):
+    folder = project(finished, tmp_path / "lost", smoke_tree, processes=2, nodes=2)
+    command = [sys.executable, "-m", "infalign", "sample"]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "run.nodes = 2, and nothing says where they meet" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_processes_are_dealt_out_to_nodes_evenly(smoke_tree):
+    from infalign.errors import InputError
+    from infalign.settings.params import check_params
+
+    with pytest.raises(InputError, match=r"run\.processes = 3 are all nodes' together"):
+        check_params(merged(smoke_tree, {"run": {"processes": 3, "nodes": 2}}), "smoke")

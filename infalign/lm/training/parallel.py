@@ -146,7 +146,7 @@ class Trainable:
         part may want the head once more, and not every process at the same time.
         """
         if self.is_sharded:
-            _shard_layers(model.requires_grad_(False))
+            _shard_layers(model)
         return model
 
     def state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:

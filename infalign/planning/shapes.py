@@ -1,0 +1,221 @@
+"""The sizes of a model: from its config, without its weights, or from a number of parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infalign.errors import InputError
+
+# Where a hub cannot be asked: what these models' published config.json say.
+_LLAMA = {"model_type": "llama", "tie_word_embeddings": False}
+_QWEN = {"model_type": "qwen2", "tie_word_embeddings": True, "vocab_size": 151936}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+_LLAMA_8B = _LLAMA | dict(zip(_SIZES, (128256, 4096, 14336, 32, 32, 8), strict=True))
+_QWEN_HALF = _QWEN | dict(zip(_SIZES[1:], (896, 4864, 24, 14, 2), strict=True))
+PUBLISHED = {
+    "meta-llama/Llama-3.1-8B": _LLAMA_8B,
+    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_8B,
+    "Qwen/Qwen2.5-0.5B": _QWEN_HALF,
+    "Qwen/Qwen2.5-0.5B-Instruct": _QWEN_HALF,
+}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of a model.
+
+    Attributes:
+        linear: whether it belongs to a linear layer of the trunk.
+        layer: whether it stands in one of the layers, which are dealt out one by one.
+        head: whether it gives logits and nothing else.
+    """
+
+    shape: tuple[int, ...]
+    linear: bool
+    layer: bool
+    head: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        total = 1
+        for side in self.shape:
+            total *= side
+        return total
+
+    def share(self, processes: int) -> int:
+        """Numbers of the largest share: rows are dealt out, and none is cut."""
+        return -(-self.shape[0] // processes) * (self.count // self.shape[0])
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A causal language model's sizes.
+
+    Attributes:
+        cached: keys and values of one token in one layer, numbers.
+        inner: width of its feed-forward layers.
+        source: where the sizes come from.
+    """
+
+    weights: tuple[Weight, ...]
+    layers: int
+    hidden: int
+    inner: int
+    cached: int
+    vocabulary: int
+    positions: int
+    source: str
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return sum(weight.count for weight in self.weights)
+
+    @property
+    def linear(self) -> int:
+        """Those of the trunk's linear layers."""
+        return sum(weight.count for weight in self.weights if weight.linear)
+
+    def frozen(self, halved: bool) -> int:
+        """Bytes of a whole copy that no one trains."""
+        return 4 * self.parameters - 2 * self.linear * halved
+
+    def frozen_shares(self, processes: int, halved: bool) -> int:
+        """Bytes that each process holds of one whose layers are in shares."""
+        return sum(
+            (w.share(processes) if w.layer else w.count) * (2 if halved and w.linear else 4)
+            for w in self.weights
+        )
+
+    @property
+    def largest_layer(self) -> int:
+        """Numbers of one layer, about."""
+        inside = sum(weight.count for weight in self.weights if weight.layer)
+        return -(-inside // max(1, self.layers))
+
+    def classifier(self) -> Shape:
+        """The reward model of the same trunk, whose head is one row."""
+        return replace(self, weights=tuple(w for w in self.weights if not w.head))
+
+    def adapter(self, rank: int) -> list[Weight]:
+        """The factors of an adapter in every linear layer of the trunk."""
+        return [
+            Weight(shape, linear=False, layer=True)
+            for weight in self.weights
+            if weight.linear and len(weight.shape) == 2
+            for shape in ((rank, weight.shape[1]), (weight.shape[0], rank))
+        ]
+
+
+def shape_of(config: Any, source: str) -> Shape:
+    """The sizes of a model of transformers: built without memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    names = set(model._no_split_modules or ())
+    layers = [m for m in model.modules() if type(m).__name__ in names]
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    linear = {
+        id(p)
+        for module in model.base_model.modules()
+        if isinstance(module, torch.nn.Linear)
+        for p in module.parameters(recurse=False)
+    }
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    alone = head is not None and head.weight is not embedding.weight
+    own = config.get_text_config()
+    heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
+    size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+    return Shape(
+        tuple(
+            Weight(tuple(p.shape), id(p) in linear, id(p) in inside, alone and p is head.weight)
+            for p in model.parameters()
+        ),
+        layers=own.num_hidden_layers,
+        hidden=own.hidden_size,
+        inner=getattr(own, "intermediate_size", None) or 4 * own.hidden_size,
+        cached=2 * heads * size,
+        vocabulary=own.vocab_size,
+        positions=getattr(own, "max_position_embeddings", 0) or 0,
+        source=source,
+    )
+
+
+def named_shape(name: str, revision: str | None = None) -> Shape:
+    """The sizes of a folder's or a hub name's model."""
+    from transformers import AutoConfig
+
+    from infalign.lm.loading import load_config
+
+    try:
+        return shape_of(load_config(name, revision), f"config of {name}")
+    except InputError:
+        if name not in PUBLISHED:
+            raise
+    known = dict(PUBLISHED[name])
+    config = AutoConfig.for_model(known.pop("model_type"), **known)
+    return shape_of(config, f"published sizes of {name}")
+
+
+def tiny_shape(sizes: Any, positions: int) -> Shape:
+    """The sizes of the model that is built here."""
+    return _llama(
+        (
+            sizes.vocab_size,
+            sizes.hidden_size,
+            sizes.intermediate_size,
+            sizes.layers,
+            sizes.heads,
+            sizes.heads,
+        ),
+        "model.tiny",
+        tied=True,
+        positions=positions,
+    )
+
+
+def counted_shape(text: str) -> Shape:
+    """A Llama-type model of so many parameters: `8b`, `350m`; a layer for every 128 of its width.
+
+    Of 3.5 widths in its feed-forward layers, a quarter as many heads of keys and values as of
+    queries, heads of 64 or 128, and a vocabulary of 128,256 (32,000 below a billion).
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([bm])", text.strip().lower())
+    if found is None or float(found[1]) == 0:
+        raise InputError(f"--parameters {text!r} must be a number with b or m, such as 8b or 350m.")
+    wanted = float(found[1]) * (1e9 if found[2] == "b" else 1e6)
+    vocabulary = 128256 if wanted >= 1e9 else 32000
+    best: tuple[float, Sequence[int]] | None = None
+    for width in range(256, 20480 + 1, 256):
+        inner, layers = 128 * round(3.5 * width / 128), max(2, round(width / 128))
+        head = 128 if width >= 2048 else 64
+        queries = width // head
+        pairs = max(1, queries // 4)
+        layer = 2 * width * width + 2 * width * pairs * head + 3 * width * inner + 2 * width
+        total = layers * layer + (1 if wanted < 1e9 else 2) * vocabulary * width
+        sizes = (vocabulary, width, inner, layers, queries, pairs)
+        if best is None or abs(total - wanted) < best[0]:
+            best = (abs(total - wanted), sizes)
+    assert best is not None
+    return _llama(best[1], f"a Llama-type model of about {text}", tied=wanted < 1e9)
+
+
+def _llama(sizes: Sequence[int], source: str, *, tied: bool, positions: int = 0) -> Shape:
+    from transformers import LlamaConfig
+
+    more = {"max_position_embeddings": positions} if positions else {}
+    named = dict(zip(_SIZES, sizes, strict=True))
+    return shape_of(LlamaConfig(**named, **more, tie_word_embeddings=tied), source)

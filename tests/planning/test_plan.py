@@ -1,0 +1,149 @@
+"""A plan's bytes are those of real models; what it says of two known ones; what it refuses."""
+
+import json
+
+import pytest
+import torch
+from smoke import ROOT
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.project.configuration import planned
+from flows.project.recipes import read_recipe
+from infalign.errors import InputError
+from infalign.lm.freezing import freeze
+from infalign.lm.models import _ready
+from infalign.lm.training.loop import Schedule, soap
+from infalign.lm.training.lora import add_adapter
+from infalign.planning import memory
+from infalign.planning.load import load_of
+from infalign.planning.plan import as_json, as_text, plan
+from infalign.planning.shapes import counted_shape, named_shape, shape_of
+
+PARAMS = ROOT / "params.yaml"
+LLAMA = "meta-llama/Llama-3.1-8B"
+CPU = torch.device("cpu")
+SMALL = LlamaConfig(
+    vocab_size=203,
+    hidden_size=32,
+    intermediate_size=600,  # too long a side for a basis of its own
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=False,
+)
+
+
+def held(tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def asked(recipe, *assignments, **machine):
+    settings = read_recipe(ROOT, recipe) if recipe else []
+    return load_of(planned(PARAMS, assignments, settings), **machine)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_bytes_of_a_real_model():
+    shape = shape_of(SMALL, "small")
+    model = _ready(LlamaForCausalLM(SMALL), CPU, "bfloat16")
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.frozen(halved=False) == held(model.parameters())
+    optimiser = soap(list(model.parameters()), Schedule(1, 1e-3, 0.1))
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimiser.step()
+    state = held(v for s in optimiser.state.values() for v in s.values() if v.dim())
+    assert state == 4 * sum(memory._soap(weight, 1) for weight in shape.weights)
+    classifier = LlamaForSequenceClassification(SMALL)
+    assert shape.classifier().parameters == sum(
+        p.numel() for name, p in classifier.named_parameters() if name != "score.weight"
+    )
+    assert shape.frozen(halved=True) == held(freeze(model).parameters())
+    adapted = add_adapter(_ready(LlamaForCausalLM(SMALL), CPU, "bfloat16"), 4, 1)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert trained == sum(weight.count for weight in shape.adapter(4))
+
+
+def test_published_sizes(offline):
+    assert named_shape(LLAMA).parameters == 8_030_261_248
+    assert named_shape("Qwen/Qwen2.5-0.5B").parameters == 494_032_768
+    assert counted_shape("8b").parameters == pytest.approx(8e9, rel=0.1)
+    assert counted_shape("350m").parameters == pytest.approx(350e6, rel=0.2)
+
+
+def test_eight_billion_on_eight_gpus(offline):
+    """All weights: shares of 16 bytes a parameter, and what is whole beside them."""
+    load = asked("llama3.1-8b-8gpu", "align.lora_rank=null", f"model.name_or_path={LLAMA}", gpus=8)
+    parts = {part.name: part.bytes for part in memory.peak(load, "align")}
+    each = 8_030_261_248 * 4 / 8
+    assert parts["weights"] == parts["gradients"] == pytest.approx(each, rel=1e-3)
+    assert parts["optimiser"] >= 2 * each
+    assert parts["sampling copy"] == pytest.approx(2 * 6.98e9 + 4 * 1.05e9, rel=0.01)
+    assert parts["reference"] == pytest.approx(2 * 6.98e9 / 8 + 4 * 1.05e9, rel=0.01)
+    without_passes = sum(b for name, b in parts.items() if name not in ("passes", "process"))
+    assert without_passes < 64e9
+    assert plan(load).remedies == ("run.batch_tokens=8192",)
+
+
+def test_half_a_billion_on_one_gpu(offline):
+    made = plan(asked("qwen2.5-0.5b-1gpu", gpus=1))
+    assert made.fits
+    found = as_json(made, 2.0)
+    assert found["parameters"] == 494_032_768
+    assert found["cost"] == pytest.approx(2 * found["hours"])
+    assert found["stages"]["align"]["tokens"] > 1e8
+    assert all(stage["bytes"] > 0 for stage in found["stages"].values())
+    text = as_text(made, 2.0)
+    assert "It fits: 75 GiB a process" in text
+    assert "494 million parameters" in text
+
+
+def test_what_would_make_it_fit_does(offline):
+    made = plan(asked("qwen2.5-0.5b-1gpu", gpus=1, gpu="l4-24g"))
+    assert not made.fits
+    assert made.remedies
+    again = asked("qwen2.5-0.5b-1gpu", *made.remedies, gpus=1, gpu="l4-24g")
+    assert plan(again).fits
+    assert "it would with --set run." in as_text(made, None)
+    hopeless = plan(asked(None, parameters="400b", gpus=1))
+    assert not hopeless.remedies
+    assert "no setting makes it" in as_text(hopeless, None)
+
+
+def test_more_processes_take_fewer_bytes_and_hours(offline):
+    one, two = (
+        plan(asked("llama3.1-8b-8gpu", "align.lora_rank=null", gpus=8, nodes=nodes))
+        for nodes in (1, 2)
+    )
+    assert two.peaks["align"] < one.peaks["align"]
+    assert two.hours < one.hours
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gpu", "h900", "--gpus", "1"], "--gpu 'h900' is not known"),
+        (["--parameters", "many"], "--parameters 'many' must be a number"),
+        (["--parameters", "8b", "--model", "x"], "give one of them"),
+        (["--lengths", "9"], "--lengths '9' must be two numbers"),
+        (["--nodes", "2"], "with GPUs for several"),
+        (["--set", "align.nonsense=1"], "align.nonsense"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(options, words):
+    with pytest.raises(InputError, match=words.split("=")[0].replace("(", r"\(")):
+        CliRunner().invoke(app, ["plan", "--params", str(PARAMS), *options], catch_exceptions=False)
+
+
+def test_the_command_prints_the_default_run_on_this_machine():
+    done = CliRunner().invoke(app, ["plan", "--params", str(PARAMS), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["machine"] == "cpu"
+    assert set(found["stages"]) == set(memory.STAGES)

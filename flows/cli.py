@@ -14,8 +14,8 @@ from flows.commands import completing, data, engine, promote
 from flows.commands.frontier import frontier
 from flows.commands.live import viewing
 from flows.commands.measure import measure
-from flows.commands.report import report
 from flows.commands.plan import plan
+from flows.commands.report import report
 from flows.commands.restore import restore
 from flows.commands.starting import demo, init
 from infalign import __version__

@@ -166,7 +166,11 @@ def test_without_a_local_model_nothing_but_dvc_looks_at_its_folder() -> None:
 def test_every_param_is_read_by_a_stage_or_is_about_running() -> None:
     read = {key for word in WORDS for key in specification(word).params}
     places = {f"generation.{name}" for name in Generation.model_fields} - {"generation.engine"}
-    running = ("run.concurrency", *places)  # changes no byte of any result, or where servers stand
+    running = (
+        "run.concurrency",
+        "run.nodes",
+        *places,
+    )  # changes no byte of any result, or where servers stand
     assert not read & {*places, "generation"}, "a stage would go stale with an address"
     operating = tuple(f"{section}." for section in AFTER_STAGES)
     leaves = {x for x in _leaves(PARAMS.model_dump()) if not x.startswith((*running, *operating))}

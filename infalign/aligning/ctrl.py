@@ -51,7 +51,14 @@ from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import Responses, sample_responses
 from infalign.lm.scoring.scorer import divergence
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
-from infalign.lm.training.lora import add_adapter, merge_adapter, without_adapter
+from infalign.lm.training.lora import (
+    NAME,
+    adapter_weights,
+    add_adapter,
+    merge_adapter,
+    without_adapter,
+    write_adapter,
+)
 from infalign.lm.training.parallel import Trainable
 from infalign.lm.training.parts import batches_of, score_parts
 from infalign.processes.ranks import ALONE, Ranks
@@ -113,6 +120,8 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
         return
     out = workspace.out / "align" / objective / variant
     save_model(trainer.policy, trainer.form.tokenizer, out / "policy")
+    if settings.lora_rank:
+        trainer.save_adapter(out / "adapter", settled.scale)
     shutil.copyfile(workspace.work / "history.jsonl", out / "history.jsonl")
     write_json(
         out / "metrics.json",
@@ -177,6 +186,7 @@ class Trainer:
         self._control, self._begin = control, start
         self._adapters: Adapters | None = None
         self._folder, self._device = workspace.results("sft", "policy"), device
+        self._root = workspace.root
         run = workspace.params.run
         self._seed = derive_seed(run.seed, "align")
         if start is not None:
@@ -309,8 +319,15 @@ class Trainer:
         if self._params.align.lora_rank:
             if is_frozen(self.policy):
                 thaw(self.policy, self._load(self._begin or self._folder))
+            self._adapter = adapter_weights(self.policy), self.policy.peft_config[NAME]
             merge_adapter(self.policy)
         self.reference = self._load(self._folder, frozen=True)
+
+    def save_adapter(self, folder: Path, scale: float) -> None:
+        """Write the adapter by itself, its product times `scale`; `finish` came before."""
+        weights, config = self._adapter
+        scaled = {n: w * scale if "lora_B" in n else w for n, w in weights.items()}
+        write_adapter(scaled, config, folder, self._folder.relative_to(self._root).as_posix())
 
     def start_weights(self) -> Iterator[torch.Tensor]:
         """The reference's weights, float32, in the policy's order."""

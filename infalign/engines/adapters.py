@@ -73,7 +73,7 @@ class Adapters:
         self._name = self._ranks.first(f"{self._folder.parent.name}-{number}-{os.getpid()}")
         if self._ranks.main:
             place = self._folder / self._name
-            save_adapter(policy, place, self._base)
+            save_adapter(policy, place, str(self._base.absolute()))
             named = {"lora_name": self._name}
             self._engine.post("/v1/load_lora_adapter", named | {"lora_path": str(place.absolute())})
             if former is not None:

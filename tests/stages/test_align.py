@@ -7,7 +7,9 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import peft
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from infalign.aligning import ctrl
@@ -190,6 +192,7 @@ def test_a_run_may_begin_with_the_calibrated_reward(finished, workspace):
     assert begun[-1]["transformed"] > 100  # of exp:10, at its end too
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks what is about to be renamed
 def test_an_adapter_ends_as_a_plain_policy(finished, workspace):
     folder, history = ran(workspace("align@helpful-ctrl"), lora_rank=4, learning_rate=5e-3)
     assert history[0]["kl"] == history[0]["log_ratio"] == 0
@@ -201,6 +204,14 @@ def test_an_adapter_ends_as_a_plain_policy(finished, workspace):
     assert weights[0].keys() == weights[1].keys()
     moved = {name for name, value in weights[0].items() if not value.equal(weights[1][name])}
     assert moved == {name for name in weights[0] if name.endswith("_proj.weight")}
+    told = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert told["base_model_name_or_path"] == "results/sft/policy"
+    base = AutoModelForCausalLM.from_pretrained(finished / "results/sft/policy")
+    adapted = peft.PeftModel.from_pretrained(base, folder / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(folder / "policy")
+    ids = torch.arange(12)[None]
+    logits = [model.eval()(ids).logits for model in (adapted, merged)]
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
 
 
 def test_an_adapter_without_peft_is_one_sentence(workspace, monkeypatch):

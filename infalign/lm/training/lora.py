@@ -53,21 +53,30 @@ def without_adapter(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             layer.enable_adapters(True)
 
 
-def save_adapter(model: PreTrainedModel, folder: Path, base: Path) -> None:
+def adapter_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The adapter's weights by peft's names."""
+    return {
+        "base_model.model." + name.replace(f".{NAME}.", "."): weight.detach().cpu().contiguous()
+        for name, weight in model.named_parameters()
+        if "lora_" in name
+    }
+
+
+def save_adapter(model: PreTrainedModel, folder: Path, base: str) -> None:
     """Write the adapter alone, as peft does: adapter_config.json and safetensors.
 
     Args:
         base: the folder of the model that it belongs to.
     """
-    weights = {
-        "base_model.model." + name.replace(f".{NAME}.", "."): weight.detach().cpu().contiguous()
-        for name, weight in model.named_parameters()
-        if "lora_" in name
-    }
+    write_adapter(adapter_weights(model), model.peft_config[NAME], folder, base)
+
+
+def write_adapter(weights: dict[str, torch.Tensor], config: Any, folder: Path, base: str) -> None:
+    """Write an adapter of its weights and peft's config of it."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "adapter_model.safetensors")
-    settings = copy.copy(model.peft_config[NAME])
-    settings.base_model_name_or_path, settings.inference_mode = str(base.absolute()), True
+    settings = copy.copy(config)
+    settings.base_model_name_or_path, settings.inference_mode = base, True
     settings.save_pretrained(str(folder))
 
 

@@ -10,6 +10,7 @@ from infalign.lm.models import build_tiny
 from infalign.lm.scoring.scorer import token_log_probs
 from infalign.lm.text import make_batch
 from infalign.lm.training import loop
+from infalign.lm.training.checkpoints import Checkpoints
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
 from infalign.lm.training.losses import likelihood_loss
 from infalign.lm.training.parallel import Trainable
@@ -67,10 +68,11 @@ def test_a_resumed_run_equals_an_undisturbed_one(fresh, tmp_path, stop):
 def test_no_device_holds_the_whole_of_a_checkpoint(fresh, tmp_path):
     model = fresh()
     optimise(model, Schedule(2, 1e-2, 0.2), taker(model), tmp_path, name="toy")
-    path, elsewhere, seen = tmp_path / "checkpoint.pt", Trainable(fresh().to("meta")), {}
+    elsewhere, seen = Trainable(fresh().to("meta")), {}
     assert elsewhere.model.device.type == "meta"  # which stands for a GPU
     elsewhere.load = lambda content, _: seen.update(content)
-    assert loop._resume(path, elsewhere, loop.adamw(elsewhere.weights(), Schedule(2, 1, 0)), None)
+    optimiser = loop.adamw(elsewhere.weights(), Schedule(2, 1, 0))
+    assert Checkpoints(tmp_path, elsewhere, optimiser, None).resume() == 2
     for name, value in model.state_dict().items():
         assert seen["model"][name].device.type == "cpu"
         assert torch.equal(seen["model"][name], value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,9 @@ import typer
 
 def report(
     show: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open it, or say only where it is.")
-    ] = True,
+        bool | None,
+        typer.Option("--open/--no-open", help="In a browser; by default from a terminal only."),
+    ] = None,
 ) -> None:
     """Open the report: may these policies replace what is deployed, and what made it."""
     from flows.runs import published
@@ -24,5 +26,5 @@ def report(
     assert folder is not None
     page = folder / "index.html"
     typer.echo(f"Report   {page.relative_to(root)}")
-    if show:
+    if sys.stdout.isatty() if show is None else show:
         typer.launch(page.resolve().as_uri())

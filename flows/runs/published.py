@@ -153,7 +153,7 @@ def commit_link(root: Path, commit: str) -> str:
 
 def ruling_of(decision: Decision, variant: str) -> Ruling | None:
     """What became of a candidate, for the report's first screen."""
-    yes = decision.outcome in ("promoted", "forced", "champion")
+    yes = decision.outcome in ("promoted", "champion")  # what was forced, the gate refused
     version_name = f"{model_name(decision.objective)} version {decision.version}"
     answer = {
         "promoted": f"Yes: {variant} is the champion now, {version_name}.",

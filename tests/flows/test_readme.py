@@ -36,6 +36,7 @@ RUN = (
     r"infalign run( --dry-run| --push)?",
     r"infalign (frontier|data (add|log|back)) .*",
     r"infalign measure --reference results/.*",
+    r"infalign report",
     r"infalign restore --commit .*",
     r"python -m infalign align .*",
     r"dvc (repro|add|remote add|checkout|pull|params diff|metrics (diff|show)|plots diff)\b.*",

@@ -281,6 +281,19 @@ def test_a_better_challenger_is_promoted_and_a_worse_one_is_refused_by_name(
     assert promote(store, params, "helpful", worse).outcome == "champion"
 
 
+def test_what_was_decided_is_remembered_of_the_results_that_it_is_about(
+    root: Path, models: Path, params: Params
+) -> None:
+    store = open_registry(root)
+    decision = promote(store, params, "helpful", "1")
+    promotion.write_decision(store, params, decision)
+    assert promotion.read_decision(root, params, "helpful") == decision
+    write_lock(root, "second")  # other results: nothing was decided of them
+    assert promotion.read_decision(root, params, "helpful") is None
+    promotion.write_decision(store, params, decision)  # of an older version, by its number
+    assert promotion.read_decision(root, params, "helpful") is None
+
+
 def test_two_meet_once_and_who_has_nobody_to_meet_does_not(
     root: Path, models: Path, params: Params
 ) -> None:

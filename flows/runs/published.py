@@ -98,21 +98,21 @@ def facts_of(root: Path, seconds: float | None = None, tracking: str = "") -> li
         tracking: where MLflow shows the run: an address, or `command → address`.
     """
     state = git_state(root)
-    changed = ", with changes that are not committed" if state["dirty"] == "true" else ""
+    changed = " and changes that are not committed" if state["dirty"] == "true" else ""
     commit = state["commit"]
     facts = [
         Fact("Published", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
         Fact("Commit", commit[:SHORT] + changed, commit_link(root, commit)),
-        Fact("Data", _data_hash(root)),
-        Fact("Params", _sha256(root / "params.yaml")[:SHORT]),
+        Fact("Data’s hash", _data_hash(root)),
+        Fact("Params’ hash", _sha256(root / "params.yaml")[:SHORT]),
     ]
     if seconds is not None:
         facts.append(Fact("Run took", f"{int(seconds) // 60} min {int(seconds) % 60} s"))
     facts.append(Fact("Versions", ", ".join(_versions())))
     serve, _, link = tracking.rpartition("→")
     if link.strip().startswith("http"):
-        by = f" (served by {serve.strip()})" if serve else ""
-        facts.append(Fact("MLflow", f"this run{by}", link.strip()))
+        facts.append(Fact("MLflow", "this run", link.strip()))
+        facts += [Fact("served by", serve.strip())] if serve else []
     return [Fact(*map(redact, fact)) for fact in facts]
 
 

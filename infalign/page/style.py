@@ -12,9 +12,9 @@ STYLE = (
 html { scroll-behavior: smooth; }
 body { margin: 0; background: var(--paper); color: var(--text);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-.page { display: grid; grid-template-columns: 13rem minmax(0, 64rem); gap: 3rem;
+.page { display: grid; grid-template-columns: 13rem minmax(0, 64rem); gap: 1.6rem 3rem;
   max-width: 82rem; margin: 0 auto; padding: 0 2rem 5rem; }
-header { grid-column: 1 / -1; padding: 2.6rem 0 1.4rem; border-bottom: 1px solid var(--rule); }
+header { grid-column: 1 / -1; padding: 1.6rem 0 1rem; border-bottom: 1px solid var(--rule); }
 nav { position: sticky; top: 1.5rem; align-self: start; font-size: 0.88rem; }
 nav ol { list-style: none; margin: 0; padding: 0; }
 nav a { display: block; padding: 0.22rem 0; color: var(--muted); text-decoration: none; }
@@ -29,7 +29,8 @@ p { margin: 0.5rem 0 0.8rem; max-width: 46rem; }
 .lead { color: var(--muted); font-size: 1.05rem; margin: 0; }
 .facts { display: flex; flex-wrap: wrap; gap: 0.3rem 1.6rem; margin: 0.9rem 0 0; padding: 0;
   font-size: 0.88rem; list-style: none; color: var(--muted); }
-.facts b { color: var(--text); font-weight: 600; }
+.facts b { color: var(--text); font-weight: 600; } .facts + .facts { margin-top: 0.2rem; }
+.facts a { color: inherit; }
 .verdict { border-left: 3px solid var(--series-0); padding: 0.1rem 0 0.1rem 0.9rem; }
 .cards { display: grid; gap: 1.2rem; margin: 0.2rem 0 0.8rem;
   grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); }
@@ -117,9 +118,10 @@ dd { margin: 0.1rem 0 0; max-width: 46rem; }
   section { border: 0; padding: 0; margin: 0 0 1rem; }
   h2, h3, h4, dt, .prompt, caption, thead, section > p:first-of-type { break-after: avoid; }
   .scroll:not(:has(tr:nth-child(12))) { break-inside: avoid; }
-  p, li, tr, .card, figure, .example { break-inside: avoid; } .scroll { overflow: visible; }
+  p, li, tr, figure, .example { break-inside: avoid; } .scroll { overflow: visible; }
   .cards { grid-template-columns: repeat(auto-fit, minmax(8cm, 1fr)); gap: 0.6rem; }
   .card { padding: 0.5rem 0.7rem 0; } .card ul, .card .note { font-size: 8.5pt; }
+  .card h3, .answer, .three dd b { font-size: 11pt; } .three dt, .three dd { font-size: 8pt; }
   h2 { margin-top: 0; } h3 { margin-top: 0.8rem; }
   figure svg { max-height: 6cm; } figure.half svg, figure.two-thirds svg { width: auto; }
   .draws { grid-template-columns: repeat(4, 1fr); } .draws ol { font-size: 8pt; }

@@ -82,7 +82,7 @@ def test_facts_stay_with_the_page_that_they_are_of(project) -> None:  # type: ig
     (root / "params.yaml").write_text((root / "params.yaml").read_text() + "\n")
     publish(root, params)
     assert "Run took" not in copy_of(root)
-    assert "with changes that are not committed" in copy_of(root)
+    assert "and changes that are not committed" in copy_of(root)
 
 
 def test_what_was_decided_of_these_results_is_said_and_nothing_else(project) -> None:  # type: ignore[no-untyped-def]

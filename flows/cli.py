@@ -15,6 +15,7 @@ from flows.commands.frontier import frontier
 from flows.commands.live import viewing
 from flows.commands.measure import measure
 from flows.commands.plan import plan
+from flows.commands.prune import prune
 from flows.commands.report import report
 from flows.commands.restore import restore
 from flows.commands.starting import demo, init
@@ -51,6 +52,7 @@ app.add_typer(engine.app, name="engine")
 
 app.command()(frontier)
 app.command()(measure)
+app.command()(prune)
 app.command()(report)
 app.command()(plan)
 app.command()(restore)

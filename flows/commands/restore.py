@@ -1,4 +1,4 @@
-"""`infalign restore`: a registered version, or a commit, in a folder of its own."""
+"""`infalign restore`: a registered version, a commit or a night, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ def restore(
     commit: Annotated[
         str | None, typer.Option(metavar="REV", help="A git commit, instead of a version.")
     ] = None,
+    date: Annotated[
+        str | None, typer.Option(metavar="DAY", help="The last night up to a day: 2026-11-28.")
+    ] = None,
     into: Annotated[
         Path | None, typer.Option(help="A new folder; by default in .infalign/restored.")
     ] = None,
@@ -34,16 +37,22 @@ def restore(
     ] = False,
 ) -> None:
     """Put a version's exact params, dvc.lock, results and data into a folder of their own."""
-    from flows.project import restoring, versions
+    from flows.project import nights, restoring, versions
+    from infalign.settings.params import load_params
 
     root = Path.cwd()
     versions.check_project(root)
-    if (version is None) == (commit is None):
-        raise InputError("say what to restore: --version V or --commit REV, one of them.")
-    if commit is not None and objective is not None:
-        raise InputError("--objective chooses a version's model: leave it out with --commit.")
+    if sum(given is not None for given in (version, commit, date)) != 1:
+        raise InputError(
+            "say what to restore: --version V, --commit REV or --date DAY, one of them."
+        )
+    if version is None and objective is not None:
+        raise InputError("--objective chooses a version's model: it goes with --version.")
     if version is not None:
         exact = restoring.exact_commit(root, find_origin(root, version, objective))
+    elif date is not None:
+        branch = load_params(root / "params.yaml").schedule.branch
+        exact = nights.of_date(root, branch, date)
     else:
         exact = restoring.resolve(root, commit or "")
     try:

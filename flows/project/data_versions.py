@@ -159,6 +159,13 @@ def _put_back(root: Path, file: Path, path: str, before: str | None) -> None:
         asyncio.run(versions.dvc(root, "checkout", "--force", path))
 
 
+async def put_pointer_back(root: Path, name: str, text: str) -> None:
+    """Make data that of a pointer that was kept; what is there now must be in DVC's cache."""
+    path = f"{RAW.as_posix()}/{name}.dvc"
+    write_text(root / path, text)
+    await _checkout(root, path)
+
+
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["git", "-c", "core.quotepath=off", *arguments]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

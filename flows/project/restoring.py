@@ -77,12 +77,12 @@ def resolve(root: Path, revision: str) -> str:
 
 
 def _lock_hash(root: Path, commit: str) -> str:
-    return hashlib.sha256(_shown(root, commit, "dvc.lock") or b"").hexdigest()
+    return hashlib.sha256(shown(root, commit, "dvc.lock") or b"").hexdigest()
 
 
 def _params_hash(root: Path, commit: str) -> str:
     """As the registry's tag: over all parameters, whatever the file's comments."""
-    text = (_shown(root, commit, "params.yaml") or b"").decode(errors="replace")
+    text = (shown(root, commit, "params.yaml") or b"").decode(errors="replace")
     try:
         params: Params = check_params(read_tree(text, commit), commit)
     except InputError:
@@ -91,7 +91,7 @@ def _params_hash(root: Path, commit: str) -> str:
     return hashlib.sha256(tree.encode()).hexdigest()
 
 
-def _shown(root: Path, commit: str, name: str) -> bytes | None:
+def shown(root: Path, commit: str, name: str) -> bytes | None:
     """A file of a commit."""
     command = ["git", "show", "--end-of-options", f"{commit}:./{name}"]
     done = subprocess.run(command, cwd=root, capture_output=True, check=False)
@@ -106,7 +106,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 async def restore(root: Path, commit: str, into: Path | None, tell: Tell) -> Path:
     """The project as it was at a commit, with its results and data; the folder's path."""
-    if _shown(root, commit, "dvc.lock") is None:
+    if shown(root, commit, "dvc.lock") is None:
         raise InputError(
             f"commit {commit[:12]} has no dvc.lock, so nobody knows its results: choose a commit "
             "that has (`git log --all -- dvc.lock`)."
@@ -191,7 +191,7 @@ async def fetch(root: Path, folder: Path) -> None:
     """Bring results and data into the folder, from the project's cache or its remote."""
     settings = await versions.remote_settings(root)
     cache = await versions.dvc(root, "cache", "dir")
-    _write_config(folder, settings | {"cache.dir": cache.stdout.strip()})
+    write_config(folder, settings | {"cache.dir": cache.stdout.strip()})
     # With --quiet it would not say what it lacks.
     answer = await versions.dvc(folder, "checkout", "--force")
     if not answer.returncode:
@@ -207,7 +207,7 @@ async def fetch(root: Path, folder: Path) -> None:
     )
 
 
-def _write_config(folder: Path, settings: dict[str, str]) -> None:
+def write_config(folder: Path, settings: dict[str, str]) -> None:
     """DVC's local settings, readable by the owner alone: remotes may have passwords."""
     from configobj import ConfigObj
 

@@ -30,10 +30,11 @@ from prefect.states import Completed, Failed, State
 
 from flows.children.locks import run_lock
 from flows.children.processes import Tell
-from flows.project import versions
+from flows.project import nights, versions
 from flows.project.configuration import check_data, complete_params, set_params
+from flows.runs import night_data
 from flows.runs.data_gate import BREACH, Breach, check_data_gate
-from flows.runs.ending import ending
+from flows.runs.ending import ending, in_words
 from flows.runs.notifying import notify
 from flows.runs.pipeline import pipeline, work
 from flows.tracking.results import headline
@@ -77,13 +78,43 @@ async def nightly(root: str = ".", promote: bool = True) -> Any:
             params = complete_params(folder / "params.yaml", _tell)
             versions.check_project(folder)
             check_data(params, folder)
-            await check_data_gate(folder, params, _tell)
+            if params.schedule.branch is not None:
+                nights.check_branch(folder, params.schedule.branch)
+            await night_data.bring(folder, params, _tell)
+            try:
+                await check_data_gate(folder, params, _tell)
+            except Breach:
+                await night_data.take_back(folder, params, _tell)
+                raise
+            night_data.taken(folder, params)
             # Not a flow within a flow: only a deployment's own run can be suspended for approval.
-            return ending(await work(folder, "nightly", promote))
+            done = await work(folder, "nightly", promote)
+            return await _kept(folder, load_params(folder / "params.yaml"), done)
     except Skipped as reason:
         return skipped(reason)
     except Breach as breach:
         return Failed(name=BREACH, message=str(breach))
+
+
+async def _kept(root: Path, params: Params, done: dict[str, Any]) -> State:
+    """How the night ended, once it is in git, and where it belongs."""
+    state, branch = ending(done), params.schedule.branch
+    if branch is None:
+        return state
+    said = [decision.sentence() for decision in done["decisions"]]
+    made = {one.objective: str(one.version) for one in done["decisions"] if one.version}
+    words = f"{str(state.name).lower()}, {in_words(done['outcomes'])}"
+    commit = await asyncio.to_thread(nights.commit, root, branch, words, said, made)
+    _tell(f"The night is commit {commit[:12]} of branch {branch}.")
+    if params.schedule.push:
+        try:
+            await versions.check_remote(root)
+            await versions.push(root, _tell)
+            await asyncio.to_thread(nights.push, root, branch)
+        except (versions.PushFailed, InputError) as error:
+            message = f"The night is complete, but it is not pushed: {error} {state.message}"
+            return Failed(name="NotPushed", message=message)
+    return state
 
 
 @flow(

@@ -197,11 +197,32 @@ class Schedule(Section):
         ge=1,
         description="a running flow without a heartbeat for so long is dead, minutes",
     )
+    source: str | None = Field(
+        default=None,
+        description="folder, file or OWNER/NAME of the hub in which a night looks for new data",
+    )
+    into: Name | None = Field(
+        default=None, description="folder of data/raw to which a night adds what is new there"
+    )
+    branch: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None = Field(
+        default="nights", description="git branch that gets one commit a night; null: none"
+    )
+    push: bool = Field(
+        default=False, description="push a night's results to DVC's remote and its commit to git's"
+    )
     notify: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         default=None,
         description="environment variable that holds the address of a webhook, which is told of "
         "refusals, breaches, drift and failures",
     )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Schedule:
+        if (self.source is None) != (self.into is None):
+            raise ValueError("source and into go together: give both, or neither")
+        if self.push and self.branch is None:
+            raise ValueError("push needs a branch")
+        return self
 
 
 class Drift(Section):

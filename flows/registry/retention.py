@@ -1,0 +1,232 @@
+"""`infalign prune`: what no champion, alias or kept night needs goes.
+
+Of MLflow, versions with their models and the runs that registered them; the runs of the pipeline,
+which hold the numbers, stay. Of DVC's cache, results of commits that nothing kept names; data is
+kept of every commit, since nothing makes it again. Of `.infalign`, restored folders of commits that
+are not kept. Suites are files of the user's, which nothing here touches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.children.locks import run_lock
+from flows.children.processes import Tell
+from flows.project import nights, versions
+from flows.project.restoring import clone, shown, write_config
+from flows.registry.registry import Registry, model_name, open_registry
+from infalign.errors import InputError
+from infalign.files.workspace import write_text
+from infalign.settings.params import Params, load_params
+
+LOCK = "infalign.dvc_lock"  # a version's tag: SHA-256 of the lock that it was made with
+
+
+@dataclass(frozen=True)
+class Waste:
+    """What would go, and what stays.
+
+    Attributes:
+        versions: objective to the versions that go.
+        kept: objective to those that stay.
+        commits: whose results stay in DVC's cache.
+        folders: of restored commits that go.
+    """
+
+    versions: dict[str, list[str]] = field(default_factory=dict)
+    kept: dict[str, list[str]] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """To read."""
+        found = []
+        for objective, gone in self.versions.items():
+            of_it = f"{len(gone)} of {len(gone) + len(self.kept[objective])} versions"
+            listed = f": {', '.join(gone)}" if gone else ""
+            found.append(f"{model_name(objective)}: {of_it} go{listed}")
+        found.append(f"DVC's cache: the results of {len(self.commits)} commits stay, and all data")
+        found += [f"{path.name} of .infalign/restored goes" for path in self.folders]
+        return found
+
+
+def find_waste(root: Path, keep_versions: int, keep_nights: int) -> Waste:
+    """What nothing needs.
+
+    Args:
+        keep_versions: the newest ones of each model that stay in any case.
+        keep_nights: the newest nights whose results stay.
+    """
+    for name, number in (("--keep-versions", keep_versions), ("--keep-nights", keep_nights)):
+        if number < 0:
+            raise InputError(f"{name} {number} is negative: give 0 or more.")
+    params, registry = load_params(root / "params.yaml"), open_registry(root)
+    commits = _named_commits(root, params, keep_nights)
+    locks = {_hash(shown(root, commit, "dvc.lock")) for commit in commits}
+    with contextlib.suppress(FileNotFoundError):
+        locks.add(_hash((root / "dvc.lock").read_bytes()))
+    gone: dict[str, list[str]] = {}
+    kept: dict[str, list[str]] = {}
+    wanted: set[str] = set()
+    for objective in params.objectives:
+        stays = _needed(registry, objective, keep_versions, locks)
+        every = registry.versions(objective)
+        if not every:
+            continue
+        gone[objective] = [str(v.version) for v in every if str(v.version) not in stays]
+        kept[objective] = [str(v.version) for v in every if str(v.version) in stays]
+        wanted |= {v.tags.get(LOCK, "") for v in every if str(v.version) in stays}
+    commits |= _with_locks(root, wanted - locks)
+    restored = sorted((root / ".infalign" / "restored").glob("*"))
+    folders = [path for path in restored if not any(c.startswith(path.name) for c in commits)]
+    return Waste(gone, kept, sorted(commits), folders)
+
+
+def _needed(registry: Registry, objective: str, newest: int, locks: set[str | None]) -> set[str]:
+    """The versions that stay: new ones, champions of any time, aliases, those of kept results."""
+    every, champions = registry.versions(objective), registry.champions(objective)
+    stays = {str(version.version) for version in every[len(every) - newest :] if newest}
+    stays |= set(champions.aliases().values())
+    for move in champions.history():
+        stays |= {move.to, *([move.source] if move.source else [])}
+    return stays | {str(v.version) for v in every if v.tags.get(LOCK) in locks}
+
+
+def _named_commits(root: Path, params: Params, keep_nights: int) -> set[str]:
+    """Commits that somebody named, and those of the newest nights."""
+    branch, found = params.schedule.branch, set()
+    told = nights.git(root, "for-each-ref", "--format=%(refname) %(objectname) %(*objectname)")
+    for line in told.splitlines():
+        name, commit, *peeled = line.split()
+        of_night = name == f"refs/heads/{branch}" or name.startswith("refs/tags/infalign-")
+        if not of_night and not (name.startswith("refs/remotes/") and name.endswith(f"/{branch}")):
+            found.add(peeled[0] if peeled else commit)
+    if head := nights.git(root, "rev-parse", "--verify", "--quiet", "HEAD", fails=True):
+        found.add(head)
+    if branch is not None:
+        found |= {night.commit for night in nights.nights(root, branch)[:keep_nights]}
+    return {commit for commit in found if shown(root, commit, "dvc.yaml") is not None}
+
+
+def _with_locks(root: Path, wanted: set[str]) -> set[str]:
+    """A commit for each dvc.lock of kept versions, where any holds it."""
+    found: dict[str, str] = {}
+    told = nights.git(root, "log", "--all", "--format=%H", "--", "dvc.lock", fails=True)
+    for commit in told.split() if wanted else ():
+        found.setdefault(_hash(shown(root, commit, "dvc.lock")) or "", commit)
+    return {found[lock] for lock in wanted & found.keys()}
+
+
+def _hash(text: bytes | None) -> str | None:
+    return None if text is None else hashlib.sha256(text).hexdigest()
+
+
+def prune(root: Path, keep_versions: int, keep_nights: int, remove: bool, tell: Tell) -> None:
+    """Say what nothing needs, and remove it where that is asked for.
+
+    A kill between two acts leaves what the next call finds again: a version goes before its model.
+    """
+    versions.check_project(root)
+    with run_lock(root):  # nobody makes, registers or promotes meanwhile
+        waste = find_waste(root, keep_versions, keep_nights)
+        for line in waste.lines():
+            tell(line)
+        if remove:
+            registry = open_registry(root)
+            for objective, numbers in waste.versions.items():
+                for number in numbers:
+                    _remove_version(registry, objective, number)
+            for folder in waste.folders:
+                shutil.rmtree(folder)
+        for line in asyncio.run(_collect(root, waste.commits, remove)):
+            tell(line)
+    tell("Removed." if remove else "Nothing was removed: --remove does it.")
+
+
+def _remove_version(registry: Registry, objective: str, number: str) -> None:
+    """A version, its model with all files, and the run that registered it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    client, version = registry.client, registry.version(objective, number)
+    places = [client.get_model_version_download_uri(version.name, version.version)]
+    run = client.get_run(version.run_id) if version.run_id else None
+    if run is not None:
+        places.append(str(run.info.artifact_uri))
+    client.delete_model_version(version.name, version.version)
+    for place in places:
+        repository: Any = get_artifact_repository(place, tracking_uri=client.tracking_uri)
+        with contextlib.suppress(FileNotFoundError, NotImplementedError):
+            repository.delete_artifacts()
+    with contextlib.suppress(MlflowException):  # it was not made by a model of MLflow's
+        if version.model_id:
+            client.delete_logged_model(version.model_id)
+    if run is not None:
+        client.delete_run(run.info.run_id)
+
+
+async def _collect(root: Path, commits: Iterable[str], remove: bool) -> list[str]:
+    """Have DVC remove from its cache what none of the commits, the workspace or any data needs.
+
+    DVC goes by tags: those of a clone in which the commits are all that is tagged.
+    """
+    told = await versions.dvc(root, "cache", "dir")
+    cache = Path(told.stdout.strip()).resolve()
+    if not cache.is_relative_to((root / ".dvc").resolve()):
+        return [f"DVC's cache {cache} is shared with other projects: nothing of it is removed."]
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) / "clone"
+        head = nights.git(root, "rev-parse", "--verify", "--quiet", "HEAD", fails=True)
+        if not head:
+            return ["There is no commit yet: nothing of DVC's cache is removed."]
+        folder = place / clone(root, head, place)
+        for tag in nights.git(folder, "tag", "--list").split():
+            nights.git(folder, "tag", "--delete", tag)
+        for commit in commits:
+            nights.git(folder, "tag", f"kept-{commit}", commit)
+        _take_workspace(root, folder)
+        _take_data(root, folder)
+        write_config(folder, {"cache.dir": str(cache)})
+        how = "--force" if remove else "--dry"
+        answer = await versions.dvc(folder, "gc", "--workspace", "--all-tags", how)
+    if answer.returncode:
+        raise InputError(versions.sentence("dvc gc", answer.stderr))
+    said = [*answer.stdout.splitlines(), *answer.stderr.splitlines()]
+    wanted = ("removed", "unused", "would")
+    return [f"DVC: {line}" for line in said if any(word in line.lower() for word in wanted)]
+
+
+def _take_workspace(root: Path, folder: Path) -> None:
+    """What is not committed yet counts as well."""
+    for name in ("dvc.lock", "dvc.yaml", "params.yaml"):
+        if (root / name).is_file():
+            shutil.copyfile(root / name, folder / name)
+
+
+def _take_data(root: Path, folder: Path) -> None:
+    """A pointer to every version of all data, also of what is not committed, each under a name."""
+    texts = {path.read_text(encoding="utf-8") for path in root.glob("data/raw/*.dvc")}
+    texts |= {path.read_text(encoding="utf-8") for path in root.glob("champion/*.dvc")}
+    pattern = ("data/raw/*.dvc", "champion/*.dvc")
+    told = nights.git(root, "log", "--all", "--format=%H", "--", *pattern, fails=True)
+    for commit in told.split():
+        held = nights.git(root, "ls-tree", "--name-only", f"{commit}:./", "data/raw/", fails=True)
+        names = [f"data/raw/{Path(name).name}" for name in held.splitlines()]
+        for name in names:
+            if name.endswith(".dvc"):
+                texts.add((shown(root, commit, name) or b"").decode(errors="replace"))
+    for number, text in enumerate(sorted(texts)):
+        tree = yaml.safe_load(text) or {}
+        outs = [out | {"path": f"kept-{number}-{n}"} for n, out in enumerate(tree.get("outs", []))]
+        if outs:
+            write_text(folder / "kept" / f"{number}.dvc", yaml.safe_dump({"outs": outs}))

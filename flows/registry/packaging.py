@@ -57,7 +57,8 @@ def save(params: Params, objective: str, folder: Path, path: Path) -> None:
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     # About MLflow's own type hints. For good: two objectives are packaged in two threads, and what
     # `catch_warnings` puts back in one of them is in the other's way.
-    warnings.filterwarnings("ignore", r"(?s).*Add type hints to the `predict`", UserWarning)
+    for words in ("Add type hints to the `predict`", "Any type hint is inferred as AnyType"):
+        warnings.filterwarnings("ignore", rf"(?s).*{words}", UserWarning)
     import mlflow.pyfunc
 
     mlflow.pyfunc.save_model(

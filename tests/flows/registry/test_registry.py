@@ -150,7 +150,9 @@ def test_a_version_has_every_tag_and_no_pickle(begun: Path) -> None:
     assert run.info.status == "FINISHED"
     assert {f.path for f in models.client.list_artifacts(version.run_id)} >= {"dvc.lock"}
     ranked = models.client.search_logged_models([models.experiment])[0]
-    assert {m.key for m in ranked.metrics} == {n.removeprefix("infalign.number.") for n in numbers}
+    gate = {f"gate/{name.removeprefix('infalign.number.')}" for name in numbers}
+    assert {metric.key for metric in ranked.metrics} == gate
+    assert version.description.startswith("`ctrl` of helpful, trained on ")
     assert aliases(begun) == {CHALLENGER: "1"}
 
 

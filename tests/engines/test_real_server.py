@@ -1,6 +1,7 @@
 """Real servers of vLLM: a whole run, kills, wrong servers, and a served classifier.
 
-They run from `.venv-engine`, which `make soak` makes; a server is up after half a minute where the machine is free.
+They run from `.venv-engine`, which `make soak` makes; a server is up after half a minute where the
+machine is free.
 """
 
 from __future__ import annotations

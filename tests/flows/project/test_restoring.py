@@ -193,8 +193,8 @@ def test_folders_that_are_taken_or_in_the_project_are_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["restore"], "--version V or --commit REV"),
-        (["restore", "--version", "1", "--commit", "HEAD"], "--version V or --commit REV"),
+        (["restore"], "--version V, --commit REV or --date DAY"),
+        (["restore", "--version", "1", "--commit", "HEAD"], "--version V, --commit REV or --date DAY"),
         (["restore", "--commit", "nothing"], "'nothing' is no commit"),
         (["restore", "--version", "7"], "no version '7' of infalign-helpful or infalign-harmless"),
         (["run", "--dry-run", "--push"], "leave out --push"),

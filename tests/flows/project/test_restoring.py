@@ -194,7 +194,7 @@ def test_folders_that_are_taken_or_in_the_project_are_refused(tmp_path: Path) ->
     ("arguments", "words"),
     [
         (["restore"], "--version V, --commit REV or --date DAY"),
-        (["restore", "--version", "1", "--commit", "HEAD"], "--version V, --commit REV or --date DAY"),
+        (["restore", "--version", "1", "--commit", "HEAD"], "--date DAY, one of them"),
         (["restore", "--commit", "nothing"], "'nothing' is no commit"),
         (["restore", "--version", "7"], "no version '7' of infalign-helpful or infalign-harmless"),
         (["run", "--dry-run", "--push"], "leave out --push"),

@@ -276,7 +276,7 @@ def settled(month: Month) -> None:
     found = in_git.nights(root, "nights")
     ran = [night for night in range(MONTH, 0, -1) if night != POISON]
     assert [night.when[:10] for night in found] == [day(night) for night in ran]
-    assert in_git.git(root, "log", "--merges", "--format=%h", "nights") == ""
+    assert in_git.git(root, "log", "--merges", "--format=%h", "refs/heads/nights") == ""
     status, output = project.inside("versions")
     assert status == 0, output
     for night in ran:

@@ -19,13 +19,15 @@ from mlflow.pyfunc import PythonModel
 class DeployedModel(PythonModel):
     """The policy, loaded once; a request out of bounds is the caller's mistake, in one sentence."""
 
+    _skip_type_hint_validation = True  # or MLflow warns of `predict`; the signature says it better
+
     def load_context(self, context: Any) -> None:
         """Read the packaged policy."""
         from infalign.deployment.deployed import load_deployed
 
         self.deployed = load_deployed(Path(context.artifacts["deployed"]))
 
-    # MLflow takes a type hint of the input for its schema; the signature says it better.
+    # MLflow takes a type hint of the input for its schema.
     def predict(  # type: ignore[no-untyped-def]
         self, context, model_input, params: Mapping[str, Any] | None = None
     ):

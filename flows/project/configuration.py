@@ -49,12 +49,7 @@ def set_params(
     tree = read_tree(whole, str(path), yaml.load, YAMLError)
     _spell_floats(yaml)
     before, nature = _names(tree), _nature(tree)
-    for key, value in recipe:
-        _put(tree, key, value, makes=True)
-    for assignment in assignments:
-        assign(tree, assignment)
-    given = {assignment.partition("=")[0].strip() for assignment in assignments}
-    given |= {key for key, _ in recipe}
+    given = _apply(tree, assignments, recipe)
     _leave_judges(tree, lacking, given)
     changed = _pin(tree, before, given, path.parent)
     changed += _suit(tree, before, nature, given, path.parent)
@@ -79,19 +74,26 @@ def set_params(
 
 def planned(path: Path, assignments: Sequence[str], recipe: Sequence[Setting] = ()) -> Params:
     """The settings that `set_params` would write, without opening a model and without writing."""
-    tree = read_tree(completed(read_text(path), str(path))[0], str(path))
-    for key, value in recipe:
-        _put(tree, key, value, makes=True)
-    for assignment in assignments:
-        assign(tree, assignment)
-    given = {assignment.partition("=")[0].strip() for assignment in assignments}
-    given |= {key for key, _ in recipe}
+    whole, lacking = completed(read_text(path), str(path))
+    tree = read_tree(whole, str(path))
+    given = _apply(tree, assignments, recipe)
+    _leave_judges(tree, lacking, given)
     if "model.kind" in given:
         adapter = tree["align"].get("lora_rank") is not None
         for key, value in defaults(tree["model"]["kind"], adapter).items():
             if key not in given:
                 _put(tree, key, value)
     return check_params(tree, str(path))
+
+
+def _apply(tree: Any, assignments: Sequence[str], recipe: Sequence[Setting]) -> set[str]:
+    """Put a recipe's settings and then the assignments into the tree; their keys."""
+    for key, value in recipe:
+        _put(tree, key, value, makes=True)
+    for assignment in assignments:
+        assign(tree, assignment)
+    given = {assignment.partition("=")[0].strip() for assignment in assignments}
+    return given | {key for key, _ in recipe}
 
 
 def _leave_judges(tree: Any, lacking: Sequence[str], given: set[str]) -> None:

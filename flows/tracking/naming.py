@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.project.versions import COMPARISON, RUN, Plan
+from infalign.files.names import HEADLINE
 from infalign.files.stages import stage_of
 from infalign.files.workspace import lookup
 from infalign.settings.params import Params
@@ -18,12 +19,7 @@ from infalign.theory.procedures import parse_procedure
 POLICIES = ("align", "contend", "hack")  # stages whose instances are policies
 CURVES = ("loss", "kl", "reward", "calibrated", "accuracy", "response_tokens")  # of a history
 EVALUATED = (  # of a policy's evaluation, the headline first
-    "win_rate",
-    "low",
-    "high",
-    "limit",
-    "efficiency",
-    "kl",
+    *HEADLINE,
     "win_rate_independent",
     "win_rate_gold",
     "phrase_share",

@@ -23,25 +23,15 @@ from flows.project.versions import COMPARISON, Plan, entry_digest, git_state, lo
 from flows.tracking.naming import about, evaluated, finals, names_of, policy_words, run_name
 from flows.tracking.results import gains, headline
 from flows.tracking.tracker import MADE, PARENT, Tracker
+from infalign.files.names import HEADLINE, SELECTING
 from infalign.files.sources import data_paths
 from infalign.files.stages import STAGES
-from infalign.files.tables import SELECTING
 from infalign.files.weights import NONE
 from infalign.settings.params import Params
 
 # MLflow's client gives up sooner by itself; its first import on a busy machine takes long.
 MAKER_SECONDS = 60.0
-TABLE = (  # of the headline, in this order
-    "objective",
-    "policy",
-    "win_rate",
-    "low",
-    "high",
-    "limit",
-    "efficiency",
-    "kl",
-    "procedure",
-)
+TABLE = ("objective", "policy", *HEADLINE, "procedure")
 _LONGEST_NOTE, _LONGEST_TAG = 4900, 4900  # characters; MLflow takes 5,000
 _EVIDENCE_FILES = {".json", ".html", ".png", ".svg"}
 _EVIDENCE_BYTES = 10_000_000

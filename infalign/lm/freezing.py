@@ -8,6 +8,8 @@ whose weights are not in linear layers. Casting the whole model would give other
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -22,13 +24,17 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """
     if model.autocast_dtype is None:
         return model
+    for weight in linear_weights(model):
+        weight.requires_grad_(False).data = weight.data.to(model.autocast_dtype)
+    return model
+
+
+def linear_weights(model: PreTrainedModel) -> Iterator[torch.nn.Parameter]:
+    """Weights and biases of the trunk's linear layers, without an adapter's and the embedding."""
     embedding = model.get_input_embeddings().weight
     for name, layer in model.base_model.named_modules():
         if isinstance(layer, torch.nn.Linear | Conv1D) and "lora_" not in name:
-            for weight in layer.parameters(recurse=False):
-                if weight is not embedding:
-                    weight.requires_grad_(False).data = weight.data.to(model.autocast_dtype)
-    return model
+            yield from (w for w in layer.parameters(recurse=False) if w is not embedding)
 
 
 def is_frozen(model: PreTrainedModel) -> bool:

@@ -11,17 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infalign.files.tables import SELECTING
+from infalign.files.names import HEADLINE, SELECTING
 from infalign.page.data import ObjectiveData
 
-HEADLINE = (
-    "win_rate",
-    "low",
-    "high",
-    "limit",
-    "efficiency",
-    "kl",
-)  # as `dvc metrics show` has them
 TRAINING = ("kl", "calibrated")  # of a step: nats a response; mean calibrated reward
 Rows = list[dict[str, Any]]
 

@@ -126,17 +126,14 @@ def shape_of(config: Any, source: str) -> Shape:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from infalign.lm.freezing import linear_weights
+
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     names = set(model._no_split_modules or ())
     layers = [m for m in model.modules() if type(m).__name__ in names]
     inside = {id(p) for layer in layers for p in layer.parameters()}
-    linear = {
-        id(p)
-        for module in model.base_model.modules()
-        if isinstance(module, torch.nn.Linear)
-        for p in module.parameters(recurse=False)
-    }
+    linear = {id(weight) for weight in linear_weights(model)}
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     alone = head is not None and head.weight is not embedding.weight
     own = config.get_text_config()

@@ -1,5 +1,10 @@
 """Tiny models of many families: what transformers' configs need to be small."""
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from infalign.lm.models import save_model
+
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 32,
@@ -46,3 +51,22 @@ FAMILIES = {  # a model type, and words of ours behind it
 def sizes_of(family: str) -> dict[str, object]:
     """Everything that the config of a family's model type is made from."""
     return SIZES | FAMILIES[family]
+
+
+def config_of(family: str) -> object:
+    """A tiny config with every dropout that the family has set to a half."""
+    config = AutoConfig.for_model(family.split()[0], **sizes_of(family))
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and "drop" in name:
+            setattr(config, name, 0.5)
+    return config
+
+
+def saved(family, tokenizer, folder):
+    """The folder, with a model of the family and random weights in it."""
+    torch.manual_seed(1)
+    config = config_of(family)
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder)
+    return folder

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
 )
@@ -21,7 +20,7 @@ from infalign.lm.scoring.scorer import divergence, pooled_rewards, score_respons
 from infalign.lm.scoring.vocabulary import has_plain_head, is_joined, token_log_probs, token_scores
 from infalign.lm.text import make_batch
 from infalign.lm.training.parallel import Trainable, recompute
-from tests.lm.families import FAMILIES, sizes_of
+from tests.lm.families import FAMILIES, config_of, saved
 
 CPU = torch.device("cpu")
 JOINED = {"lfm2", "lfm2 with biases", "mamba", "mamba2", "falcon_h1"}
@@ -34,25 +33,10 @@ PROMPTS = [
 RESPONSES = ["four five six seven", "ten", "", "one two three one two three nine ten ten"]
 
 
-def config_of(family):
-    """A tiny config with every dropout that the family has set to a half."""
-    config = AutoConfig.for_model(family.split()[0], **sizes_of(family))
-    for name, value in config.to_dict().items():
-        if isinstance(value, float) and "drop" in name:
-            setattr(config, name, 0.5)
-    return config
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tokenizer, tmp_path_factory):
     """A family's word, and a folder with a model of it."""
-    torch.manual_seed(1)
-    config = config_of(request.param)
-    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    folder = tmp_path_factory.mktemp(request.param)
-    save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder)
-    return request.param, folder
+    return request.param, saved(request.param, tokenizer, tmp_path_factory.mktemp(request.param))
 
 
 def models(folder):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from infalign.data.framing import asked
 from infalign.lm.freezing import freeze, is_frozen, thaw
@@ -12,8 +11,7 @@ from infalign.lm.scoring.scorer import pooled_rewards
 from infalign.lm.scoring.vocabulary import token_log_probs, token_scores
 from infalign.lm.text import make_batch
 from infalign.lm.training.lora import add_adapter, merge_adapter, without_adapter
-from tests.lm.families import FAMILIES
-from tests.lm.test_families import config_of
+from tests.lm.families import FAMILIES, saved
 
 CPU = torch.device("cpu")
 PROMPTS = [asked("one"), asked("two three nine eight seven")]
@@ -21,13 +19,7 @@ PROMPTS = [asked("one"), asked("two three nine eight seven")]
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, tokenizer, tmp_path_factory):
-    torch.manual_seed(1)
-    config = config_of(request.param)
-    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    folder = tmp_path_factory.mktemp(request.param)
-    save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder)
-    return folder
+    return saved(request.param, tokenizer, tmp_path_factory.mktemp(request.param))
 
 
 def batch_of(form):

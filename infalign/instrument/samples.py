@@ -255,7 +255,7 @@ def on_common_prompts(
             f"{_short(one)} and {_short(other)}: write the same prompts, or ids, into both."
         )
     for side in policies:
-        for prompt in common & side.texts.keys() & reference.texts.keys():
+        for prompt in sorted(common & side.texts.keys() & reference.texts.keys()):
             if side.texts[prompt] != reference.texts[prompt]:
                 raise InputError(
                     f"{side.place}: prompt_id {_short(prompt)} is another prompt "

@@ -134,5 +134,5 @@ def _along(axis: Axes, value: float) -> float:
 
 
 def _short(value: float) -> float:
-    """Four figures are enough to be read."""
-    return float(f"{value:.4g}")
+    """Three figures are read; of four, the third would be rounded twice, away from the table's."""
+    return float(f"{value:.7g}")

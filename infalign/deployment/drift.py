@@ -77,9 +77,8 @@ def win_rate_drift(
     def loss(earlier: Array, later: Array) -> Array:
         return (earlier - later)[:, 0]
 
-    size, p_value = _permuted(len(values), len(first), _means(values, loss), replicates, seed)
-    alarm = size > threshold and p_value <= level
-    return Drift(float(first.mean()), float(second.mean()), size, threshold, p_value, alarm)
+    found = _permuted(len(values), len(first), _means(values, loss), replicates, seed)
+    return _judged(first.mean(), second.mean(), found, threshold, level)
 
 
 def reward_drift(
@@ -112,9 +111,8 @@ def reward_drift(
         return np.abs(earlier - later).max(1)
 
     values = np.array(shares)
-    size, p_value = _permuted(len(values), len(first), _means(values, distance), replicates, seed)
-    alarm = size > threshold and p_value <= level
-    return Drift(float(first.mean()), float(second.mean()), size, threshold, p_value, alarm)
+    found = _permuted(len(values), len(first), _means(values, distance), replicates, seed)
+    return _judged(first.mean(), second.mean(), found, threshold, level)
 
 
 def hidden_drift(
@@ -147,10 +145,9 @@ def hidden_drift(
         energy = between - within / many**2 - rest / (n - many) ** 2
         return np.divide(energy, between, out=np.zeros_like(energy), where=between > 0)
 
-    size, p_value = _permuted(n, len(first), distance, replicates, seed)
-    alarm = size > threshold and p_value <= level
+    found = _permuted(n, len(first), distance, replicates, seed)
     inside, across = cdist(first, first).mean(), cdist(first, second).mean()
-    return Drift(float(inside), float(across), size, threshold, p_value, alarm)
+    return _judged(inside, across, found, threshold, level)
 
 
 def novel_drift(
@@ -165,16 +162,23 @@ def novel_drift(
     known = _directions(_finite(trained, 2, "trained"))
     among = np.sort(cdist(known, known), 1)[:, NEIGHBOURS]  # the first one is itself
     usual = np.quantile(among, USUAL)
-    found = []
-    for name, group in (("before", before), ("now", now)):
+    counts, shares = [], []
+    for name, group in (("now", now), ("before", before)):
         apart = np.sort(cdist(_directions(_finite(group, 2, name)), known), 1)[:, NEIGHBOURS - 1]
-        found.append((int((apart > usual).sum()), len(apart)))
-    (old, of_old), (new, of_new) = found
-    counts = [[new, of_new - new], [old, of_old - old]]
+        unlike = int((apart > usual).sum())
+        counts.append([unlike, len(apart) - unlike])
+        shares.append(unlike / len(apart))
     p_value = float(fisher_exact(counts, alternative="greater").pvalue)
-    size = new / of_new - old / of_old
+    return _judged(shares[1], shares[0], (shares[0] - shares[1], p_value), threshold, level)
+
+
+def _judged(
+    before: float, now: float, found: tuple[float, float], threshold: float, level: float
+) -> Drift:
+    """What was found, the size of the change and its p-value, against threshold and level."""
+    size, p_value = found
     alarm = size > threshold and p_value <= level
-    return Drift(old / of_old, new / of_new, size, threshold, p_value, alarm)
+    return Drift(float(before), float(now), size, threshold, p_value, alarm)
 
 
 def _directions(vectors: Array) -> Array:

@@ -60,14 +60,15 @@ def compare(
 ) -> dict[str, Drift | None]:
     """Champion's and reference's rewards [prompts, samples] against those of the evaluation.
 
-    As many samples of the evaluation are used as were drawn now: more would make its prompts less
-    noisy, and prompts with and without drift would no longer be exchangeable.
+    As many samples a prompt are used on both sides: more would make its prompts less noisy, and
+    prompts with and without drift would no longer be exchangeable.
     """
-    ours, theirs = rewards
-    many, settings = theirs.shape[1], params.drift
-    old = evidence.policy.selecting[:, :many], evidence.reference.selecting[:, :many]
+    sides = (evidence.policy.selecting, evidence.reference.selecting), rewards
+    many, settings = min(side.shape[1] for both in sides for side in both), params.drift
+    old, (ours, theirs) = (tuple(side[:, :many] for side in both) for both in sides)
     procedure, common = evidence.facts.procedure, permuting(params, seed)
-    before, now = (np.clip(win_rates(procedure, *both), 0.0, 1.0) for both in (old, rewards))
+    before = np.clip(win_rates(procedure, *old), 0.0, 1.0)
+    now = np.clip(win_rates(procedure, ours, theirs), 0.0, 1.0)
     common |= {"threshold": settings.reward_distance}
     return {
         "win_rate": win_rate_drift(before, now, **common | {"threshold": settings.win_rate}),

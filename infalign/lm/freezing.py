@@ -30,11 +30,12 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def linear_weights(model: PreTrainedModel) -> Iterator[torch.nn.Parameter]:
-    """Weights and biases of the trunk's linear layers, without an adapter's and the embedding."""
-    embedding = model.get_input_embeddings().weight
+    """Those of the trunk's linear layers, without an adapter's, the embedding and the head."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    outside = {id(end.weight) for end in ends if end is not None}
     for name, layer in model.base_model.named_modules():
         if isinstance(layer, torch.nn.Linear | Conv1D) and "lora_" not in name:
-            yield from (w for w in layer.parameters(recurse=False) if w is not embedding)
+            yield from (w for w in layer.parameters(recurse=False) if id(w) not in outside)
 
 
 def is_frozen(model: PreTrainedModel) -> bool:

@@ -114,10 +114,10 @@ def figure(
     return tag("figure", _scroll(svg, title), data, said, class_=kind or None)
 
 
-def facts(listed: Iterable[tuple[str, str]], **attributes: object) -> Html:
+def facts(listed: Iterable[tuple[str, str | Html]]) -> Html:
     """Names and values in a row."""
     items = (tag("li", f"{name} ", tag("b", value)) for name, value in listed)
-    return tag("ul", *items, class_="facts", **attributes)
+    return tag("ul", *items, class_="facts")
 
 
 def document(title: str, header: Html, chapters: Sequence[Chapter]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from infalign.page.markup import Html, html, tag
+from infalign.page.markup import Html, facts, html, tag
 from infalign.page.verdict import answer_line, framed
 
 RUN = Html("<!--run-->")  # where the facts of a run go
@@ -31,22 +31,19 @@ class Ruling(NamedTuple):
     reasons: str
 
 
-def published(page: str, facts: Sequence[Fact], rulings: Mapping[str, Ruling]) -> str:
+def published(page: str, shown: Sequence[Fact], rulings: Mapping[str, Ruling]) -> str:
     """A copy of a report.
 
     Args:
         page: results/report/index.html.
+        shown: of the run, in this order.
         rulings: objective to the gate's word, where it was asked.
     """
-    items = (
-        tag(
-            "li",
-            f"{fact.name} ",
-            tag("b", tag("a", fact.value, href=fact.link) if fact.link else fact.value),
-        )
-        for fact in facts
+    linked = (
+        (fact.name, tag("a", fact.value, href=fact.link) if fact.link else fact.value)
+        for fact in shown
     )
-    page = page.replace(RUN, tag("ul", *items, class_="facts"), 1)
+    page = page.replace(RUN, facts(linked), 1)
     for objective, ruling in rulings.items():
         said = answer_line(ruling.answer, ruling.yes, html(ruling.reasons))
         page = _replaced(page, framed(objective, Html("\0")), framed(objective, said))

@@ -7,9 +7,21 @@ from typing import Any
 
 from infalign.errors import InputError
 from infalign.planning.machines import Processor, processor
-from infalign.planning.shapes import Shape, counted_shape, named_shape, tiny_shape
+from infalign.planning.shapes import (
+    Shape,
+    classifier_shape,
+    counted_shape,
+    named_shape,
+    tiny_shape,
+)
 from infalign.settings.params import Params
-from infalign.settings.rewards import ModelReward, SumReward, TrainedReward
+from infalign.settings.rewards import (
+    AnyReward,
+    ModelReward,
+    TrainedReward,
+    is_trained,
+    leaves,
+)
 
 LENGTHS = (256, 256)  # prompt and response tokens where they follow data that is not there yet
 
@@ -34,7 +46,9 @@ class Load:
     """Everything that bytes and hours are computed from.
 
     Attributes:
-        rewards: the classifier that training selects by, and the judge; None where none is a model.
+        selecting, judging: the models that the reward and the judge ask, all parts of a sum, of
+            the objective whose are the largest.
+        trained: reward models that are trained, of one objective.
         prompt, response: the longest, tokens.
         pairs: of preferences an objective, for `sft` and `reward`.
     """
@@ -42,22 +56,12 @@ class Load:
     params: Params
     machine: Machine
     policy: Shape
-    rewards: tuple[Shape | None, Shape | None]
+    selecting: tuple[Shape, ...]
+    judging: tuple[Shape, ...]
+    trained: tuple[Shape, ...]
     prompt: int
     response: int
     pairs: int
-
-    @property
-    def trained(self) -> list[Shape]:
-        """The reward models that `reward` trains, of the largest objective."""
-        sources = [self.params.objectives[name] for name in self.params.run.objectives]
-        asked = zip(*((one.reward, one.judge) for one in sources), strict=True)
-        found = zip(self.rewards, asked, strict=True)
-        return [
-            shape
-            for shape, kinds in found
-            if shape is not None and any(isinstance(kind, TrainedReward) for kind in kinds)
-        ]
 
     @property
     def halved(self) -> bool:
@@ -107,45 +111,58 @@ def load_of(
         raise InputError("--gpus must be at least 0 and --nodes at least 1, with GPUs for several.")
     name = gpu if gpus else "cpu"
     processes = gpus * nodes if gpus else params.run.processes
-    machine = Machine(name, processor(name), processes, nodes)
+    machine = Machine(name, processor(name, processes), processes, nodes)
     given = lengths or LENGTHS
     prompt = params.model.prompt_tokens or given[0]
     response = params.model.response_tokens or given[1]
-    policy = _policy(params, prompt + response, model, parameters)
+    policy = _policy(params, model, parameters)
     is_corpus = params.data.path == "results/corpus"
     known = params.corpus.train_prompts * params.corpus.pairs_per_prompt if is_corpus else 40_000
-    return Load(params, machine, policy, _rewards(params, policy), prompt, response, pairs or known)
+    chosen = [params.objectives[objective] for objective in params.run.objectives]
+    rewards, judges = [one.reward for one in chosen], [one.judge for one in chosen]
+    halves = sum(any(is_trained(source) for source in sources) for sources in (rewards, judges))
+    return Load(
+        params,
+        machine,
+        policy,
+        selecting=_largest([_models(params, policy, source) for source in rewards]),
+        judging=_largest([_models(params, policy, source) for source in judges]),
+        trained=(_trained_model(params, policy),) * halves if halves else (),
+        prompt=prompt,
+        response=response,
+        pairs=pairs or known,
+    )
 
 
-def _policy(params: Params, positions: int, model: str | None, parameters: str | None) -> Shape:
+def _policy(params: Params, model: str | None, parameters: str | None) -> Shape:
     if model and parameters:
         raise InputError("--model and --parameters both name a policy: give one of them.")
     if parameters:
         return counted_shape(parameters)
     name = model or params.model.name_or_path
     if name == "tiny":
-        return tiny_shape(params.model.tiny, positions)
+        return tiny_shape(params.model.tiny)
     return named_shape(name, None if model else params.model.revision)
 
 
-def _rewards(params: Params, policy: Shape) -> tuple[Shape | None, Shape | None]:
-    """The largest selecting reward and judge of the objectives that are models."""
-    chosen = [params.objectives[name] for name in params.run.objectives]
-    selecting = [s for one in chosen for s in _models(params, policy, one.reward)]
-    judging = [s for one in chosen for s in _models(params, policy, one.judge)]
-    return _largest(selecting), _largest(judging)
+def _models(params: Params, policy: Shape, source: AnyReward | None) -> tuple[Shape, ...]:
+    """The models that a source of rewards asks, all at once."""
+    found = []
+    for leaf in leaves(source).values() if source is not None else ():
+        if isinstance(leaf, TrainedReward):
+            found.append(_trained_model(params, policy))
+        elif isinstance(leaf, ModelReward):
+            found.append(classifier_shape(leaf.path, leaf.revision))
+    return tuple(found)
 
 
-def _models(params: Params, policy: Shape, source: object) -> list[Shape]:
-    """The models that a source of rewards asks."""
-    if isinstance(source, TrainedReward):
-        name = params.reward.name_or_path
-        return [(policy if name == "sft" else named_shape(name)).classifier()]
-    if isinstance(source, ModelReward):
-        return [named_shape(source.path, source.revision).classifier()]
-    parts = source.parts if isinstance(source, SumReward) else ()
-    return [shape for part in parts for shape in _models(params, policy, part)]
+def _trained_model(params: Params, policy: Shape) -> Shape:
+    """A reward model that is trained here."""
+    settings = params.reward
+    if settings.name_or_path == "sft":
+        return policy.classifier()
+    return classifier_shape(settings.name_or_path, settings.revision)
 
 
-def _largest(shapes: list[Shape]) -> Shape | None:
-    return max(shapes, key=lambda shape: shape.parameters, default=None)
+def _largest(groups: list[tuple[Shape, ...]]) -> tuple[Shape, ...]:
+    return max(groups, key=lambda shapes: sum(shape.parameters for shape in shapes), default=())

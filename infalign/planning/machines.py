@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from infalign.errors import InputError
@@ -36,15 +37,20 @@ PROCESSORS = {
     "l40s-48g": Processor(48e9, 362e12, 91.6e12, 0.864e12),
     "l4-24g": Processor(24e9, 121e12, 30e12, 0.3e12),
     "rtx4090-24g": Processor(24e9, 165e12, 82.6e12, 1.0e12),
-    # Two cores of a server, measured: AVX-512, no bfloat16 products to speak of.
-    "cpu": Processor(16e9, 0.1e12, 0.15e12, 2.0e10, base=0.42 * GIB),
 }
+# One core of a server with AVX-512, measured, and the memory that all of them read.
+CORE_OPERATIONS, CORES_BANDWIDTH, LIBRARIES = 0.075e12, 2.0e10, 0.42 * GIB
 # Shares of those peaks that stages are counted to reach where nothing was measured.
 TRAINING, SCORING, DECODING = 0.35, 0.45, 0.5
 
 
-def processor(name: str) -> Processor:
-    """A processor by its name."""
+def processor(name: str, processes: int = 1) -> Processor:
+    """A processor by its name; `cpu` is this machine, a process's share of it."""
+    if name == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        speed = CORE_OPERATIONS * len(os.sched_getaffinity(0)) / processes
+        band = CORES_BANDWIDTH / processes
+        return Processor(memory / processes, speed, speed, band, base=LIBRARIES)
     if name not in PROCESSORS:
         raise InputError(f"--gpu {name!r} is not known: give one of {', '.join(PROCESSORS)}.")
     return PROCESSORS[name]

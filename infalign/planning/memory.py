@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from infalign.files import stages
 from infalign.planning.load import Load
 from infalign.planning.shapes import Shape, Weight
 
+STAGES = tuple(word for word, stage in stages.STAGES.items() if stage.models and not stage.compares)
 LOGITS = 2**25  # values held at once (infalign.lm.scoring.vocabulary)
 BASIS = 512  # longest side with a basis of its own (infalign.lm.training.soap)
 COPIES = 5  # of a slice of logits: logits, log-probabilities, both models', a product
@@ -47,15 +49,18 @@ def total(parts: Sequence[Part]) -> float:
     return sum(part.bytes for part in parts)
 
 
-STAGES = ("sft", "reward", "sample", "calibrate", "align", "evaluate")
-
-
 def _align(load: Load) -> list[Part]:
+    """Of the variant that holds the most."""
+    variants = load.params.align.variants
+    methods = {variants[name].method for name in load.params.run.variants}
+    return max((_aligned(load, method) for method in sorted(methods)), key=total)
+
+
+def _aligned(load: Load, method: str) -> list[Part]:
     settings, run, n = load.params.align, load.params.run, load.processes
     policy, rank = load.policy, load.params.align.lora_rank
-    method = load.params.align.variants[_variant(load)].method
     parts = _trained(load, policy, rank, soap=True)
-    if load.sharded and method == "ctrl":
+    if load.sharded and method != "offline":
         parts.append(
             Part("sampling copy", policy.frozen(load.halved), "whole, filled at every step")
         )
@@ -63,9 +68,9 @@ def _align(load: Load) -> list[Part]:
         shared = load.sharded and method == "ctrl"
         held = policy.frozen_shares(n, load.halved) if shared else policy.frozen(load.halved)
         parts.append(Part("reference", held, "frozen" + (", its layers in shares" * shared)))
-    if method != "offline" and load.rewards[0] is not None:
-        parts.append(Part("reward model", load.rewards[0].frozen(load.halved), "frozen, whole"))
-    rows = settings.samples_per_prompt + (settings.reference_samples if method == "ctrl" else 0)
+    if method != "offline":
+        parts += _frozen(load, "reward model", load.selecting)
+    rows = settings.samples_per_prompt + settings.reference_samples
     prompts = max(1, settings.prompts_per_step // n)
     tokens = prompts * rows * (load.prompt + load.response)
     cut = max(1, -(-tokens // run.batch_tokens))
@@ -99,11 +104,9 @@ def _settling(load: Load) -> list[Part]:
     return parts
 
 
-def _variant(load: Load) -> str:
-    """The variant that holds the most: one that generates, where there is any."""
-    variants = load.params.align.variants
-    names = load.params.run.variants
-    return next((n for n in names if variants[n].method == "ctrl"), names[0])
+def _frozen(load: Load, word: str, shapes: Sequence[Shape]) -> list[Part]:
+    """Models that are whole in every process."""
+    return [Part(word, shape.frozen(load.halved), "frozen, whole") for shape in shapes]
 
 
 def _sft(load: Load) -> list[Part]:
@@ -118,7 +121,7 @@ def _sft(load: Load) -> list[Part]:
 def _reward(load: Load) -> list[Part]:
     if not load.trained:
         return []
-    shape = load.trained[0]
+    shape = max(load.trained, key=lambda one: one.parameters)
     parts = _trained(load, shape, None, soap=False)
     return [*parts, _pairs(load, "reward", shape, load.params.reward.batch_size)]
 
@@ -142,12 +145,9 @@ def _sample(load: Load) -> list[Part]:
 
 
 def _calibrate(load: Load) -> list[Part]:
-    parts = []
-    for shape, word in zip(load.rewards, ("reward model", "judge"), strict=True):
-        if shape is not None:
-            parts.append(Part(word, shape.frozen(load.halved), "frozen"))
+    parts = _frozen(load, "reward model", load.selecting) + _frozen(load, "judge", load.judging)
     if parts:
-        shape = max((s for s in load.rewards if s), key=lambda s: s.parameters)
+        shape = max((*load.selecting, *load.judging), key=lambda s: s.parameters)
         rows = load.params.calibrate.batch_size
         parts.append(Part("passes", _scoring(load, shape, rows, models=0), "of the reward"))
     return parts

@@ -72,12 +72,21 @@ def plan(load: Load) -> Plan:
 
 def _remedies(load: Load) -> tuple[str, ...]:
     """The mildest settings with which it fits, one added to the other; nothing where none help."""
-    given: tuple[str, ...] = ()
+    given = tuple(_started(load))
     for setting, change in _changes(load):
         load, given = load.changed(**change), (*given, setting)
         if fits(load):
             return given
     return ()
+
+
+def _started(load: Load) -> Iterator[str]:
+    """Settings that start the processes which were planned with."""
+    run, machine = load.params.run, load.machine
+    if run.processes != machine.processes:
+        yield f"run.processes={machine.processes}"
+    if run.nodes != machine.nodes:
+        yield f"run.nodes={machine.nodes}"
 
 
 def _changes(load: Load) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -183,7 +192,9 @@ def _counted(parameters: int) -> str:
 def _verdict(made: Plan) -> str:
     memory = made.load.machine.kind.memory
     if made.fits:
-        return f"It fits: {memory / GIB:.0f} GiB a process, a tenth of it to spare."
+        started = "".join(f" --set {setting}" for setting in _started(made.load))
+        words = f"It fits: {memory / GIB:.0f} GiB a process, a tenth of it to spare"
+        return f"{words}; with{started}." if started else f"{words}."
     stage = max(made.peaks, key=lambda name: made.peaks[name])
     words = f"It does not fit: {stage} takes {made.peaks[stage] / GIB:.0f} GiB of"
     words += f" {memory / GIB:.0f} GiB a process"

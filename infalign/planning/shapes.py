@@ -66,6 +66,8 @@ class Shape:
     """A causal language model's sizes.
 
     Attributes:
+        active: parameters that one token meets: of experts, those that it is sent to.
+        rounds: whether a frozen copy keeps linear weights in bfloat16.
         cached: keys and values of one token in one layer, numbers.
         inner: width of its feed-forward layers.
         source: where the sizes come from.
@@ -77,8 +79,9 @@ class Shape:
     inner: int
     cached: int
     vocabulary: int
-    positions: int
     source: str
+    active: int
+    rounds: bool = True
 
     @property
     def parameters(self) -> int:
@@ -92,7 +95,7 @@ class Shape:
 
     def frozen(self, halved: bool) -> int:
         """Bytes of a whole copy that no one trains."""
-        return 4 * self.parameters - 2 * self.linear * halved
+        return 4 * self.parameters - 2 * self.linear * (halved and self.rounds)
 
     def frozen_shares(self, processes: int, halved: bool) -> int:
         """Bytes that each process holds of one whose layers are in shares."""
@@ -109,7 +112,12 @@ class Shape:
 
     def classifier(self) -> Shape:
         """The reward model of the same trunk, whose head is one row."""
-        return replace(self, weights=tuple(w for w in self.weights if not w.head))
+        heads = sum(weight.count for weight in self.weights if weight.head)
+        return replace(
+            self,
+            weights=tuple(w for w in self.weights if not w.head),
+            active=self.active - heads,
+        )
 
     def adapter(self, rank: int) -> list[Weight]:
         """The factors of an adapter in every linear layer of the trunk."""
@@ -121,15 +129,26 @@ class Shape:
         ]
 
 
-def shape_of(config: Any, source: str) -> Shape:
-    """The sizes of a model of transformers: built without memory."""
+def shape_of(config: Any, source: str, *, classifies: bool = False) -> Shape:
+    """The sizes of a model of transformers: built without memory.
+
+    Args:
+        classifies: it is a sequence classifier, which gives rewards, no language model.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from infalign.lm.freezing import linear_weights
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            model = kind.from_config(config)
+    except ValueError:
+        raise InputError(
+            f"{source}: transformers has no {'classifier' if classifies else 'language model'} of "
+            f"the type {config.model_type!r}."
+        ) from None
     names = set(model._no_split_modules or ())
     layers = [m for m in model.modules() if type(m).__name__ in names]
     inside = {id(p) for layer in layers for p in layer.parameters()}
@@ -137,39 +156,75 @@ def shape_of(config: Any, source: str) -> Shape:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     alone = head is not None and head.weight is not embedding.weight
     own = config.get_text_config()
-    heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
-    size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+    weights = tuple(
+        Weight(tuple(p.shape), id(p) in linear, id(p) in inside, alone and p is head.weight)
+        for p in model.parameters()
+    )
     return Shape(
-        tuple(
-            Weight(tuple(p.shape), id(p) in linear, id(p) in inside, alone and p is head.weight)
-            for p in model.parameters()
-        ),
+        weights,
         layers=own.num_hidden_layers,
         hidden=own.hidden_size,
         inner=getattr(own, "intermediate_size", None) or 4 * own.hidden_size,
-        cached=2 * heads * size,
+        cached=2 * _key_numbers(own),
         vocabulary=own.vocab_size,
-        positions=getattr(own, "max_position_embeddings", 0) or 0,
         source=source,
+        active=_active(own, weights),
+        rounds=not classifies or hasattr(model, "score"),  # `lm.models` freezes no other
     )
 
 
+def _key_numbers(config: Any) -> int:
+    """Numbers of one token's keys in one layer; of a state space there are none to speak of."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return 0
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if getattr(config, "multi_query", False) and not getattr(
+        config, "new_decoder_architecture", False
+    ):
+        return int(size)
+    return int((getattr(config, "num_key_value_heads", None) or heads) * size)
+
+
+def _active(config: Any, weights: Sequence[Weight]) -> int:
+    """Parameters that a token meets: of experts, matrices of one weight, those it is sent to."""
+    experts = next(
+        (
+            number
+            for name in ("num_local_experts", "num_experts", "n_routed_experts")
+            if (number := getattr(config, name, None))
+        ),
+        0,
+    )
+    chosen = getattr(config, "num_experts_per_tok", None) or experts
+    idle = sum(w.count for w in weights if len(w.shape) == 3 and w.shape[0] == experts)
+    return sum(w.count for w in weights) - (idle * (experts - chosen) // experts if experts else 0)
+
+
 def named_shape(name: str, revision: str | None = None) -> Shape:
-    """The sizes of a folder's or a hub name's model."""
+    """The sizes of a folder's or a hub name's language model."""
+    return shape_of(*_config(name, revision))
+
+
+def classifier_shape(name: str, revision: str | None = None) -> Shape:
+    """The sizes of a folder's or a hub name's reward model."""
+    return shape_of(*_config(name, revision), classifies=True)
+
+
+def _config(name: str, revision: str | None) -> tuple[Any, str]:
     from transformers import AutoConfig
 
     from infalign.lm.loading import load_config
 
     try:
-        return shape_of(load_config(name, revision), f"config of {name}")
+        return load_config(name, revision), f"config of {name}"
     except InputError:
         if name not in PUBLISHED:
             raise
-    config = AutoConfig.for_model(**PUBLISHED[name])
-    return shape_of(config, f"published sizes of {name}")
+    return AutoConfig.for_model(**PUBLISHED[name]), f"published sizes of {name}"
 
 
-def tiny_shape(sizes: Any, positions: int) -> Shape:
+def tiny_shape(sizes: Any) -> Shape:
     """The sizes of the model that is built here."""
     return _llama(
         (
@@ -182,7 +237,6 @@ def tiny_shape(sizes: Any, positions: int) -> Shape:
         ),
         "model.tiny",
         tied=True,
-        positions=positions,
     )
 
 
@@ -212,9 +266,8 @@ def counted_shape(text: str) -> Shape:
     return _llama(best[1], f"a Llama-type model of about {text}", tied=wanted < 1e9)
 
 
-def _llama(sizes: Sequence[int], source: str, *, tied: bool, positions: int = 0) -> Shape:
+def _llama(sizes: Sequence[int], source: str, *, tied: bool) -> Shape:
     from transformers import LlamaConfig
 
-    more = {"max_position_embeddings": positions} if positions else {}
     named = dict(zip(_SIZES, sizes, strict=True))
-    return shape_of(LlamaConfig(**named, **more, tie_word_embeddings=tied), source)
+    return shape_of(LlamaConfig(**named, tie_word_embeddings=tied), source)

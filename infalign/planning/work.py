@@ -58,15 +58,14 @@ def work(load: Load, stage: str) -> Work:
     if stage == "sample":
         return _drawn(load, drawn, sample.batch_size)
     if stage == "calibrate":
-        judges = [shape for shape in load.rewards if shape is not None]
+        judges = (*load.selecting, *load.judging)
         return sum((_scored(load, shape, drawn * whole) for shape in judges), NOTHING)
     tested = sample.test_prompts * sample.test_samples
     if stage == "evaluate":
         count = objectives * len(variants) * tested
         found = _drawn(load, count, params.evaluate.batch_size)
-        for shape in (load.policy, load.policy, *load.rewards):
-            if shape is not None:
-                found += _scored(load, shape, count * whole)
+        for shape in (load.policy, load.policy, *load.selecting, *load.judging):
+            found += _scored(load, shape, count * whole)
         return found
     return sum((_aligned(load, name) for name in variants for _ in range(objectives)), NOTHING)
 
@@ -83,8 +82,8 @@ def _aligned(load: Load, variant: str) -> Work:
         found += _scored(load, load.policy, rows * whole)
         drawn = settings.steps * a_step * fresh
         found += _drawn(load, drawn, a_step * fresh)
-        if load.rewards[0] is not None:
-            found += _scored(load, load.rewards[0], drawn * whole)
+        for shape in load.selecting:
+            found += _scored(load, shape, drawn * whole)
     measured = 2.5 * settings.kl_prompts * settings.kl_samples  # settling measures two or three
     found += _drawn(load, measured, load.params.sample.batch_size)
     return found + _scored(load, load.policy, 2 * measured * whole)
@@ -97,12 +96,12 @@ def _peak(load: Load) -> float:
 
 def _trained(load: Load, shape: Shape, tokens: float) -> Work:
     each = 8 if load.params.run.recompute else 6
-    operations = each * shape.parameters * tokens
+    operations = each * shape.active * tokens
     return Work(tokens, operations, operations / (TRAINING * _peak(load) * load.processes))
 
 
 def _scored(load: Load, shape: Shape, tokens: float) -> Work:
-    operations = 2.0 * shape.parameters * tokens
+    operations = 2.0 * shape.active * tokens
     return Work(tokens, operations, operations / (SCORING * _peak(load) * load.processes))
 
 
@@ -115,9 +114,9 @@ def _drawn(load: Load, responses: float, side: int) -> Work:
     cached = rows * (load.prompt + load.response / 2) * shape.layers * shape.cached
     step = max(
         (read + cached * (2 if load.halved else 4)) / (DECODING * kind.bandwidth),
-        2.0 * shape.parameters * rows / (SCORING * _peak(load)),
+        2.0 * shape.active * rows / (SCORING * _peak(load)),
     )
     steps = responses / load.processes / rows * load.response
     tokens = responses * load.response
     begun = _scored(load, shape, responses * load.prompt / 4)  # a prompt is read once for several
-    return Work(tokens, 2.0 * shape.parameters * tokens, steps * step) + begun
+    return Work(tokens, 2.0 * shape.active * tokens, steps * step) + begun

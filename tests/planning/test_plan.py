@@ -137,7 +137,7 @@ def test_more_processes_take_fewer_bytes_and_hours(offline):
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(options, words):
-    with pytest.raises(InputError, match=words.split("=")[0].replace("(", r"\(")):
+    with pytest.raises(InputError, match=words):
         CliRunner().invoke(app, ["plan", "--params", str(PARAMS), *options], catch_exceptions=False)
 
 
@@ -146,4 +146,5 @@ def test_the_command_prints_the_default_run_on_this_machine():
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["machine"] == "cpu"
-    assert set(found["stages"]) == set(memory.STAGES)
+    words = ["sft", "reward", "sample", "calibrate", "align", "evaluate"]
+    assert list(found["stages"]) == words

@@ -135,18 +135,24 @@ def _merits(data: ObjectiveData, name: str) -> Iterator[str]:
             ahead.append(f"{rival} by {points(mean)} points {points_range(low, high)}")
     if ahead:
         yield f"Under {own} it is ahead of {listed(ahead)}."
-    yield _judged(data, name)
+    if _gains(data, name):
+        yield _judged(data, name)
+
+
+def _gains(data: ObjectiveData, name: str) -> bool:
+    """Whether it clearly beats the reference where it is deployed, by its own reward."""
+    return float(data.row(name, SELECTING, data.procedure)["low"]) > 0.5
 
 
 def _judged(data: ObjectiveData, name: str) -> str:
     """How much of the gain other judges see."""
     rates = {judge: data.row(name, judge, data.procedure)["win_rate"] for judge in data.judges}
     own = rates.pop(SELECTING)
-    if not rates or own <= 0.5:
+    if not rates:
         return f"By the reward that it was trained on it wins {percent(own)} %."
     seen = [
-        f"the {JUDGES[judge]} sees {points(rate - 0.5)} ({percent((rate - 0.5) / (own - 0.5), 0)} "
-        "% of it)"
+        f"the {JUDGES[judge]} sees {points(rate - 0.5)} "
+        f"({percent(max(0.0, rate - 0.5) / (own - 0.5), 0)} % of it)"
         for judge, rate in rates.items()
     ]
     return (
@@ -157,6 +163,13 @@ def _judged(data: ObjectiveData, name: str) -> str:
 
 def caveats(data: ObjectiveData, name: str) -> Iterator[str]:
     """What a deployer must know of a policy, the most important first."""
+    if not _gains(data, name):
+        row, own = data.row(name, SELECTING, data.procedure), procedure_words(data.procedure)
+        yield (
+            f"Under {own} it does not clearly beat the reference: it wins "
+            f"{percent(row['win_rate'])} % {percent_range(row['low'], row['high'])} by its own "
+            "reward."
+        )
     yield from _own_procedure(data, name)
     yield from _without(data, name)
     yield from _elsewhere(data, name)
@@ -244,7 +257,7 @@ def _judges(data: ObjectiveData, name: str) -> Iterator[str]:
             yield f"By the {JUDGES[judge]} it is not clearly ahead of {listed(unsure)}."
     rates = {judge: data.row(name, judge, data.procedure)["win_rate"] for judge in data.judges}
     least = min(rates, key=lambda judge: float(rates[judge]))
-    if least != SELECTING:
+    if least != SELECTING and _gains(data, name):
         yield (
             f"The {JUDGES[least]} sees less of the gain than its own reward: it wins "
             f"{percent(rates[least])} % by that one, {percent(rates[SELECTING])} % by its own."

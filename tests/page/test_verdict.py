@@ -85,6 +85,16 @@ def test_a_policy_that_loses_nothing_is_not_blamed() -> None:
     assert "loses" not in said
 
 
+def test_a_policy_that_gains_nothing_has_that_against_it() -> None:
+    lost = data(selecting__best_of_4=(0.4, 0.8))
+    assert next(iter(caveats(lost, "a"))).startswith(
+        "Under Best-of-4 it does not clearly beat the reference: it wins 40.0 %"
+    )
+    shown = card(lost, 0.5)
+    assert "sees a gain" not in shown
+    assert "% of it)" not in shown
+
+
 def test_without_an_independent_judge_it_is_said() -> None:
     alone = data()
     rows = [row for row in alone.rows if row["judge"] == "selecting"]

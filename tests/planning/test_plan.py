@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from smoke import ROOT
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -102,6 +102,49 @@ def test_half_a_billion_on_one_gpu(offline):
     text = as_text(made, 2.0)
     assert "It fits: 75 GiB a process" in text
     assert "494 million parameters" in text
+
+
+def test_other_kinds_of_models():
+    def shape(kind, classifies=False, **sizes):
+        return shape_of(AutoConfig.for_model(kind, **sizes), kind, classifies=classifies)
+
+    mixtral = shape("mixtral")
+    assert mixtral.parameters == pytest.approx(46.7e9, rel=0.01)
+    assert mixtral.active == pytest.approx(12.9e9, rel=0.01)  # two of eight experts
+    gpt2 = shape("gpt2")
+    assert sum(weight.count for weight in gpt2.adapter(16)) > 0  # its layers are no Linear
+    assert gpt2.frozen(halved=True) < 0.7 * gpt2.frozen(halved=False)
+    encoder = shape("bert", classifies=True)
+    assert encoder.frozen(halved=True) == encoder.frozen(halved=False)  # it reads in float32
+    assert shape("mamba").cached == 0
+    assert shape("falcon").cached == 2 * 64  # one head of keys for all queries
+    with pytest.raises(InputError, match="has no classifier of the type 'granite'"):
+        shape("granite", classifies=True)
+
+
+def test_rewards_that_are_sums_count_whole(offline):
+    part = "{kind: train, weight: 1.0}"
+    one, both = (
+        plan(asked(None, "objectives.helpful.reward=" + reward, "run.objectives=[helpful]"))
+        for reward in ("{kind: train}", "{kind: sum, parts: [" + f"{part}, {part}" + "]}")
+    )
+    assert both.work["reward"].tokens == one.work["reward"].tokens > 0
+    names = [part.name for part in both.parts["calibrate"]]
+    assert names.count("reward model") == 2
+    assert both.peaks["calibrate"] > one.peaks["calibrate"]
+
+
+def test_processes_that_a_plan_counts_are_among_its_settings(offline):
+    made = plan(asked(None, parameters="8b", gpus=8))
+    assert made.remedies[:2] == ("run.processes=8", "run.sharding=fsdp2")
+
+
+def test_the_largest_variant_counts_wherever_it_stands():
+    first, last = (
+        plan(asked(None, f"run.variants=[{names}]", "promotion.variant=dpo", parameters="1b"))
+        for names in ("offline,dpo", "dpo,offline")
+    )
+    assert first.peaks["align"] == last.peaks["align"]
 
 
 def test_what_would_make_it_fit_does(offline):

@@ -99,6 +99,10 @@ class SharedCheckpoints(Checkpoints):
         checkpoint.load(content, checkpoint_id=newest)
         self._trainable.load_shares(content, self._optimiser)
         self._written = newest
+        if self._trainable.ranks.main:  # of a kill between the last one's end and its removal
+            for folder in self._folder.glob("checkpoint-*"):
+                if folder != newest:
+                    shutil.rmtree(folder)
         return self._begin(json.loads((newest / "steps.json").read_text(encoding="utf-8")))
 
     def save(self, step: int) -> None:

@@ -151,7 +151,8 @@ class Trainable:
 
     def state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         """Weights and the optimiser's state; of a model that is not all trained, what is."""
-        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        named = self.model.named_parameters(remove_duplicate=False)  # tied ones by both names
+        frozen = {name for name, p in named if not p.requires_grad}
         weights = {n: v for n, v in self.model.state_dict().items() if n not in frozen}
         return {"model": weights, "optimiser": optimiser.state_dict()}
 

@@ -44,6 +44,8 @@ def test_begins_as_the_reference_and_ends_as_a_plain_model(policy, tokenizer, ba
         return Step(loss, {}, 1)
 
     optimise(trainable, Schedule(20, 3e-2, 0.1), take, tmp_path / "work", name="toy")
+    kept = torch.load(tmp_path / "work" / "checkpoint.pt", weights_only=True)["model"]
+    assert set(kept) == set(trained)  # not the embedding, though the head is tied to it
     scores = trainable(token_scores, reference, batch)
     assert scores.logp.mean() > first.mean() + 0.5
     assert torch.equal(scores.reference_logp, first)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infalign.aligning.ctrl import train_policy
+from infalign.aligning.policy import train_policy
 from infalign.errors import InputError
 from infalign.files.tables import REFERENCE
 from infalign.files.workspace import Workspace, write_json

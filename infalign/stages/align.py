@@ -9,7 +9,7 @@ generating by `infalign.aligning.offline`, Best-of-N distillation, BoNBoN, IPO a
 
 from __future__ import annotations
 
-from infalign.aligning.ctrl import train_policy
+from infalign.aligning.policy import train_policy
 from infalign.files.sources import check_listed, items
 from infalign.files.workspace import Needs, Workspace
 from infalign.settings.params import Params, policy_inputs, policy_params

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from infalign.aligning import ctrl
+from infalign.aligning import ctrl, policy
 from infalign.aligning.budget import read_budget
 from infalign.aligning.goals import make_goal, turned
 from infalign.errors import InputError
@@ -252,9 +252,9 @@ def test_a_start_from_the_champion_counts_its_kl_from_the_reference(workspace, f
     champion = made.results("align", "helpful", "ctrl", "policy")
     work = warm(workspace, champion if from_champion else reference)
     assert "champion/helpful" in align.needs(work.params, "helpful", "ctrl").inputs
-    assert ctrl.start_of(work, "helpful", "ctrl") is not None
-    assert ctrl.start_of(work, "harmless", "ctrl") is None  # so far nobody: the reference
-    assert ctrl.start_of(made, "helpful", "ctrl") is None
+    assert policy.start_of(work, "helpful", "ctrl") is not None
+    assert policy.start_of(work, "harmless", "ctrl") is None  # so far nobody: the reference
+    assert policy.start_of(made, "helpful", "ctrl") is None
     align.run(work, "helpful", "ctrl")
     first = read_history(work.out / "align" / "helpful" / "ctrl" / "history.jsonl")[0]
     if from_champion:

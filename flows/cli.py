@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from flows import INTERRUPTED
 from flows.commands import completing, data, engine, promote
 from flows.commands.frontier import frontier
 from flows.commands.live import viewing
@@ -22,7 +23,6 @@ from flows.commands.starting import demo, init
 from infalign import __version__
 from infalign.errors import InputError
 
-INTERRUPTED = 130
 WHAT_IS_LEFT = {"run", "compare"}  # whose stages can be resumed
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import getpass
 import json
 import os
 import re
@@ -66,6 +67,14 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "PATH": path if path.split(os.pathsep)[0] == here else here + os.pathsep + path,
         **(extra or {}),
     }
+
+
+def user() -> str:
+    """Who runs this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def redact(text: str) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from infalign.errors import InputError
+
 
 def report(
     show: Annotated[
@@ -21,9 +23,9 @@ def report(
 
     root = Path.cwd()
     params = load_params(root / "params.yaml")
-    published.need_report(root)
     folder = published.publish(root, params)
-    assert folder is not None
+    if folder is None:
+        raise InputError("results/report/index.html does not exist: run `infalign run` first.")
     page = folder / "index.html"
     typer.echo(f"Report   {page.relative_to(root)}")
     if sys.stdout.isatty() if show is None else show:

@@ -93,7 +93,7 @@ def run_pipeline(
             with watching(root) as progress:
                 progress.phase = "Starting a Prefect server" if server.temporary else ""
                 view.follow(progress)
-                from flows.runs.pipeline import tracking_page  # while the server starts
+                import flows.runs.pipeline  # noqa: F401 (while the server starts)
 
                 server.wait()
                 call = {"name": name, "root": str(root), "promote": promote, "target": target}
@@ -103,7 +103,7 @@ def run_pipeline(
             page = server.page(done["flow_run_id"]), served
         view.stop()
         show_tables(root, params, target)
-        show_outcomes(done["outcomes"], page, tracking_page(done["flow_run_id"]))
+        show_outcomes(done["outcomes"], page, done["mlflow"])
         for decision in done["decisions"]:
             show_decision(decision)
         if push:

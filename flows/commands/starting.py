@@ -82,9 +82,9 @@ def graph(params: Params) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {
         "corpus": (),
         "sources": (),
-        "prepare": ("corpus", "sources"),
+        "prepare": ("corpus",),
         "sft": ("prepare",),
-        "reward": ("sft",),
+        "reward": ("sft", "sources"),
         "sample": ("sft",),
     }
     found |= {f"calibrate@{o}": ("reward", "sample") for o in objectives}

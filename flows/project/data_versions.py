@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from flows.project import versions
+from flows.project.git import git, shown
 from infalign.errors import InputError
 from infalign.files.workspace import write_text
 from infalign.settings.params import Params
@@ -55,19 +55,21 @@ def log(root: Path, name: str | None) -> list[DataVersion]:
 def pointers(root: Path) -> list[str]:
     """The names of all data that is under DVC, or was."""
     here = {path.stem for path in (root / RAW).glob("*.dvc")}
-    told = _git(root, "log", "--all", "--format=", "--name-only", "--", f"{RAW}/*.dvc").stdout
+    listed = ("log", "--all", "--format=", "--name-only", "--", f"{RAW}/*.dvc")
+    told = git(root, *listed, fails=True)
     return sorted(here | {Path(line).stem for line in told.splitlines() if line.strip()})
 
 
 def _log(root: Path, name: str) -> list[DataVersion]:
     path = f"{RAW.as_posix()}/{name}.dvc"
-    told = _git(root, "log", "--format=%h%x09%ad%x09%s", "--date=short", "--", path).stdout
+    listed = ("log", "--format=%h%x09%ad%x09%s", "--date=short", "--", path)
+    told = git(root, *listed, fails=True)
     found = []
     for line in told.splitlines():
         commit, date, subject = line.split("\t", 2)
-        text = _git(root, "show", f"{commit}:./{path}").stdout
+        text = shown(root, commit, path)
         if text:
-            found.append(_version(name, commit, date, subject, text))
+            found.append(_version(name, commit, date, subject, text.decode(errors="replace")))
     file = root / path
     if file.is_file():
         here = _version(name, "", "", "", file.read_text(encoding="utf-8"))
@@ -105,17 +107,18 @@ def back(root: Path, revision: str, name: str | None) -> list[str]:
             )
         name = names[0]
     path = f"{RAW.as_posix()}/{name}.dvc"
-    shown = _git(root, "show", "--end-of-options", f"{revision}:./{path}")
-    if shown.returncode:
+    held = shown(root, revision, path)
+    if held is None:
         raise InputError(
             f"{revision!r} has no {path}: `infalign data log {name}` shows the versions there are."
         )
-    _out(shown.stdout, name)
+    text = held.decode(errors="replace")
+    _out(text, name)
     file = root / path
     before = file.read_text(encoding="utf-8") if file.is_file() else None
     if before is not None:
         asyncio.run(_check_kept(root, path, name))
-    write_text(file, shown.stdout)
+    write_text(file, text)
     try:
         asyncio.run(_checkout(root, path))
     except BaseException:
@@ -164,11 +167,6 @@ async def put_pointer_back(root: Path, name: str, text: str) -> None:
     path = f"{RAW.as_posix()}/{name}.dvc"
     write_text(root / path, text)
     await _checkout(root, path)
-
-
-def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["git", "-c", "core.quotepath=off", *arguments]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 
 def trained_on(root: Path, params: Params, objective: str) -> str | None:

@@ -4,21 +4,26 @@
 every stage, those that follow from params.yaml (the user's own files, results of the items of its
 lists), and the policies among the artifacts, and leaves all others alone; with `--check` it writes
 nothing and exits with 1 where something would change.
+
+A project of `infalign init` has no source code: there a stage depends on `code/STAGE`, one hash of
+the files that it imports, which `infalign run` renews.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from pathlib import Path
 
-from flows.project.starting import renew
-from infalign.files.code import stage_files
+from infalign.files.code import ROOT, stage_files
 from infalign.files.sources import DATA, MARK, lines_of
+from infalign.files.stages import STAGES
 from infalign.files.workspace import write_text
 from infalign.settings.params import Params, load_params
 
 FILE = Path("dvc.yaml")
+CODE = "code"  # the folder of the hashes, in a project without source code
 _STAGE = re.compile(r"^  (\w+):", re.MULTILINE)
 _SOURCES = re.compile(r"(?<=\n)(?:      - infalign/\S+\.py\n)+")
 _ARTIFACTS = re.compile(r"(?m)^(artifacts:.*\n)(?:  .*\n)*")
@@ -74,6 +79,36 @@ def _with_own(section: str, params: Params) -> str:
         return section
     bare = MARK_OR_DATA.sub("", section)
     return bare.replace("\n    deps:\n", "\n    deps:\n" + "".join(lines), 1)
+
+
+def detached(text: str) -> str:
+    """The text of dvc.yaml with one hash a stage in the place of its source files."""
+    return "".join(
+        _SOURCES.sub(f"      - {CODE}/{_word(section)}\n", section) for section in _sections(text)
+    )
+
+
+def renew(root: Path) -> bool:
+    """Bring the hashes of a project without source code up to date; whether any has changed."""
+    try:
+        text = (root / FILE).read_text(encoding="utf-8")
+    except OSError:
+        return False
+    changed = False
+    for word in set(re.findall(rf"(?m)^      - {CODE}/(\w+)$", text)) & set(STAGES):
+        path, digest = root / CODE / word, code_digest(word) + "\n"
+        if not path.is_file() or path.read_text(encoding="utf-8") != digest:
+            write_text(path, digest)
+            changed = True
+    return changed
+
+
+def code_digest(word: str) -> str:
+    """One name for the package's files that a stage imports."""
+    digest = hashlib.sha256()
+    for name in stage_files(word):
+        digest.update(f"{name}\n".encode() + (ROOT / name).read_bytes())
+    return digest.hexdigest()
 
 
 def write_own(root: Path, params: Params) -> bool:

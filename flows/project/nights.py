@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.children.processes import redact
+from flows.project.git import git
 from infalign.errors import InputError
 
 MARK = "Night of "  # how the subject of a night's commit begins
@@ -145,25 +144,3 @@ def _identity(root: Path) -> dict[str, str]:
             known = os.environ.get(name) or git(root, "config", f"user.{what.lower()}", fails=True)
             found[name] = known or default
     return found
-
-
-def git(
-    root: Path,
-    *arguments: str,
-    environment: Mapping[str, str] | None = None,
-    fails: bool = False,
-) -> str:
-    """What git says; raises one sentence where it fails, or gives nothing where that may be."""
-    done = subprocess.run(
-        ["git", "-c", "core.quotepath=off", *arguments],
-        cwd=root,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode and not fails:
-        words = " ".join(done.stderr.split()) or "nothing"
-        raise InputError(f"git {arguments[0]}: {redact(words)[:300]}")
-    return "" if done.returncode else done.stdout.strip()

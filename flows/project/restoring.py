@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import yaml
 
 from flows.children.processes import Tell, child_environment, run_child
 from flows.project import versions
+from flows.project.git import answer, git, shown, words
 from infalign.errors import InputError
 from infalign.files.sources import MARK
 from infalign.files.weights import BUILT, NONE
@@ -55,7 +55,7 @@ def exact_commit(root: Path, origin: Origin) -> str:
             f"{origin.name}: dvc.lock of commit {origin.commit[:12]} is not the one that the "
             "version was made with: its tags, or the commit, were changed."
         )
-    for commit in _git(root, "log", "--all", "--format=%H", "--", "dvc.lock").split():
+    for commit in git(root, "log", "--all", "--format=%H", "--", "dvc.lock", fails=True).split():
         same_params = not origin.params or _params_hash(root, commit) == origin.params
         if same_params and _lock_hash(root, commit) == origin.dvc_lock:
             return commit
@@ -68,9 +68,8 @@ def exact_commit(root: Path, origin: Origin) -> str:
 
 def resolve(root: Path, revision: str) -> str:
     """The full name of a commit."""
-    found = _git(
-        root, "rev-parse", "--verify", "--quiet", "--end-of-options", revision + "^{commit}"
-    )
+    asked = ("rev-parse", "--verify", "--quiet", "--end-of-options", revision + "^{commit}")
+    found = git(root, *asked, fails=True)
     if not found:
         raise InputError(f"{revision!r} is no commit of {root}: `git log --all` shows them.")
     return found
@@ -89,19 +88,6 @@ def _params_hash(root: Path, commit: str) -> str:
         return ""
     tree = json.dumps(params.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(tree.encode()).hexdigest()
-
-
-def shown(root: Path, commit: str, name: str) -> bytes | None:
-    """A file of a commit."""
-    command = ["git", "show", "--end-of-options", f"{commit}:./{name}"]
-    done = subprocess.run(command, cwd=root, capture_output=True, check=False)
-    return None if done.returncode else done.stdout
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 async def restore(root: Path, commit: str, into: Path | None, tell: Tell) -> Path:
@@ -143,26 +129,26 @@ def check_target(root: Path, into: Path) -> Path:
 
 def clone(root: Path, commit: str, target: Path) -> str:
     """Clone the repository at a commit; the project's path inside it."""
-    top = _git(root, "rev-parse", "--show-toplevel")
+    top = git(root, "rev-parse", "--show-toplevel")
     options = ["-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false"]
     for command in (
-        ["git", *options, "clone", "--quiet", "--no-checkout", "--", top, str(target)],
-        ["git", *options, "-C", str(target), "checkout", "--quiet", "--detach", commit],
+        ["clone", "--quiet", "--no-checkout", "--", top, str(target)],
+        ["-C", str(target), "checkout", "--quiet", "--detach", commit],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = answer(root, *options, *command)
         if done.returncode:
-            raise InputError(f"git cannot restore {commit[:12]}: {done.stderr.strip()}")
-    return _git(root, "rev-parse", "--show-prefix") or "."
+            raise InputError(f"git cannot restore {commit[:12]}: {words(done)}")
+    return git(root, "rev-parse", "--show-prefix") or "."
 
 
 def check_paths(folder: Path) -> None:
     """Raise for an output that DVC would write outside the folder, by its path or by a link."""
     home = folder.resolve()
-    for line in filter(None, _git(folder, "ls-files", "--stage", "-z").split("\0")):
+    for line in filter(None, git(folder, "ls-files", "--stage", "-z").split("\0")):
         mode, name = line.split(" ", 1)[0], line.split("\t", 1)[1]
         if mode == "120000" and not (folder / name).resolve().is_relative_to(home):
             raise InputError(f"{name} of this commit is a link out of its folder: not restored.")
-    for name in filter(None, _git(folder, "ls-files", "-z", "*.dvc", "*dvc.lock").split("\0")):
+    for name in filter(None, git(folder, "ls-files", "-z", "*.dvc", "*dvc.lock").split("\0")):
         for path in _output_paths(folder / name, name):
             place = path.parent.resolve() / path.name
             inside = place.is_relative_to(home) and path.name not in ("", "..")

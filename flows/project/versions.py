@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from flows.children.processes import Finished, Tell, child_environment, redact, run_child
+from flows.project.git import git
 from infalign.errors import InputError
 
 DVC = (sys.executable, "-m", "dvc")
@@ -77,10 +78,7 @@ def check_project(root: Path) -> None:
         raise InputError(
             f"{root} has no dvc.yaml: run from the project's root, or make one: `infalign init`."
         )
-    found = subprocess.run(
-        ["git", "rev-parse", "--show-toplevel"], cwd=root, capture_output=True, check=False
-    )
-    if found.returncode:
+    if not git(root, "rev-parse", "--show-toplevel", fails=True):
         raise InputError(
             f"{root} is not in a git repository, where the versions of its files are kept: "
             "run `git init` there, or clone the project."
@@ -91,14 +89,9 @@ def check_project(root: Path) -> None:
 
 def git_state(root: Path) -> dict[str, str]:
     """The commit (`none` before the first) and whether the working tree differs from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "core.quotepath=off", *arguments]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--verify", "--quiet", "HEAD") or "none"
-    return {"commit": commit, "dirty": str(bool(git("status", "--porcelain"))).lower()}
+    commit = git(root, "rev-parse", "--verify", "--quiet", "HEAD", fails=True) or "none"
+    dirty = bool(git(root, "status", "--porcelain", fails=True))
+    return {"commit": commit, "dirty": str(dirty).lower()}
 
 
 async def dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -13,9 +13,7 @@ overtaken, in between leaves a former champion in place, which the next command 
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import re
 import socket
 import time
@@ -28,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
-from flows.children.processes import redact
+from flows.children.processes import redact, user
 from infalign.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,11 +89,7 @@ def patiently(call: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
 
 def whoami() -> str:
     """The user and the machine."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+    return f"{user()}@{socket.gethostname()}"
 
 
 def reigning(history: list[Move]) -> list[str]:

@@ -286,14 +286,16 @@ def write_decision(registry: Registry, params: Params, decision: Decision) -> Pa
     Args:
         params: those of the project.
     """
-    path = _decision_file(registry.root, decision.objective)
-    with contextlib.suppress(InputError):  # nothing in results/
-        if known(registry, params, decision.objective) == decision.version:
-            variant = params.promotion.variant
-            result = result_digest(registry.root, decision.objective, variant)
-            write_json(path, decision.as_tree() | {"result": result})
-            return path
-    write_json(path, decision.as_tree())
+    path, tree = _decision_file(registry.root, decision.objective), decision.as_tree()
+    try:
+        result = result_digest(registry.root, decision.objective, params.promotion.variant)
+    except InputError:  # nothing in results/
+        result = None
+    if result is not None:
+        found = find(registry, decision.objective, result)
+        if (None if found is None else str(found.version)) == decision.version:
+            tree |= {"result": result}
+    write_json(path, tree)
     return path
 
 

@@ -13,21 +13,26 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from flows.children.locks import run_lock
-from flows.children.processes import Tell
+from flows.children.processes import Tell, redact
 from flows.project import nights, versions
-from flows.project.restoring import clone, shown, write_config
+from flows.project.git import git, shown
+from flows.project.restoring import clone, write_config
+from flows.registry.champions import Champions
 from flows.registry.registry import Registry, model_name, open_registry
 from infalign.errors import InputError
 from infalign.files.workspace import write_text
 from infalign.settings.params import Params, load_params
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 LOCK = "infalign.dvc_lock"  # a version's tag: SHA-256 of the lock that it was made with
 
@@ -79,10 +84,10 @@ def find_waste(root: Path, keep_versions: int, keep_nights: int) -> Waste:
     kept: dict[str, list[str]] = {}
     wanted: set[str] = set()
     for objective in params.objectives:
-        stays = _needed(registry, objective, keep_versions, locks)
         every = registry.versions(objective)
         if not every:
             continue
+        stays = _needed(every, registry.champions(objective), keep_versions, locks)
         gone[objective] = [str(v.version) for v in every if str(v.version) not in stays]
         kept[objective] = [str(v.version) for v in every if str(v.version) in stays]
         wanted |= {v.tags.get(LOCK, "") for v in every if str(v.version) in stays}
@@ -92,9 +97,10 @@ def find_waste(root: Path, keep_versions: int, keep_nights: int) -> Waste:
     return Waste(gone, kept, sorted(commits), folders)
 
 
-def _needed(registry: Registry, objective: str, newest: int, locks: set[str | None]) -> set[str]:
+def _needed(
+    every: Sequence[ModelVersion], champions: Champions, newest: int, locks: set[str | None]
+) -> set[str]:
     """The versions that stay: new ones, champions of any time, aliases, those of kept results."""
-    every, champions = registry.versions(objective), registry.champions(objective)
     stays = {str(version.version) for version in every[len(every) - newest :] if newest}
     stays |= set(champions.aliases().values())
     for move in champions.history():
@@ -105,13 +111,13 @@ def _needed(registry: Registry, objective: str, newest: int, locks: set[str | No
 def _named_commits(root: Path, params: Params, keep_nights: int) -> set[str]:
     """Commits that somebody named, and those of the newest nights."""
     branch, found = params.schedule.branch, set()
-    told = nights.git(root, "for-each-ref", "--format=%(refname) %(objectname) %(*objectname)")
+    told = git(root, "for-each-ref", "--format=%(refname) %(objectname) %(*objectname)")
     for line in told.splitlines():
         name, commit, *peeled = line.split()
         of_night = name == f"refs/heads/{branch}" or name.startswith("refs/tags/infalign-")
         if not of_night and not (name.startswith("refs/remotes/") and name.endswith(f"/{branch}")):
             found.add(peeled[0] if peeled else commit)
-    if head := nights.git(root, "rev-parse", "--verify", "--quiet", "HEAD", fails=True):
+    if head := git(root, "rev-parse", "--verify", "--quiet", "HEAD", fails=True):
         found.add(head)
     if branch is not None:
         found |= {night.commit for night in nights.nights(root, branch)[:keep_nights]}
@@ -121,7 +127,7 @@ def _named_commits(root: Path, params: Params, keep_nights: int) -> set[str]:
 def _with_locks(root: Path, wanted: set[str]) -> set[str]:
     """A commit for each dvc.lock of kept versions, where any holds it."""
     found: dict[str, str] = {}
-    told = nights.git(root, "log", "--all", "--format=%H", "--", "dvc.lock", fails=True)
+    told = git(root, "log", "--all", "--format=%H", "--", "dvc.lock", fails=True)
     for commit in told.split() if wanted else ():
         found.setdefault(_hash(shown(root, commit, "dvc.lock")) or "", commit)
     return {found[lock] for lock in wanted & found.keys()}
@@ -134,45 +140,69 @@ def _hash(text: bytes | None) -> str | None:
 def prune(root: Path, keep_versions: int, keep_nights: int, remove: bool, tell: Tell) -> None:
     """Say what nothing needs, and remove it where that is asked for.
 
-    A kill between two acts leaves what the next call finds again: a version goes before its model.
+    A kill between two acts leaves what the next call finds again: a version goes last, after its
+    files, model and run, and to remove those twice does no harm.
     """
     versions.check_project(root)
     with run_lock(root):  # nobody makes, registers or promotes meanwhile
         waste = find_waste(root, keep_versions, keep_nights)
         for line in waste.lines():
             tell(line)
+        left: list[str] = []
         if remove:
             registry = open_registry(root)
             for objective, numbers in waste.versions.items():
                 for number in numbers:
-                    _remove_version(registry, objective, number)
+                    left += _remove_version(registry, objective, number)
             for folder in waste.folders:
                 shutil.rmtree(folder)
         for line in asyncio.run(_collect(root, waste.commits, remove)):
             tell(line)
-    tell("Removed." if remove else "Nothing was removed: --remove does it.")
+        for place in left:
+            tell(f"{redact(place)} stays: MLflow cannot remove files there, so remove it yourself.")
+    done = "Removed, except for what stays." if left else "Removed."
+    tell(done if remove else "Nothing was removed: --remove does it.")
 
 
-def _remove_version(registry: Registry, objective: str, number: str) -> None:
-    """A version, its model with all files, and the run that registered it."""
-    from mlflow.exceptions import MlflowException
+def _remove_version(registry: Registry, objective: str, number: str) -> list[str]:
+    """A version, its model with all files, and the run that registered it; the places that stay.
+
+    A store of files need not be able to remove any.
+    """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     client, version = registry.client, registry.version(objective, number)
-    places = [client.get_model_version_download_uri(version.name, version.version)]
-    run = client.get_run(version.run_id) if version.run_id else None
-    if run is not None:
-        places.append(str(run.info.artifact_uri))
-    client.delete_model_version(version.name, version.version)
+    places, stays = [client.get_model_version_download_uri(version.name, version.version)], []
+    if version.run_id:
+        with _perhaps_gone():
+            places.append(str(client.get_run(version.run_id).info.artifact_uri))
     for place in places:
         repository: Any = get_artifact_repository(place, tracking_uri=client.tracking_uri)
-        with contextlib.suppress(FileNotFoundError, NotImplementedError):
-            repository.delete_artifacts()
-    with contextlib.suppress(MlflowException):  # it was not made by a model of MLflow's
-        if version.model_id:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                repository.delete_artifacts()
+        except NotImplementedError:
+            stays.append(place)
+    if version.model_id:
+        with _perhaps_gone():
             client.delete_logged_model(version.model_id)
-    if run is not None:
-        client.delete_run(run.info.run_id)
+    if version.run_id:
+        with _perhaps_gone():
+            client.delete_run(version.run_id)
+    client.delete_model_version(version.name, version.version)
+    return stays
+
+
+@contextlib.contextmanager
+def _perhaps_gone() -> Iterator[None]:
+    """Pass over what MLflow does not have: it was removed before, or never made."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 async def _collect(root: Path, commits: Iterable[str], remove: bool) -> list[str]:
@@ -186,14 +216,14 @@ async def _collect(root: Path, commits: Iterable[str], remove: bool) -> list[str
         return [f"DVC's cache {cache} is shared with other projects: nothing of it is removed."]
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) / "clone"
-        head = nights.git(root, "rev-parse", "--verify", "--quiet", "HEAD", fails=True)
+        head = git(root, "rev-parse", "--verify", "--quiet", "HEAD", fails=True)
         if not head:
             return ["There is no commit yet: nothing of DVC's cache is removed."]
         folder = place / clone(root, head, place)
-        for tag in nights.git(folder, "tag", "--list").split():
-            nights.git(folder, "tag", "--delete", tag)
+        for tag in git(folder, "tag", "--list").split():
+            git(folder, "tag", "--delete", tag)
         for commit in commits:
-            nights.git(folder, "tag", f"kept-{commit}", commit)
+            git(folder, "tag", f"kept-{commit}", commit)
         _take_workspace(root, folder)
         _take_data(root, folder)
         write_config(folder, {"cache.dir": str(cache)})
@@ -214,13 +244,15 @@ def _take_workspace(root: Path, folder: Path) -> None:
 
 
 def _take_data(root: Path, folder: Path) -> None:
-    """A pointer to every version of all data, also of what is not committed, each under a name."""
+    """A pointer to every version of all data, also of what is not committed, each under a name.
+
+    Champions that align started from are the registry's: those of the workspace alone are taken.
+    """
     texts = {path.read_text(encoding="utf-8") for path in root.glob("data/raw/*.dvc")}
     texts |= {path.read_text(encoding="utf-8") for path in root.glob("champion/*.dvc")}
-    pattern = ("data/raw/*.dvc", "champion/*.dvc")
-    told = nights.git(root, "log", "--all", "--format=%H", "--", *pattern, fails=True)
+    told = git(root, "log", "--all", "--format=%H", "--", "data/raw/*.dvc", fails=True)
     for commit in told.split():
-        held = nights.git(root, "ls-tree", "--name-only", f"{commit}:./", "data/raw/", fails=True)
+        held = git(root, "ls-tree", "--name-only", f"{commit}:./", "data/raw/", fails=True)
         names = [f"data/raw/{Path(name).name}" for name in held.splitlines()]
         for name in names:
             if name.endswith(".dvc"):

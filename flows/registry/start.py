@@ -8,7 +8,6 @@ the reference. It is renewed when align has to run anyway: a promotion alone tra
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
@@ -58,8 +57,7 @@ async def _bring(root: Path, objective: str, tell: Tell) -> bool:
     try:
         if number is not None:
             place = registry.client.get_model_version_download_uri(model_name(objective), number)
-            await asyncio.to_thread(_download, place, staged, registry.client.tracking_uri, about)
-            await asyncio.to_thread(_copy_trained, registry, objective, number, staged)
+            await asyncio.to_thread(_bring_files, registry, place, about, staged)
         write_json(staged / "version.json", about)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(staged, folder)
@@ -71,25 +69,17 @@ async def _bring(root: Path, objective: str, tell: Tell) -> bool:
     return True
 
 
-def _copy_trained(registry: Registry, objective: str, number: str, folder: Path) -> None:
-    """What the champion was trained on; older versions do not say, or have no evidence at all."""
-    with (
-        contextlib.suppress(InputError),
-        registry.evidence(registry.version(objective, number)) as evidence,
-    ):
-        if (evidence / TRAINED).exists():
-            shutil.copyfile(evidence / TRAINED, folder / TRAINED)
+def _bring_files(registry: Registry, place: str, about: dict[str, str | None], to: Path) -> None:
+    """The champion's policy and what it was trained on, which older versions do not say."""
+    from mlflow.artifacts import download_artifacts, list_artifacts
 
-
-def _download(place: str, folder: Path, uri: str, about: dict[str, str | None]) -> None:
-    from mlflow.artifacts import download_artifacts
-
+    uri, kept = registry.client.tracking_uri, f"{place.rstrip('/')}/artifacts"
+    wanted = ["deployed/policy"]
     try:
-        download_artifacts(
-            artifact_uri=f"{place.rstrip('/')}/artifacts/deployed/policy",
-            dst_path=str(folder),
-            tracking_uri=uri,
-        )
+        told = list_artifacts(artifact_uri=f"{kept}/evidence", tracking_uri=uri)
+        wanted += [f"evidence/{TRAINED}"] * any(Path(one.path).name == TRAINED for one in told)
+        for name in wanted:
+            download_artifacts(artifact_uri=f"{kept}/{name}", dst_path=str(to), tracking_uri=uri)
     except Exception as error:
         raise InputError(
             f"the policy of version {about['version']} of {about['model']}, from which align is to "

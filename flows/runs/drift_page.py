@@ -167,32 +167,30 @@ def _cells(check: Past, names: Sequence[str]) -> list[str]:
 
 
 def _table(source: str, checks: Sequence[Past]) -> Html:
-    names = followed(checks)
-    head = ["check, UTC", "version", "prompts", *(_short(name) for name in names)]
-    rows = [
-        [check.day, check.version, _prompts(check), *_cells(check, names)]
-        for check in reversed(checks)
-    ]
+    head, *rows = _rows(checks)
     return table(head, rows, f"Checks on {source} prompts, the newest first")
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("suite.").replace("_", " ")
+def _rows(checks: Sequence[Past]) -> list[list[str]]:
+    """The head of a table, then its rows, the newest check first."""
+    names = followed(checks)
+    shown = [name.removeprefix("suite.").replace("_", " ") for name in names]
+    rows = [
+        [check.day, check.version, f"{check.numbers.get('prompts', 0):.0f}", *_cells(check, names)]
+        for check in reversed(checks)
+    ]
+    return [["check, UTC", "version", "prompts", *shown], *rows]
 
 
-def _prompts(check: Past) -> str:
-    return f"{check.numbers.get('prompts', 0):.0f}"
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def as_markdown(objective: str, checks: Sequence[Past]) -> str:
     """The newest checks as tables, one a kind of prompts."""
     lines = [f"Checks of the champions of {objective}; all of them: .infalign/drift."]
     for source, own in _by_source(checks).items():
-        names = followed(own)
-        head = ["check, UTC", "version", "prompts", *(_short(name) for name in names)]
-        lines += ["", f"**{source} prompts**", ""]
-        lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        for check in reversed(own[-SHOWN:]):
-            cells = [check.day, check.version, _prompts(check), *_cells(check, names)]
-            lines.append(f"| {' | '.join(cells)} |")
+        head, *rows = _rows(own)
+        lines += ["", f"**{source} prompts**", "", _line(head), f"|{' --- |' * len(head)}"]
+        lines += [_line(cells) for cells in rows[:SHOWN]]
     return "\n".join(lines) + "\n"

@@ -181,10 +181,10 @@ async def _run(root: Path, name: str, target: str, settings: dict[str, Any]) -> 
         # Where both servers are gone, both are waited for at the same time.
         answering = _prefect_answers(tell) if status == "FINISHED" else asyncio.sleep(0, False)
         _, answers = await asyncio.gather(closing, answering)
-        _PAGES[str(flow_run.id)] = (tracker.page(), tracker.served_by())
         if answers:
             await records.publish_artifacts(root, tracker, params, target)
-    return done | {"parent": tracker.run_id(PARENT)}
+    where = (tracker.page(), tracker.served_by())
+    return done | {"parent": tracker.run_id(PARENT), "mlflow": where}
 
 
 def _published(run: Run, target: str, seconds: float) -> Path | None:
@@ -192,9 +192,8 @@ def _published(run: Run, target: str, seconds: float) -> Path | None:
     if target != versions.RUN:
         return None
     page = run.tracker.page() if run.tracker.begun(records.MAKER_SECONDS) else ""
-    served = run.tracker.served_by()
-    page = f"{served} → {page}" if page and served else page
-    return published.publish(run.root, run.params, published.facts_of(run.root, seconds, page))
+    facts = published.facts_of(run.root, seconds, page, run.tracker.served_by())
+    return published.publish(run.root, run.params, facts)
 
 
 async def _promote(root: Path, asked: bool, parent: str | None) -> list[Any]:
@@ -222,14 +221,6 @@ async def _prefect_answers(tell: Tell) -> bool:
             tell(f"Prefect's server does not answer: waiting {SERVER_SECONDS:.0f} s at most.")
             told = True
         await asyncio.sleep(1)
-
-
-_PAGES: dict[str, tuple[str, str]] = {}
-
-
-def tracking_page(flow_run_id: str) -> tuple[str, str]:
-    """Where the evidence of a finished run of this process is, and the command that serves it."""
-    return _PAGES.get(flow_run_id, ("", ""))
 
 
 async def _run_all(run: Run, run_key: str) -> dict[str, str]:

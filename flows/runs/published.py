@@ -13,19 +13,18 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from flows.children.processes import redact
+from flows.project.git import git
 from flows.project.versions import git_state, lock_entries
 from flows.registry.promotion import Decision, read_decision
 from flows.registry.registry import model_name, open_registry
 from flows.services.mlflow_store import said
 from infalign import __version__
-from infalign.errors import InputError
 from infalign.files.workspace import write_json, write_text
 from infalign.page.published import Fact, Ruling, published
 from infalign.settings.params import Params
@@ -90,12 +89,15 @@ def _kept(folder: Path, digest: str) -> list[Fact]:
         return []
 
 
-def facts_of(root: Path, seconds: float | None = None, tracking: str = "") -> list[Fact]:
+def facts_of(
+    root: Path, seconds: float | None = None, page: str = "", serve: str = ""
+) -> list[Fact]:
     """What differs from run to run.
 
     Args:
         seconds: how long the run took.
-        tracking: where MLflow shows the run: an address, or `command → address`.
+        page: where MLflow shows the run.
+        serve: the command that serves the page, where no server does.
     """
     state = git_state(root)
     changed = " and changes that are not committed" if state["dirty"] == "true" else ""
@@ -109,10 +111,9 @@ def facts_of(root: Path, seconds: float | None = None, tracking: str = "") -> li
     if seconds is not None:
         facts.append(Fact("Run took", f"{int(seconds) // 60} min {int(seconds) % 60} s"))
     facts.append(Fact("Versions", ", ".join(_versions())))
-    serve, _, link = tracking.rpartition("→")
-    if link.strip().startswith("http"):
-        facts.append(Fact("MLflow", "this run", link.strip()))
-        facts += [Fact("served by", serve.strip())] if serve else []
+    if page:
+        facts.append(Fact("MLflow", "this run", page))
+        facts += [Fact("served by", serve)] if serve else []
     return [Fact(*map(redact, fact)) for fact in facts]
 
 
@@ -139,14 +140,13 @@ def _versions() -> list[str]:
 
 def commit_link(root: Path, commit: str) -> str:
     """The page of a commit, where `origin` is a server that has one; without credentials."""
-    command = ["git", "remote", "get-url", "origin"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    url = done.stdout.strip().removesuffix("/").removesuffix(".git")
+    told = git(root, "remote", "get-url", "origin", fails=True)
+    url = told.removesuffix("/").removesuffix(".git")
     host = r"(\w[\w.-]*\.\w+"
     over_web = re.fullmatch(rf"https?://(?:[^@/]*@)?{host}(?::\d+)?)/(\S+)", url)
     over_ssh = re.fullmatch(rf"(?:ssh://)?[^@/]*@{host})(?::\d+/|[:/])(\S+)", url)
     found = over_web or over_ssh
-    if done.returncode or found is None or commit == "none":
+    if found is None or commit == "none":
         return ""
     return f"https://{found[1]}/{found[2]}/commit/{commit}"
 
@@ -169,9 +169,3 @@ def ruling_of(decision: Decision, variant: str) -> Ruling | None:
         names = ", ".join(rule.name for rule in decision.verdict.rules)
         asked = f" Of {len(decision.verdict.rules)} rules it passed {passed}: {names} were asked."
     return Ruling(yes, answer, redact(decision.sentence() + asked))
-
-
-def need_report(root: Path) -> None:
-    """Raise one sentence where there is no report."""
-    if not (root / "results" / "report" / "index.html").is_file():
-        raise InputError("results/report/index.html does not exist: run `infalign run` first.")

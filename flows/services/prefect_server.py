@@ -24,7 +24,6 @@ import httpx
 from flows.children.processes import QUIET, end_tree, noted, redact
 from flows.services.prefect_app import (
     AUTH,
-    HOST,
     api_url,
     authorization,
     client_environment,
@@ -32,7 +31,7 @@ from flows.services.prefect_app import (
     server_command,
     server_environment,
 )
-from flows.services.services import PORTS, VARIABLES, addresses
+from flows.services.services import address_of, addresses
 from infalign.errors import InputError
 
 STARTUP_SECONDS = 180.0
@@ -106,8 +105,11 @@ class Server:
 
     def page(self, flow_run_id: str) -> str:
         """The address of a run; after a temporary server, that of `infalign up`."""
-        up = f"http://{HOST}:{os.environ.get(VARIABLES['prefect']) or PORTS['prefect']}"
-        own = up if self.temporary else redact(self.url).rstrip("/").removesuffix("/api")
+        own = (
+            address_of("prefect")
+            if self.temporary
+            else redact(self.url).rstrip("/").removesuffix("/api")
+        )
         return f"{own}/runs/flow-run/{flow_run_id}"
 
 

@@ -102,6 +102,11 @@ def addresses(root: Path) -> dict[str, str]:
     return found
 
 
+def address_of(service: str) -> str:
+    """Where `infalign up` would put a service that is not up."""
+    return f"http://{HOST}:{os.environ.get(VARIABLES[service]) or PORTS[service]}"
+
+
 def up(root: Path, ports: Mapping[str, int | None], database_url: str, tell: Tell) -> None:
     """Start what is not running. Nothing starts before ports and database were looked at.
 

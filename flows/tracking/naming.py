@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from flows.project.dependencies import CODE
 from flows.project.versions import COMPARISON, RUN, Plan
 from infalign.files.names import HEADLINE
-from infalign.files.stages import stage_of
+from infalign.files.stages import STAGES, stage_of
 from infalign.files.workspace import lookup
 from infalign.settings.params import Params
 from infalign.theory.procedures import parse_procedure
@@ -30,6 +31,7 @@ FINAL = {  # of a stage's metrics.json
     "calibrate": ("uniformity_ks",),
 }
 _CHANGED = re.compile(r"(\S+) (?:modified|new|deleted)")
+_HASHES = {f"{CODE}/{word}" for word in STAGES}  # of the code, in a project without it
 _LONGEST = 100
 
 
@@ -92,7 +94,7 @@ def what_changed(
 
 def _in_words(name: str, params: Params) -> str:
     """A changed thing: a setting with its value, the code, the data, or a result."""
-    if name.endswith(".py") or name.startswith("infalign/"):
+    if name.endswith(".py") or name.startswith("infalign/") or name in _HASHES:
         return "code"
     if "/" not in name:
         try:

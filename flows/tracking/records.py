@@ -6,9 +6,7 @@ Reads dvc.lock and results/; writes nothing there.
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from prefect.artifacts import (
     acreate_table_artifact,
 )
 
+from flows.children.processes import user
 from flows.project.versions import COMPARISON, Plan, entry_digest, git_state, lock_entries
 from flows.tracking.naming import about, evaluated, finals, names_of, policy_words, run_name
 from flows.tracking.results import gains, headline
@@ -32,7 +31,7 @@ from infalign.settings.params import Params
 # MLflow's client gives up sooner by itself; its first import on a busy machine takes long.
 MAKER_SECONDS = 60.0
 TABLE = ("objective", "policy", *HEADLINE, "procedure")
-_LONGEST_NOTE, _LONGEST_TAG = 4900, 4900  # characters; MLflow takes 5,000
+_LONGEST = 4900  # characters of a note or a tag; MLflow takes 5,000
 _EVIDENCE_FILES = {".json", ".html", ".png", ".svg"}
 _EVIDENCE_BYTES = 10_000_000
 
@@ -57,14 +56,6 @@ def _source(root: Path, name: str) -> dict[str, str]:
         "mlflow.source.git.commit": git_state(root)["commit"],
         "mlflow.user": user(),
     }
-
-
-def user() -> str:
-    """Who runs this."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 def end_run(
@@ -92,7 +83,7 @@ def end_run(
     done = [f"- {one}: {outcome}" for one, outcome in outcomes.items() if outcome != "unchanged"]
     lines = ["The report is among the artifacts: `report/index.html`.", "", *done]
     note = headline_markdown(headline(root, params)) + "\n".join(lines)
-    tracker.tags(PARENT, {"mlflow.note.content": note[:_LONGEST_NOTE]})
+    tracker.tags(PARENT, {"mlflow.note.content": note[:_LONGEST]})
 
 
 def _end_comparison(tracker: Tracker, root: Path, params: Params) -> None:
@@ -198,7 +189,7 @@ def _record(
     deps = entry.get("deps", [])
     inputs = {d["path"]: d.get("md5") for d in deps if not d["path"].endswith(".py")}
     inputs.pop(NONE, None)
-    tracker.tags(instance, {"infalign.inputs": json.dumps(inputs)[:_LONGEST_TAG]})
+    tracker.tags(instance, {"infalign.inputs": json.dumps(inputs)[:_LONGEST]})
     for output in (root / out["path"] for out in entry.get("outs", [])):
         files = sorted(output.rglob("*")) if output.is_dir() else [output]
         base = output if output.is_dir() else output.parent
@@ -271,7 +262,7 @@ async def publish_artifacts(root: Path, tracker: Tracker, params: Params, target
 
 
 def report_markdown(root: Path, page: str, params: Params) -> str:
-    """The headline in markdown, then every row of the report, and where its page is.
+    """Where the report's page is, then the headline, in markdown.
 
     Args:
         page: the address of the report in MLflow.

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from flows.children.processes import QUIET, Tell, redact
 from flows.services.mlflow_pages import VIEW, experiment_name
 from flows.services.mlflow_store import Unusable, check, make, making
-from flows.services.prefect_app import HOST
-from flows.services.services import PORTS, VARIABLES, addresses
+from flows.services.services import address_of, addresses
 from flows.tracking.applying import PARENT, apply
 from flows.tracking.followers import Followers, Row
 from flows.tracking.journal import Journal
@@ -238,8 +237,8 @@ class Tracker:
         return f"{self._run_page()}/artifacts/{path}{VIEW}"
 
     def _run_page(self) -> str:
-        up = f"http://{HOST}:{os.environ.get(VARIABLES['mlflow']) or PORTS['mlflow']}"
-        server = redact(self.uri).rstrip("/") if self.uri.startswith("http") else up
+        served = self.uri.startswith("http")
+        server = redact(self.uri).rstrip("/") if served else address_of("mlflow")
         return f"{server}/#/experiments/{self._experiment}/runs/{self.run_id(PARENT)}"
 
     def served_by(self) -> str:

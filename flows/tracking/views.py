@@ -24,7 +24,8 @@ _RUNS = (
 )
 _MODELS = (
     "What happens to registered models: a run for each version, with its package and the gate's "
-    "verdicts, the history of champions, and the checks of champions on fresh prompts."
+    "verdicts, the history of champions, and the checks of champions on fresh, logged and pinned "
+    "prompts."
 )
 
 

@@ -204,6 +204,14 @@ class Project:
         return found
 
 
+def git(root: Path, *words: str) -> str:
+    """Run git, as somebody where it commits: what it says."""
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
 def refresh_prefect() -> None:
     """Have Prefect read the environment, which it does when it is first imported alone."""
     if "prefect.context" in sys.modules:
@@ -327,12 +335,9 @@ def write_toy(root: Path) -> None:
     (root / "params.yaml").write_text(text.replace(f"[{', '.join(variants)}]", "[ctrl]"))
     (root / "dvc.yaml").write_text(TOY_DVC)
     (root / "toy_stage.py").write_text(TOY_STAGE)
-    for command in (
-        ["init", "--quiet"],
-        ["add", "."],
-        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "toy"],
-    ):
-        subprocess.run(["git", *command], cwd=root, check=True)
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "toy")
 
 
 @pytest.fixture(scope="session")

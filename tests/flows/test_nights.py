@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from promotion_case import WORDS, write_made
 
 from flows.children.processes import end_leftovers
+from infalign.data.dialogue import Dialogue
 from infalign.data.framing import asked
 from infalign.files.tables import EVALUATION_REWARDS, PROMPTS, read_table, write_table
 from infalign.files.workspace import write_json
@@ -81,19 +83,20 @@ def leaning(folder: Path, push: float) -> None:
     save_model(model, form.tokenizer, folder)
 
 
-def write_night(root: Path, night: int, push: float, prompts: int) -> None:
-    """The results of one night: more prompts, another policy, another evaluation."""
+def write_night(root: Path, night: int, push: float, more: Sequence[tuple[str, Dialogue]]) -> Path:
+    """The results of one night: more prompts, another policy, another evaluation; the folder.
+
+    Args:
+        push: of the policy, as `leaning` takes it.
+        more: splits and prompts beyond those that were made.
+    """
     results = root / "nights" / str(night)
     shutil.copytree(root / "made", results)
     leaning(results / "align" / "helpful" / "ctrl" / "policy", push)
     path = results / "prepare" / "prompts.parquet"
     table = read_table(path, PROMPTS)
     columns = {name: table[name].to_pylist() for name in table.column_names}
-    made = [asked(f"{a} {b} {c}") for c in ("cat", "dog") for a in WORDS for b in WORDS]
-    known = len(columns["prompt_id"])
-    new = [("test", one) for one in made[: prompts - known]]
-    new += [("train", one) for one in made[100 : 100 + 20 * night]]  # and some train
-    for split, dialogue in new:
+    for split, dialogue in more:
         row = {"prompt_id": dialogue.id, "objective": "helpful", "split": split}
         row |= {"source": "made", "dialogue": dialogue.text, "columns": "{}"}
         for name, value in row.items():
@@ -103,6 +106,15 @@ def write_night(root: Path, night: int, push: float, prompts: int) -> None:
     rewards = read_table(path, EVALUATION_REWARDS).to_pydict()
     rewards["reward"] = [value + 1e-9 * night for value in rewards["reward"]]
     write_table(path, rewards, EVALUATION_REWARDS)
+    return results
+
+
+def more(root: Path, night: int, prompts: int) -> list[tuple[str, Dialogue]]:
+    """What makes it so many prompts of the evaluation; and some train."""
+    made = [asked(f"{a} {b} {c}") for c in ("cat", "dog") for a in WORDS for b in WORDS]
+    known = read_table(root / "made" / "prepare" / "prompts.parquet", PROMPTS).num_rows
+    held_out = [("test", one) for one in made[: prompts - known]]
+    return held_out + [("train", one) for one in made[100 : 100 + 20 * night]]
 
 
 @pytest.fixture
@@ -129,7 +141,7 @@ def project(tmp_path: Path, tokenizer: Any, quiet: dict[str, str], prefect_api: 
     write_json(root / "made" / "sources" / "helpful.json", described(about, root))
     for night, (push, prompts, _) in NIGHTS.items():
         if night < 5:
-            write_night(root, night, push, prompts)
+            write_night(root, night, push, more(root, night, prompts))
     dvc = (root / "dvc.yaml").read_text()
     dvc = dvc.replace("prepare sft", "prepare sources sft")
     dvc = dvc.replace("[results/prepare, ", "[results/prepare, results/sources, ", 1)

@@ -25,7 +25,7 @@ import yaml
 from promotion_case import write_made
 
 from flows.serving.log import FEEDBACK, read_log
-from tests.flows.conftest import ROOT, Project, write_toy
+from tests.flows.conftest import ROOT, Project, git, write_toy
 from tests.flows.runs.test_pipeline import wait_for
 from tests.flows.services.test_services import _finished, ask, free_port, url, write_prefect
 from tests.flows.test_readme import PLAYED, lines_of
@@ -83,9 +83,8 @@ def write_other_policy(root: Path, tokenizer: Any) -> None:
 
 def commit(root: Path) -> None:
     """Everything that git does not ignore."""
-    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    for words in (["add", "."], [*who, "commit", "--quiet", "--allow-empty", "-m", "results"]):
-        subprocess.run(["git", *words], cwd=root, check=True)
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--allow-empty", "-m", "results")
 
 
 class Story:

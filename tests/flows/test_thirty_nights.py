@@ -25,15 +25,15 @@ from promotion_case import WORDS, write_made
 
 from flows.children.processes import end_leftovers
 from flows.project import nights as in_git
+from infalign.data.dialogue import Dialogue
 from infalign.data.framing import asked
-from infalign.files.tables import EVALUATION_REWARDS, PROMPTS, read_table, write_table
 from infalign.files.workspace import write_json
 from infalign.rewards.description import described
 from infalign.settings.params import check_params
-from tests.flows.conftest import Project, refresh_prefect, write_toy
+from tests.flows.conftest import Project, git, refresh_prefect, write_toy
 from tests.flows.runs.test_data_gate import NIGHT
 from tests.flows.runs.test_pipeline import wait_for
-from tests.flows.test_nights import SCORES, leaning
+from tests.flows.test_nights import SCORES, write_night
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(14400)]
 MONTH = int(os.environ.get("INFALIGN_NIGHTS", "30"))
@@ -76,27 +76,10 @@ def incoming(root: Path, night: int, poisoned: bool = False) -> Path:
     return path
 
 
-def write_night(root: Path, night: int, push: float, about: Any) -> None:
-    """The results that a night's stages find: more prompts, a policy, an evaluation."""
-    results = root / "nights" / str(night)
-    shutil.copytree(root / "made", results)
-    leaning(results / "align" / "helpful" / "ctrl" / "policy", push)
-    path = results / "prepare" / "prompts.parquet"
-    table = read_table(path, PROMPTS)
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    more = [("test", one) for one in MADE[: 50 + night]]  # evaluation prompts, and some train
-    more += [("train", one) for one in MADE[500 : 500 + 10 * night]]
-    for split, dialogue in more:
-        row = {"prompt_id": dialogue.id, "objective": "helpful", "split": split}
-        row |= {"source": "made", "dialogue": dialogue.text, "columns": "{}"}
-        for name, value in row.items():
-            columns[name].append(value)
-    write_table(path, columns, PROMPTS)
-    path = results / "evaluate" / "helpful" / "rewards.parquet"
-    rewards = read_table(path, EVALUATION_REWARDS).to_pydict()
-    rewards["reward"] = [value + 1e-9 * night for value in rewards["reward"]]
-    write_table(path, rewards, EVALUATION_REWARDS)
-    write_json(results / "sources" / "helpful.json", described(about, root))
+def more(night: int) -> list[tuple[str, Dialogue]]:
+    """The prompts of a night beyond the first ones: for the evaluation, and some train."""
+    held_out = [("test", one) for one in MADE[: 50 + night]]
+    return held_out + [("train", one) for one in MADE[500 : 500 + 10 * night]]
 
 
 @pytest.fixture
@@ -126,11 +109,8 @@ def project(tmp_path: Path, tokenizer: Any, quiet: dict[str, str], prefect_api: 
     assert status == 0, output
     with (root / ".gitignore").open("a") as ignored:
         ignored.write("/nights/\n/made/\n/worse/\n")
-    for words in (
-        ["add", "."],
-        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "the project"],
-    ):
-        subprocess.run(["git", *words], cwd=root, check=True)
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "the project")
     yield made
     made.end()
 
@@ -155,7 +135,8 @@ class Month:
             tree["align"]["steps"] = night
             about = check_params(tree, "params.yaml").objectives["helpful"]
             self.push = {BETTER: 2.0}.get(night, self.push)
-            write_night(self.root, night, self.push - (night == WORSE), about)
+            found = write_night(self.root, night, self.push - (night == WORSE), more(night))
+            write_json(found / "sources" / "helpful.json", described(about, self.root))
         path.write_text(yaml.safe_dump(tree))
 
     def environment(self, night: int) -> dict[str, str]:
@@ -276,7 +257,7 @@ def settled(month: Month) -> None:
     found = in_git.nights(root, "nights")
     ran = [night for night in range(MONTH, 0, -1) if night != POISON]
     assert [night.when[:10] for night in found] == [day(night) for night in ran]
-    assert in_git.git(root, "log", "--merges", "--format=%h", "refs/heads/nights") == ""
+    assert git(root, "log", "--merges", "--format=%h", "refs/heads/nights") == ""
     status, output = project.inside("versions")
     assert status == 0, output
     for night in ran:

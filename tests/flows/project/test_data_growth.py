@@ -11,8 +11,7 @@ import pytest
 
 from flows.project import data_growth, data_versions
 from infalign.errors import InputError
-from tests.flows.conftest import Project, write_toy
-from tests.flows.project.test_restoring import git
+from tests.flows.conftest import Project, git, write_toy
 
 
 def rows(path: Path, *prompts: str, swapped: bool = False) -> Path:
@@ -34,7 +33,7 @@ def commit(root: Path, words: str) -> str:
     """Commit the pointers."""
     git(root, "add", "data")
     git(root, "commit", "--quiet", "--message", words)
-    return git(root, "rev-parse", "--short", "HEAD").strip()
+    return git(root, "rev-parse", "--short", "HEAD")
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from flows.project.restoring import first_difference, restore
 from infalign.errors import InputError
 from infalign.lm.models import save_model
 from infalign.settings.params import load_params
-from tests.flows.conftest import write_real
-from tests.flows.project.test_restoring import git, no_line
+from tests.flows.conftest import git, write_real
+from tests.flows.project.test_restoring import no_line
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def committed(root: Path, environment: dict[str, str], stages: str) -> str:
     dvc(root, environment, "repro", "--quiet")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "toy")
-    return git(root, "rev-parse", "HEAD").strip()
+    return git(root, "rev-parse", "HEAD")
 
 
 def test_a_restored_commit_finds_its_models_or_says_that_one_changed(

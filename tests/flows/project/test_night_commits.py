@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from flows.project import nights
 from infalign.errors import InputError
-
-
-def git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+from tests.flows.conftest import git
 
 
 @pytest.fixture
@@ -25,7 +20,7 @@ def root(tmp_path: Path) -> Path:
     for name in ("params.yaml", "code.py", "own.txt"):
         (place / name).write_text(f"{name}\n")
     git(place, "add", ".")
-    git(place, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "first")
+    git(place, "commit", "--quiet", "-m", "first")
     return place
 
 
@@ -67,7 +62,7 @@ def test_history_is_a_line_and_every_night_is_found_by_its_date(
         (root / "params.yaml").write_text(f"day: {day}\n")
         found[day] = nights.commit(root, "nights", "completed", [], {})
         (root / "code.py").write_text(f"{day}\n")  # the user goes on, on main
-        git(root, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", f"after {day}")
+        git(root, "commit", "-qam", f"after {day}")
     shown = nights.nights(root, "nights")
     assert [night.when[:10] for night in shown] == ["2026-11-09", "2026-11-04", "2026-11-03"]
     assert "merge" not in git(root, "log", "--merges", "--format=%s", "nights")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from flows.tracking.tracker import PARENT, Tracker
-from tests.flows.conftest import Project
-from tests.flows.project.test_restoring import committed, git
+from tests.flows.conftest import Project, git
+from tests.flows.project.test_restoring import committed
 from tests.flows.runs.test_pipeline import files, wait_for
 
 Copy = Callable[[], Project]

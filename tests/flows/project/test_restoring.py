@@ -18,23 +18,17 @@ from flows.commands.restore import find_origin
 from flows.project.restoring import check_target, exact_commit, resolve, restore
 from infalign.errors import InputError
 from infalign.settings.params import load_params
-from tests.flows.conftest import Project
+from tests.flows.conftest import Project, git
 from tests.flows.runs.test_pipeline import files
 
 Copy = Callable[[], Project]
-
-
-def git(root: Path, *arguments: str) -> str:
-    """Run git as somebody."""
-    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 def committed(project: Project) -> str:
     """Commit all there is; the commit."""
     git(project.root, "add", "--all")
     git(project.root, "commit", "--quiet", "--message", "results")
-    return git(project.root, "rev-parse", "HEAD").strip()
+    return git(project.root, "rev-parse", "HEAD")
 
 
 def no_line(line: str) -> None:
@@ -168,7 +162,7 @@ def test_what_cannot_be_restored_exactly_leaves_nothing(
     git(copy.root, "add", "--all", "--force", ".")
     git(copy.root, "rm", "-r", "--quiet", "--cached", "--ignore-unmatch", ".infalign", ".dvc/cache")
     git(copy.root, "commit", "--quiet", "--message", "spoilt")
-    commit = git(copy.root, "rev-parse", "HEAD").strip()
+    commit = git(copy.root, "rev-parse", "HEAD")
     with pytest.raises(InputError, match=words):
         asyncio.run(restore(copy.root, commit, tmp_path / "there", no_line))
     assert [p.name for p in tmp_path.iterdir()] == ["project0"]
@@ -215,7 +209,7 @@ def registered(project: Project, **tags: str) -> str:
         client.create_registered_model("infalign-helpful")
     tree = load_params(project.root / "params.yaml").model_dump(mode="json")
     state = {
-        "infalign.commit": git(project.root, "rev-parse", "HEAD").strip(),
+        "infalign.commit": git(project.root, "rev-parse", "HEAD"),
         "infalign.dirty": "true",
         "infalign.dvc_lock": hashlib.sha256((project.root / "dvc.lock").read_bytes()).hexdigest(),
         "infalign.params": hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest(),

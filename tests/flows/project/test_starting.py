@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,14 @@ import yaml
 
 from flows.cli import main
 from flows.commands.starting import SETTINGS, graph
-from flows.project import starting
+from flows.project import dependencies, starting
 from flows.project.configuration import set_params
-from flows.project.dependencies import write_own
+from flows.project.dependencies import renew, write_own
+from flows.project.versions import RUN, dvc, parse_graph
 from infalign.errors import InputError
 from infalign.files.stages import STAGES
 from infalign.settings.params import load_params
-from tests.flows.conftest import ROOT
+from tests.flows.conftest import ROOT, git
 
 PATTERNS = (ROOT / "flows/project/template.txt").read_text().split()
 FILES = {str(path.relative_to(ROOT)) for pattern in PATTERNS for path in ROOT.glob(pattern)}
@@ -31,12 +34,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"GIT_{who}_NAME", "t")
         monkeypatch.setenv(f"GIT_{who}_EMAIL", "t@t")
     return tmp_path / "mine"
-
-
-def git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_project_is_there_whole_and_committed(folder: Path) -> None:
@@ -64,16 +61,16 @@ def test_an_upgrade_makes_those_stages_stale_whose_code_has_changed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starting.start(folder)
-    assert not starting.renew(folder)
-    digest = starting.code_digest
-    monkeypatch.setattr(starting, "code_digest", lambda w: digest(w) if w != "sft" else "new")
+    assert not renew(folder)
+    digest = dependencies.code_digest
+    monkeypatch.setattr(dependencies, "code_digest", lambda w: digest(w) if w != "sft" else "new")
     write_own(folder, load_params(folder / "params.yaml"))
     assert git(folder, "status", "--porcelain").split() == ["M", "code/sft"]
 
 
 def test_a_project_with_its_source_has_no_hashes(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
-    assert not starting.renew(tmp_path)
+    assert not renew(tmp_path)
     assert not (tmp_path / "code").exists()
 
 
@@ -92,12 +89,67 @@ def test_what_is_there_is_left_alone(folder: Path, capsys: pytest.CaptureFixture
 def test_the_demo_s_stages_are_those_of_dvc_yaml(folder: Path) -> None:
     starting.start(folder)
     params = set_params(folder / "params.yaml", SETTINGS)
-    found = graph(params)
-    assert {name.split("@")[0] for name in found} == {w for w in STAGES if not STAGES[w].compares}
+    write_own(folder, params)
+    told = asyncio.run(dvc(folder, "dag", "--dot", RUN))
+    found, theirs = graph(params), parse_graph(told.stdout)
+    assert before(found) == before(theirs), told.stderr
     seen: set[str] = set()
     for name, needs in found.items():
         assert set(needs) <= seen, name
         seen.add(name)
+
+
+def before(upstream: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    """All that has to be done before each stage."""
+
+    def all_of(name: str) -> set[str]:
+        return set(upstream[name]).union(*(all_of(need) for need in upstream[name]))
+
+    return {name: all_of(name) for name in upstream}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("add", "index.lock"),  # an index where git cannot write one
+        ("commit", "not on a Sunday"),  # a hook of the user's
+    ],
+)
+def test_what_git_refuses_is_said_in_its_own_words(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: str
+) -> None:
+    if command == "add":
+        monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "nowhere" / "index"))
+    else:
+        hook = tmp_path / "template" / "hooks" / "pre-commit"
+        hook.parent.mkdir(parents=True)
+        hook.write_text("#!/bin/sh\necho not on a Sunday >&2\nexit 1\n")
+        hook.chmod(0o755)
+        monkeypatch.setenv("GIT_TEMPLATE_DIR", str(tmp_path / "template"))
+        settings(monkeypatch, {"user.name": "t"})
+    with pytest.raises(InputError, match=rf"git did not take it: git {command}: .*{words}"):
+        starting.start(folder)
+
+
+def test_without_a_name_nothing_is_committed_and_that_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("GIT_AUTHOR", "GIT_COMMITTER"))]:
+        monkeypatch.delenv(name)
+    settings(monkeypatch, {"user.useConfigOnly": "true"})
+    said = starting.start(folder)
+    assert said[1].startswith("git has no name for you, so nothing is committed")
+    assert "params.yaml" in git(folder, "diff", "--cached", "--name-only").split()
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, of_git: Mapping[str, str]) -> None:
+    """Git has these settings, and none of the user's."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", str(len(of_git)))
+    for number, (key, value) in enumerate(of_git.items()):
+        monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", key)
+        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{number}", value)
 
 
 @pytest.mark.soak

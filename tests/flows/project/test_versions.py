@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from flows.project.versions import (
     spread,
 )
 from infalign.errors import InputError
+from tests.flows.conftest import git
 
 DOT = """strict digraph {
 "corpus";
@@ -99,14 +99,14 @@ def test_a_folder_in_which_nothing_can_work_is_a_sentence(tmp_path: Path) -> Non
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     with pytest.raises(InputError, match="not in a git repository"):
         check_project(tmp_path)
-    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    git(tmp_path, "init", "--quiet")
     with pytest.raises(InputError, match=r"no \.dvc folder"):
         check_project(tmp_path)
     assert git_state(tmp_path) == {"commit": "none", "dirty": "true"}
 
 
 def test_a_broken_dvc_yaml_is_a_sentence(tmp_path: Path) -> None:
-    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    git(tmp_path, "init", "--quiet")
     (tmp_path / ".dvc").mkdir()
     (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: x\n    dep: [y]\n")
     with pytest.raises(InputError, match=r"dvc\.yaml: DVC says: "):

@@ -8,9 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from promotion_case import ROOT, bounds, evidence, project_params, tiny_models, write_package
 
 from flows.project import nights
@@ -18,6 +23,7 @@ from flows.registry.registry import open_registry, register
 from flows.registry.retention import find_waste, prune
 from infalign.errors import InputError
 from infalign.settings.params import load_params
+from tests.flows.conftest import git
 
 DVC_YAML = """\
 stages:
@@ -30,13 +36,10 @@ stages:
 CHAMPION, KEPT, NEWEST = 1, 3, 4  # nights, each with the version of its number
 
 
-def command(root: Path, *words: str) -> None:
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def dvc(root: Path, *words: str) -> None:
-    command(root, sys.executable, "-m", "dvc", *words)
+    command = [sys.executable, "-m", "dvc", *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +64,9 @@ def make(tmp_path: Path, tokenizer: Any) -> Path:
         shutil.copyfile(ROOT / name, place / name)
     (place / "dvc.yaml").write_text(DVC_YAML)
     (place / "night").write_text("0\n")
-    command(place, "git", "init", "--quiet", "-b", "main")
-    command(place, "git", "add", ".")
-    command(place, "git", "commit", "--quiet", "-m", "the project")
+    git(place, "init", "--quiet", "-b", "main")
+    git(place, "add", ".")
+    git(place, "commit", "--quiet", "-m", "the project")
     models = tmp_path / "models"
     tiny_models(models, tokenizer)
     params = project_params()
@@ -103,10 +106,10 @@ def test_whatever_is_small_enough_to_keep_is_kept(root: Path) -> None:
     assert cached(root) == before
     waste = find_waste(root, 0, 0)  # without any: what is in results/, aliases and champions
     assert waste.versions == {"helpful": ["2", "3"]}
-    command(root, "git", "tag", "mine", nights.nights(root, "nights")[2].commit)
+    git(root, "tag", "mine", nights.nights(root, "nights")[2].commit)
     named = find_waste(root, 0, 0)
     assert named.versions == {"helpful": ["3"]}  # what the user has named stays
-    command(root, "git", "tag", "--delete", "mine")
+    git(root, "tag", "--delete", "mine")
     with pytest.raises(InputError, match="--keep-nights -1 is negative"):
         find_waste(root, 0, -1)
 
@@ -134,14 +137,30 @@ def test_what_nothing_needs_goes_and_all_else_stays(root: Path) -> None:
     assert "infalign-helpful: 1 of 4 versions go: 2" in told
     assert told[-1] == "Nothing was removed: --remove does it."
     assert before - everything(root) == set()
-    prune(root, 1, 2, True, print)
     registry = open_registry(root)
+    gone = registry.version("helpful", "2")
+    # Whoever is killed, or not answered, in the middle leaves what the next one finds.
+    for act, error in (
+        ("delete_logged_model", MlflowException("the server is ill")),
+        ("delete_logged_model", KeyboardInterrupt()),
+        ("delete_run", KeyboardInterrupt()),
+        ("delete_model_version", KeyboardInterrupt()),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(MlflowClient, act, Mock(side_effect=error))
+            prune(root, 1, 2, True, print)
+        assert find_waste(root, 1, 2).versions == {"helpful": ["2"]}
+    prune(root, 1, 2, True, told.append)
+    assert told[-1] == "Removed."
+    assert registry.client.get_run(gone.run_id).info.lifecycle_stage == "deleted"
+    models = registry.client.search_logged_models([registry.experiment])
+    assert gone.model_id not in [model.model_id for model in models]
+    assert len(models) == 3
     assert [v.version for v in registry.versions("helpful")] == [1, 3, 4]
     assert registry.champions("helpful").champion() == "1"
     for number in ("1", "3", "4"):
         assert (registry.package("helpful", number, root / "none") / "deployed").is_dir()
-    models = list((root / "mlartifacts").rglob("evidence/facts.json"))
-    assert len(models) == 3
+    assert len(list((root / "mlartifacts").rglob("evidence/facts.json"))) == 3
     nights_kept = {f"night {night}\n" for night in (CHAMPION, KEPT, NEWEST)}
     data = {f"data of night {night}\n" for night in range(1, NEWEST + 1)}  # of every night
     assert cached(root) == nights_kept | data
@@ -150,6 +169,26 @@ def test_what_nothing_needs_goes_and_all_else_stays(root: Path) -> None:
     told.clear()
     prune(root, 1, 2, True, told.append)  # again: there is nothing left to do
     assert "infalign-helpful: 0 of 3 versions go" in told
+
+
+class Archive(LocalArtifactRepository):  # type: ignore[misc]
+    """A store that removes nothing."""
+
+    def delete_artifacts(self, artifact_path: str | None = None) -> None:
+        raise NotImplementedError
+
+
+def test_what_mlflow_cannot_remove_is_named(root: Path) -> None:
+    _artifact_repository_registry.register("archive", Archive)
+    client = open_registry(root).client
+    run_id = "0" * 32  # `mlflow gc` has taken it
+    version = client.create_model_version("infalign-helpful", "archive://a/b", run_id).version
+    told: list[str] = []
+    prune(root, 0, 2, True, told.append)
+    assert f"infalign-helpful: 1 of 4 versions go: {version}" in told
+    assert any(line.startswith("archive://a/b stays: ") for line in told)
+    assert told[-1] == "Removed, except for what stays."
+    assert find_waste(root, 0, 2).versions == {"helpful": []}
 
 
 def test_a_cache_that_others_share_is_left_alone(root: Path, tmp_path: Path) -> None:

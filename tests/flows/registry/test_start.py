@@ -86,6 +86,27 @@ def test_the_champion_is_brought_when_align_runs_and_not_otherwise(project: Copy
     ]
 
 
+def test_what_a_champion_was_trained_on_is_brought_or_the_run_does_not_begin(
+    project: Copy,
+) -> None:
+    copy = project()
+    folder = copy.root / "champion" / "helpful"
+    promote(copy, "first")
+    evidence = copy.root / "mlartifacts" / "first" / "artifacts" / "evidence"
+    (evidence / TRAINED).rename(evidence.parent / "away")
+    (evidence / TRAINED).symlink_to("nowhere")  # a store that does not give it now
+    with pytest.raises(InputError, match=r"of version 1 of infalign-helpful, .* cannot be read"):
+        brought(copy, STALE)
+    assert not folder.exists()
+    (evidence.parent / "away").replace(evidence / TRAINED)
+    assert brought(copy, STALE)[0]
+    assert (folder / TRAINED).read_text() == "first"
+    promote(copy, "second")
+    shutil.rmtree(copy.root / "mlartifacts" / "second" / "artifacts" / "evidence")  # as of old
+    assert brought(copy, STALE)[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["policy", "version.json"]
+
+
 def test_dvc_sees_the_policy_that_align_starts_from() -> None:
     text = Path(ROOT / "dvc.yaml").read_text()
     changed = with_own(text, settings("champion"))

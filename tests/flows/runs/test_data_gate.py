@@ -11,9 +11,8 @@ from pathlib import Path
 from flows.project.intake import examine
 from flows.runs.data_gate import BREACH, markdown, place
 from infalign.settings.params import load_params
-from tests.flows.conftest import Project, artifacts
+from tests.flows.conftest import Project, artifacts, git
 from tests.flows.project.test_data_growth import rows
-from tests.flows.project.test_restoring import git
 
 NIGHT = """
 import asyncio, sys

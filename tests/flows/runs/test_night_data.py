@@ -16,9 +16,8 @@ from flows.registry.promotion import Decision
 from flows.runs import night_data, nightly
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
-from tests.flows.conftest import Project, write_toy
+from tests.flows.conftest import Project, git, write_toy
 from tests.flows.project.test_data_growth import rows
-from tests.flows.project.test_restoring import git
 
 
 @pytest.fixture

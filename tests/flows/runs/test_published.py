@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from infalign.errors import InputError
 from infalign.page.published import RUN
 from infalign.page.verdict import answer_line, framed
 from infalign.settings.params import Params, load_params
+from tests.flows.conftest import git
 
 PAGE = f"<body>{RUN}{framed('helpful', answer_line('Yes: by results.', True, ''))}</body>"
 LOCK = {
@@ -26,13 +26,6 @@ LOCK = {
         "evaluate@helpful": {"outs": [{"path": "results/evaluate/helpful", "md5": "e1.dir"}]},
     }
 }
-
-
-def git(root: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=n", "-c", "user.email=e@x.y"]
-    command = ["git", *identity, *arguments]
-    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 @pytest.fixture
@@ -57,7 +50,7 @@ def copy_of(root: Path) -> str:
 
 def test_a_copy_says_what_made_it_and_results_keep_their_bytes(project) -> None:  # type: ignore[no-untyped-def]
     root, params = project
-    facts = facts_of(root, 125.0, "mlflow ui  →  http://127.0.0.1:5000/#/experiments/1/runs/r")
+    facts = facts_of(root, 125.0, "http://127.0.0.1:5000/#/experiments/1/runs/r", "mlflow ui")
     folder = publish(root, params, facts)
     assert folder is not None
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == {
@@ -69,6 +62,7 @@ def test_a_copy_says_what_made_it_and_results_keep_their_bytes(project) -> None:
     for words in (commit[:10], "0123456789", "2 min 5 s", "Python 3.", "torch 2.", "UTC"):
         assert f"{words}" in copy
     assert '<a href="http://127.0.0.1:5000/#/experiments/1/runs/r">' in copy
+    assert ("served by", "mlflow ui") in [fact[:2] for fact in facts]
     assert "not committed" not in copy
     assert (root / "results" / "report" / "index.html").read_text() == PAGE
 

@@ -69,6 +69,8 @@ def test_a_policy_is_compared_by_what_it_was_trained_with() -> None:
             False,
             "data/raw/mine",
         ),
+        ({"align@o-a": "code/align modified", "report": "code/report new"}, {}, False, "code"),
+        ({"prepare": "code/mine modified"}, {}, False, "code/mine"),
         ({"report": "results/report deleted (output)"}, {}, False, "results"),
         ({"report": "something else"}, {}, False, "changes"),
     ],

@@ -21,6 +21,7 @@ from infalign.errors import InputError
 
 MARK = "Night of "  # how the subject of a night's commit begins
 TAG = "infalign-{objective}/{version}"
+_TAG = re.compile(r"refs/tags/infalign-[^/]+/\d+")  # the same, as a whole reference
 # What a run writes and git may not track yet.
 _OWN = ("dvc.lock", "dvc.yaml", "params.yaml")
 _POINTERS = ("data/raw/*.dvc", "data/raw/.gitignore", "champion/*.dvc", "champion/.gitignore")
@@ -133,6 +134,11 @@ def push(root: Path, branch: str) -> None:
 
 def _date(seconds: int) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def is_version_tag(reference: str) -> bool:
+    """Whether a reference is the tag that a night gave to the version which came of it."""
+    return _TAG.fullmatch(reference) is not None
 
 
 def _identity(root: Path) -> dict[str, str]:

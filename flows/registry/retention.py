@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,12 +29,14 @@ from flows.project.restoring import clone, write_config
 from flows.registry.champions import Champions
 from flows.registry.registry import Registry, model_name, open_registry
 from infalign.errors import InputError
+from infalign.files.sources import START
 from infalign.files.workspace import write_text
 from infalign.settings.params import Params, load_params
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+POINTER = ".dvc"  # the end of a pointer's name
 LOCK = "infalign.dvc_lock"  # a version's tag: SHA-256 of the lock that it was made with
 
 
@@ -80,6 +83,7 @@ def find_waste(root: Path, keep_versions: int, keep_nights: int) -> Waste:
     locks = {_hash(shown(root, commit, "dvc.lock")) for commit in commits}
     with contextlib.suppress(FileNotFoundError):
         locks.add(_hash((root / "dvc.lock").read_bytes()))
+    locks.discard(None)  # of commits without a run
     gone: dict[str, list[str]] = {}
     kept: dict[str, list[str]] = {}
     wanted: set[str] = set()
@@ -91,17 +95,26 @@ def find_waste(root: Path, keep_versions: int, keep_nights: int) -> Waste:
         gone[objective] = [str(v.version) for v in every if str(v.version) not in stays]
         kept[objective] = [str(v.version) for v in every if str(v.version) in stays]
         wanted |= {v.tags.get(LOCK, "") for v in every if str(v.version) in stays}
+    for objective in _other_objectives(registry, params):  # whose versions all stay
+        wanted |= {version.tags.get(LOCK, "") for version in registry.versions(objective)}
     commits |= _with_locks(root, wanted - locks)
     restored = sorted((root / ".infalign" / "restored").glob("*"))
     folders = [path for path in restored if not any(c.startswith(path.name) for c in commits)]
     return Waste(gone, kept, sorted(commits), folders)
 
 
+def _other_objectives(registry: Registry, params: Params) -> list[str]:
+    """Objectives that have versions and are no longer in params.yaml."""
+    models = registry.client.search_registered_models(f"name LIKE '{model_name('%')}'")
+    names = {str(model.name).removeprefix(model_name("")) for model in models}
+    return sorted(names - params.objectives.keys())
+
+
 def _needed(
     every: Sequence[ModelVersion], champions: Champions, newest: int, locks: set[str | None]
 ) -> set[str]:
     """The versions that stay: new ones, champions of any time, aliases, those of kept results."""
-    stays = {str(version.version) for version in every[len(every) - newest :] if newest}
+    stays = {str(version.version) for version in every[max(0, len(every) - newest) :]}
     stays |= set(champions.aliases().values())
     for move in champions.history():
         stays |= {move.to, *([move.source] if move.source else [])}
@@ -114,7 +127,7 @@ def _named_commits(root: Path, params: Params, keep_nights: int) -> set[str]:
     told = git(root, "for-each-ref", "--format=%(refname) %(objectname) %(*objectname)")
     for line in told.splitlines():
         name, commit, *peeled = line.split()
-        of_night = name == f"refs/heads/{branch}" or name.startswith("refs/tags/infalign-")
+        of_night = name == f"refs/heads/{branch}" or nights.is_version_tag(name)
         if not of_night and not (name.startswith("refs/remotes/") and name.endswith(f"/{branch}")):
             found.add(peeled[0] if peeled else commit)
     if head := git(root, "rev-parse", "--verify", "--quiet", "HEAD", fails=True):
@@ -173,9 +186,14 @@ def _remove_version(registry: Registry, objective: str, number: str) -> list[str
 
     client, version = registry.client, registry.version(objective, number)
     places, stays = [client.get_model_version_download_uri(version.name, version.version)], []
+    models: list[str] = []
     if version.run_id:
         with _perhaps_gone():
-            places.append(str(client.get_run(version.run_id).info.artifact_uri))
+            run = client.get_run(version.run_id).info
+            places.append(str(run.artifact_uri))
+            made = f"source_run_id = '{version.run_id}'"  # the version itself does not name it
+            found = client.search_logged_models([run.experiment_id], filter_string=made)
+            models = [str(model.model_id) for model in found]
     for place in places:
         repository: Any = get_artifact_repository(place, tracking_uri=client.tracking_uri)
         try:
@@ -183,9 +201,9 @@ def _remove_version(registry: Registry, objective: str, number: str) -> list[str
                 repository.delete_artifacts()
         except NotImplementedError:
             stays.append(place)
-    if version.model_id:
+    for model in models:
         with _perhaps_gone():
-            client.delete_logged_model(version.model_id)
+            client.delete_logged_model(model)
     if version.run_id:
         with _perhaps_gone():
             client.delete_run(version.run_id)
@@ -243,19 +261,27 @@ def _take_workspace(root: Path, folder: Path) -> None:
             shutil.copyfile(root / name, folder / name)
 
 
-def _take_data(root: Path, folder: Path) -> None:
-    """A pointer to every version of all data, also of what is not committed, each under a name.
+def _pointers(root: Path) -> Iterator[Path]:
+    """DVC's pointers in the working tree, whatever git knows of them."""
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if name not in (".git", ".dvc", ".infalign", ".venv")]
+        for name in files:
+            if name.endswith(POINTER):
+                yield Path(folder) / name
 
-    Champions that align started from are the registry's: those of the workspace alone are taken.
+
+def _take_data(root: Path, folder: Path) -> None:
+    """A pointer to every version of whatever `dvc add` was given, each under a name of its own.
+
+    Of all commits, of the index and of the working tree, at any place. Champions that align started
+    from are the registry's: those of the workspace alone are taken.
     """
-    texts = {path.read_text(encoding="utf-8") for path in root.glob("data/raw/*.dvc")}
-    texts |= {path.read_text(encoding="utf-8") for path in root.glob("champion/*.dvc")}
-    told = git(root, "log", "--all", "--format=%H", "--", "data/raw/*.dvc", fails=True)
+    texts = {path.read_text(encoding="utf-8") for path in _pointers(root)}
+    told = git(root, "log", "--all", "--format=%H", "--", f"*{POINTER}", fails=True)
     for commit in told.split():
-        held = git(root, "ls-tree", "--name-only", f"{commit}:./", "data/raw/", fails=True)
-        names = [f"data/raw/{Path(name).name}" for name in held.splitlines()]
-        for name in names:
-            if name.endswith(".dvc"):
+        held = git(root, "ls-tree", "-r", "-z", "--name-only", f"{commit}:./", fails=True)
+        for name in held.split("\0"):
+            if name.endswith(POINTER) and not name.startswith(f"{START}/"):
                 texts.add((shown(root, commit, name) or b"").decode(errors="replace"))
     for number, text in enumerate(sorted(texts)):
         tree = yaml.safe_load(text) or {}

@@ -246,7 +246,8 @@ def test_a_server_of_another_model_or_distribution_is_one_sentence(
         child = stage(tmp_path, "evaluate", "--objective", "helpful")
         said, _ = child.communicate()
         assert child.returncode == 1
-        assert said.count("\n") == 1
+        told = [line for line in said.splitlines() if not line.startswith("evaluate@")]  # progress
+        assert len(told) == 1
         assert f"the server of '{POLICY}' gives its responses log-probabilities that differ" in said
         with pytest.raises(CheckFailed, match="truncated or reshaped distribution"):
             draw_without_top_p(tmp_path, server.url)

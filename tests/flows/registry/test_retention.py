@@ -19,6 +19,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from promotion_case import ROOT, bounds, evidence, project_params, tiny_models, write_package
 
 from flows.project import nights
+from flows.registry import retention
 from flows.registry.registry import open_registry, register
 from flows.registry.retention import find_waste, prune
 from infalign.errors import InputError
@@ -114,6 +115,44 @@ def test_whatever_is_small_enough_to_keep_is_kept(root: Path) -> None:
         find_waste(root, 0, -1)
 
 
+@pytest.mark.parametrize(
+    ("versions", "newest", "kept"), [(3, 10, 3), (9, 10, 9), (10, 10, 10), (11, 10, 10), (9, 0, 0)]
+)
+def test_the_newest_versions_stay_however_few_there_are(
+    versions: int, newest: int, kept: int
+) -> None:
+    every = [Mock(version=n, tags={}) for n in range(1, versions + 1)]
+    champions = Mock(aliases=dict, history=list)
+    newer = {str(n) for n in range(versions - kept + 1, versions + 1)}
+    assert retention._needed(every, champions, newest, set()) == newer
+
+
+def test_a_tag_of_the_users_own_keeps_its_commit(root: Path) -> None:
+    oldest = nights.nights(root, "nights")[2].commit
+    git(root, "tag", "infalign-paper", oldest)  # begins as the tags of versions do
+    assert find_waste(root, 0, 0).versions == {"helpful": ["3"]}
+    git(root, "tag", "--delete", "infalign-paper")
+
+
+def test_whatever_was_added_to_dvc_stays_wherever_it_is(root: Path) -> None:
+    """A model of the user's own, of two commits and the working tree; a file among the data."""
+    model, nested = root / "mine" / "model", root / "data" / "raw" / "team" / "notes"
+    model.parent.mkdir()
+    for number in (1, 2, 3):
+        model.write_text(f"model {number}\n")
+        dvc(root, "add", "--quiet", "mine/model")
+        if number < 3:
+            git(root, "add", "mine")
+            git(root, "commit", "--quiet", "-m", f"model {number}")
+    nested.parent.mkdir(parents=True)
+    nested.write_text("notes\n")
+    dvc(root, "add", "--quiet", "data/raw/team/notes")
+    prune(root, 10, 30, True, print)
+    assert {"model 1\n", "model 2\n", "model 3\n", "notes\n"} <= cached(root)
+    shutil.rmtree(root / "mine")
+    shutil.rmtree(nested.parent)
+
+
 def test_without_a_branch_of_nights_that_branch_is_one_of_the_users(root: Path) -> None:
     params = root / "params.yaml"
     before = params.read_text()
@@ -139,6 +178,8 @@ def test_what_nothing_needs_goes_and_all_else_stays(root: Path) -> None:
     assert before - everything(root) == set()
     registry = open_registry(root)
     gone = registry.version("helpful", "2")
+    held = registry.client.search_logged_models([registry.experiment])
+    model = next(model.model_id for model in held if model.source_run_id == gone.run_id)
     # Whoever is killed, or not answered, in the middle leaves what the next one finds.
     for act, error in (
         ("delete_logged_model", MlflowException("the server is ill")),
@@ -146,15 +187,16 @@ def test_what_nothing_needs_goes_and_all_else_stays(root: Path) -> None:
         ("delete_run", KeyboardInterrupt()),
         ("delete_model_version", KeyboardInterrupt()),
     ):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MlflowClient, act, Mock(side_effect=error))
-            prune(root, 1, 2, True, print)
+            with pytest.raises(type(error)):
+                prune(root, 1, 2, True, print)
         assert find_waste(root, 1, 2).versions == {"helpful": ["2"]}
     prune(root, 1, 2, True, told.append)
     assert told[-1] == "Removed."
     assert registry.client.get_run(gone.run_id).info.lifecycle_stage == "deleted"
     models = registry.client.search_logged_models([registry.experiment])
-    assert gone.model_id not in [model.model_id for model in models]
+    assert model not in [one.model_id for one in models]
     assert len(models) == 3
     assert [v.version for v in registry.versions("helpful")] == [1, 3, 4]
     assert registry.champions("helpful").champion() == "1"
@@ -163,7 +205,8 @@ def test_what_nothing_needs_goes_and_all_else_stays(root: Path) -> None:
     assert len(list((root / "mlartifacts").rglob("evidence/facts.json"))) == 3
     nights_kept = {f"night {night}\n" for night in (CHAMPION, KEPT, NEWEST)}
     data = {f"data of night {night}\n" for night in range(1, NEWEST + 1)}  # of every night
-    assert cached(root) == nights_kept | data
+    added = {"model 1\n", "model 2\n"}  # by the test before
+    assert cached(root) - added == nights_kept | data
     assert [path.name for path in restored.iterdir()] == [commits[KEPT - 1][:12]]
     assert (root / "results" / "evaluate" / "helpful" / "night").read_text() == "night 4\n"
     told.clear()

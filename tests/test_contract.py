@@ -169,6 +169,8 @@ def test_every_param_is_read_by_a_stage_or_is_about_running() -> None:
     running = (
         "run.concurrency",
         "run.nodes",
+        "run.launcher",
+        "run.job_template",
         *places,
     )  # changes no byte of any result, or where servers stand
     assert not read & {*places, "generation"}, "a stage would go stale with an address"

@@ -155,7 +155,8 @@ async def _run(root: Path, name: str, target: str, settings: dict[str, Any]) -> 
         for path in await clear(root, plan):
             tell(f"{path}: no stage makes it any more, so it is removed; DVC's cache holds it.")
         slots = asyncio.Semaphore(params.run.concurrency)
-        gpus = await asyncio.to_thread(visible_gpus) if params.run.device != "cpu" else []
+        here = params.run.launcher == "local" and params.run.device != "cpu"
+        gpus = await asyncio.to_thread(visible_gpus) if here else []
         extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}
         progress.plan(plan.upstream, plan.stale, params.run.concurrency)
         run = Run(root, params, plan, tracker, tell, slots, gpus, extra, progress)
@@ -357,7 +358,7 @@ def _at_work(run: Run) -> Iterator[None]:
 @contextlib.contextmanager
 def _warm(run: Run) -> Iterator[None]:
     """Stages as forks of one process, where each of them is one process."""
-    if run.gpus or run.params.run.processes > 1:
+    if run.gpus or run.params.run.processes > 1 or run.params.run.launcher != "local":
         yield
         return
     with warm_process(run.root, child_environment(run.extra)) as found:

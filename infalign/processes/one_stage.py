@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from infalign.files.stages import BUDGET, STAGES
-from infalign.processes import torchrun
+from infalign.processes import job, torchrun
 
 if TYPE_CHECKING:
     from infalign.files.workspace import Workspace
@@ -57,10 +57,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run one stage; return the exit code (2: the user's input, 1: the machine)."""
     chosen = parse_arguments(arguments)
+    try:
+        code = _main(chosen, sys.argv[1:] if arguments is None else arguments)
+    except Exception:
+        job.report(1)
+        raise
+    job.report(code)
+    return code
+
+
+def _main(chosen: argparse.Namespace, arguments: list[str]) -> int:
     from infalign.errors import CheckFailed, InputError
 
     try:
-        return run_stage(chosen, sys.argv[1:] if arguments is None else arguments)
+        return run_stage(chosen, arguments)
     except (InputError, CheckFailed) as error:
         _let_rank_0_speak()
         print(f"{chosen.stage}: {error}", file=sys.stderr)
@@ -109,12 +119,19 @@ def run_stage(chosen: argparse.Namespace, arguments: list[str]) -> int:
             raise InputError(
                 f"--{name} {value!r} is not one of {sorted(known)} in {chosen.params}."
             )
-    several = STAGES[chosen.stage].several
+    stage = STAGES[chosen.stage]
+    several = stage.several
     if not several:
         if params.run.nodes > 1 and torchrun.node():
             return 0  # one node does what one process does
         run = params.run.model_copy(update={"processes": 1, "nodes": 1})
         params = params.model_copy(update={"run": run})
+    if params.run.launcher != "local" and job.is_outside() and not stage.light:
+        from infalign.processes.launching import launch
+
+        names = [getattr(chosen, name) for name in stage.names]
+        instance = stage.instance(*names)
+        return launch(params, Path.cwd(), instance, arguments, stage.models)
     if several and params.run.processes > 1 and not torchrun.is_started():
         return torchrun.start(params.run.processes, params.run.nodes, arguments)
     if several or torchrun.place()[0] == 0:  # what one process does, rank 0 does

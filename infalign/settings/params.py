@@ -105,6 +105,15 @@ class Run(Section):
         default=1,
         description="machines that share a stage's processes and one file system; each starts it",
     )
+    launcher: Literal["local", "slurm", "kubernetes"] = Field(
+        default="local",
+        description="where a stage runs: here, or as a job of the cluster, from run.job_template",
+    )
+    job_template: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of a stage's job; null: deploy/slurm.sh or deploy/kubernetes-job.yaml",
+    )
     sharding: Literal["ddp", "fsdp2"] = Field(
         default="ddp",
         description="several processes in training: each holds the whole model, or a share of it",

@@ -18,6 +18,7 @@ import pytest
 from infalign.files.stages import STAGES
 from tests.flows.conftest import OBJECTIVES, ROOT, VARIANTS, Project, contents, write_real
 from tests.flows.test_end_to_end import stage_process
+from tests.processes.slurm import install
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 RUN = [word for word, stage in STAGES.items() if not stage.compares]
@@ -79,6 +80,44 @@ def test_dvc_repro_alone_gives_the_same_files(
     command = [sys.executable, "-m", "dvc", "repro", "--quiet"]
     subprocess.run(command, cwd=root, env=real[0].environment, check=True)
     assert contents(root) == real[2]
+
+
+def test_the_whole_pipeline_through_slurm(
+    real: tuple[Project, str, dict[str, bytes]],
+    tmp_path: Path,
+    smoke_tree: dict[str, Any],
+    prefect_api: str,
+) -> None:
+    """Every stage is a job; one is cancelled and one queued again while they train."""
+    slurm = tmp_path / "slurm"
+    cluster = install(slurm)
+    environment = real[0].environment | {k: cluster[k] for k in ("PATH", "SLURM_STANDIN")}
+    project = Project(tmp_path / "project", environment)
+    smoke_tree["run"] |= {"launcher": "slurm"}
+    write_real(project.root, smoke_tree)
+    shutil.copytree(ROOT / "deploy", project.root / "deploy")
+    child = project.start("run")
+    done: set[str] = set()
+    try:
+        deadline = time.monotonic() + 1500
+        while child.poll() is None and time.monotonic() < deadline:
+            for word, command in (("sft", ["scancel"]), ("reward", ["scontrol", "requeue"])):
+                work = project.root / ".infalign" / "work" / word
+                notes = project.root / ".infalign" / "jobs" / word / "job.json"
+                if word not in done and work.is_dir() and notes.is_file():
+                    job = json.loads(notes.read_text())["job"]
+                    subprocess.run([*command, job], env=environment, check=True)
+                    done.add(word)
+            time.sleep(0.2)
+        output = child.communicate(timeout=60)[0]
+    finally:
+        project.end()
+    assert child.returncode == 0, output
+    assert done == {"sft", "reward"}
+    assert "It is tried again" in output
+    stages = [instance for instance in instances() if instance not in ("corpus", "sources")]
+    assert len(list((slurm / "jobs").iterdir())) == len(stages) + 1
+    assert contents(project.root) == real[2]
 
 
 @pytest.mark.skipif(not HH.is_dir(), reason=f"the real HH data is not at {HH}")

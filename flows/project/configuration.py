@@ -23,7 +23,7 @@ from infalign.files.sources import data_paths, own_files, suite_paths
 from infalign.files.weights import BUILT, check_source, kind_of, pinned
 from infalign.files.workspace import write_text
 from infalign.settings.completion import completed
-from infalign.settings.kinds import DEFAULTS, defaults, fits
+from infalign.settings.kinds import DEFAULTS, adapted, defaults, fits
 from infalign.settings.params import Params, check_params
 from infalign.settings.reading import meant, quoted, read_text, read_tree, shown
 
@@ -79,8 +79,7 @@ def planned(path: Path, assignments: Sequence[str], recipe: Sequence[Setting] = 
     given = _apply(tree, assignments, recipe)
     _leave_judges(tree, lacking, given)
     if "model.kind" in given:
-        adapter = tree["align"].get("lora_rank") is not None
-        for key, value in defaults(tree["model"]["kind"], adapter).items():
+        for key, value in defaults(tree["model"]["kind"], adapted(tree)).items():
             if key not in given:
                 _put(tree, key, value)
     return check_params(tree, str(path))
@@ -187,22 +186,22 @@ def _pin(tree: Any, before: dict[str, str], given: set[str], root: Path) -> list
     return written
 
 
-def _nature(tree: Any) -> tuple[str, bool] | None:
-    """The kind of model that the file speaks of, and whether an adapter is trained; None: unsound.
+def _nature(tree: Any) -> tuple[str, frozenset[str]] | None:
+    """The kind of model that the file speaks of, and what trains an adapter; None: unsound.
 
     These two decide about defaults.
     """
     try:
-        kind, rank = tree["model"]["kind"], tree["align"]["lora_rank"]
-    except (KeyError, TypeError, IndexError):
+        kind, adapters = tree["model"]["kind"], adapted(tree)
+    except (KeyError, TypeError, IndexError, AttributeError):
         return None
-    return (kind, rank is not None) if isinstance(kind, str) and kind in DEFAULTS else None
+    return (kind, adapters) if isinstance(kind, str) and kind in DEFAULTS else None
 
 
 def _suit(
     tree: Any,
     before: dict[str, str],
-    nature: tuple[str, bool] | None,
+    nature: tuple[str, frozenset[str]] | None,
     given: set[str],
     root: Path,
 ) -> list[str]:
@@ -214,13 +213,13 @@ def _suit(
     if nature is None or now is None or name is None:
         return []
     written = []
-    kind, adapter = now
+    kind, adapters = now
     found = kind_of(name, tree["model"].get("revision"), root)
     other = before.get("model") != name and kind != found
     if found and "model.kind" not in given and (other or not fits(kind, found)):
         kind = tree["model"]["kind"] = found
         written.append(f"model.kind = {found}")
-    old, new = defaults(*nature), defaults(kind, adapter)
+    old, new = defaults(*nature), defaults(kind, adapters)
     for key, value in new.items():
         section, last = key.split(".")
         place = tree.get(section)
@@ -229,8 +228,8 @@ def _suit(
         if place.get(last) == old[key]:
             place[last] = value
             written.append(f"{key} = {'null' if value is None else _short(value)}")
-    adapted = " with an adapter" if adapter else ""
-    return [f"{', '.join(written)}: what suits a model of kind {kind}{adapted}"] if written else []
+    adapter = " with an adapter" if adapters else ""
+    return [f"{', '.join(written)}: what suits a model of kind {kind}{adapter}"] if written else []
 
 
 def _short(number: float) -> str:

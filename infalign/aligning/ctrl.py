@@ -35,7 +35,7 @@ from infalign.engines.adapters import Adapters, open_adapters
 from infalign.errors import InputError
 from infalign.files.tables import SELECTING
 from infalign.files.workspace import Workspace
-from infalign.lm.freezing import freeze, is_frozen, thaw
+from infalign.lm.freezing import freeze, is_frozen
 from infalign.lm.models import (
     load_format,
     load_policy,
@@ -48,7 +48,7 @@ from infalign.lm.training.lora import (
     NAME,
     adapter_weights,
     add_adapter,
-    merge_adapter,
+    plain,
     without_adapter,
     write_adapter,
 )
@@ -225,10 +225,8 @@ class Trainer:
             self.__dict__.pop(name, None)
         self.policy = self.training.plain()
         if self._params.align.lora_rank:
-            if is_frozen(self.policy):
-                thaw(self.policy, self._load(self._begin or self._folder))
             self._adapter = adapter_weights(self.policy), self.policy.peft_config[NAME]
-            merge_adapter(self.policy)
+            self.policy = plain(self.policy, lambda: self._load(self._begin or self._folder))
         self.reference = self._load(self._folder, frozen=True)
 
     def save_adapter(self, folder: Path, scale: float) -> None:

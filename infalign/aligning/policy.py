@@ -23,7 +23,7 @@ from infalign.lm.models import (
     pick_device,
     save_model,
 )
-from infalign.lm.training.loop import Schedule, optimise, soap
+from infalign.lm.training.loop import Schedule, optimise
 from infalign.theory.levels import has_few_levels, spendable
 
 KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
@@ -57,7 +57,7 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
             name=workspace.instance,
             state=control,
             bounds={"kl": max(FAR_NATS, FAR * settings.kl_nats)},
-            optimiser_of=soap,
+            optimizer=settings.optimizer,
         )
     trainer.finish()
     if budget.kl_nats is not None:

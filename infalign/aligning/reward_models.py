@@ -16,6 +16,7 @@ from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.files.weights import check_source
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.formats import Format
+from infalign.lm.freezing import freeze
 from infalign.lm.models import (
     build_reward_model,
     load_format,
@@ -27,6 +28,7 @@ from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.scoring.scorer import LAST, pooled_rewards
 from infalign.lm.text import TokenPairs
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
+from infalign.lm.training.lora import add_adapter, plain
 from infalign.lm.training.losses import preference_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
 from infalign.processes.ranks import join
@@ -96,7 +98,7 @@ def _trained(
     device = pick_device(params.run.device)
     seed = derive_seed(params.run.seed, "reward", objective, STREAMS[half])
 
-    def build() -> PreTrainedModel:
+    def start() -> PreTrainedModel:
         return build_reward_model(
             _start(workspace),
             form.tokenizer,
@@ -105,6 +107,10 @@ def _trained(
             params.run.precision,
             revision=settings.revision,
         )
+
+    def build() -> PreTrainedModel:
+        rank = settings.lora_rank
+        return freeze(add_adapter(start(), rank, seed, "reward")) if rank else start()
 
     model, data = Trainable(build(), params.run, build), _encoded(pairs, form)
     batches = EpochBatches(data.lengths, settings.batch_size, seed)
@@ -122,7 +128,7 @@ def _trained(
         name=f"{workspace.instance} {objective} {half}",
         bounds={"loss": MOST_LOSS},
     )
-    return model.plain()
+    return plain(model.plain(), start) if settings.lora_rank else model.plain()
 
 
 def _step(model: Trainable, data: TokenPairs, rows: np.ndarray, device: torch.device) -> Step:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from infalign.files import stages
+from infalign.lm.training.bases import short_sides, suits
 from infalign.planning.load import Load
 from infalign.planning.shapes import Shape, Weight
 
 STAGES = tuple(word for word, stage in stages.STAGES.items() if stage.models and not stage.compares)
 LOGITS = 2**25  # values held at once (infalign.lm.scoring.vocabulary)
-BASIS = 512  # longest side with a basis of its own (infalign.lm.training.soap)
 COPIES = 5  # of a slice of logits: logits, log-probabilities, both models', a product
 BACKWARD = 8  # the same with their gradients
 HEAP = 1.35  # what the C library holds for what passes keep, of many sizes: measured on CPU
@@ -59,7 +59,7 @@ def _align(load: Load) -> list[Part]:
 def _aligned(load: Load, method: str) -> list[Part]:
     settings, run, n = load.params.align, load.params.run, load.processes
     policy, rank = load.policy, load.params.align.lora_rank
-    parts = _trained(load, policy, rank, soap=True)
+    parts = _trained(load, policy, rank, settings.optimizer)
     if load.sharded and method != "offline":
         parts.append(
             Part("sampling copy", policy.frozen(load.halved), "whole, filled at every step")
@@ -114,7 +114,8 @@ def _sft(load: Load) -> list[Part]:
         rows = load.params.sample.batch_size
         whole = Part("policy", 4 * load.policy.parameters, "taken as it is")
         return [whole, Part("passes", _scoring(load, load.policy, rows), "perplexity")]
-    parts = _trained(load, load.policy, None, soap=True)
+    settings = load.params.sft
+    parts = _trained(load, load.policy, settings.lora_rank, settings.optimizer)
     return [*parts, _pairs(load, "sft", load.policy, load.params.sft.batch_size // 2)]
 
 
@@ -122,7 +123,7 @@ def _reward(load: Load) -> list[Part]:
     if not load.trained:
         return []
     shape = max(load.trained, key=lambda one: one.parameters)
-    parts = _trained(load, shape, None, soap=False)
+    parts = _trained(load, shape, load.params.reward.lora_rank, "adamw")
     return [*parts, _pairs(load, "reward", shape, load.params.reward.batch_size)]
 
 
@@ -165,11 +166,14 @@ def _evaluate(load: Load) -> list[Part]:
     ]
 
 
-def _trained(load: Load, shape: Shape, rank: int | None, *, soap: bool) -> list[Part]:
+def _trained(load: Load, shape: Shape, rank: int | None, optimizer: str) -> list[Part]:
     """Weights, gradients and optimiser of what is trained, and what is gathered in passes."""
     n = load.processes if load.sharded else 1
     trained = list(shape.weights) if rank is None else shape.adapter(rank)
     numbers = sum(weight.share(n) for weight in trained)
+    if optimizer == "auto":
+        optimizer = suits(weight.shape for weight in trained)
+    soap = optimizer == "soap"
     state = sum(_soap(w, n) if soap else 2 * w.share(n) for w in trained)
     how = "in shares" if load.sharded else "whole"
     parts = []
@@ -194,7 +198,7 @@ def _trained(load: Load, shape: Shape, rank: int | None, *, soap: bool) -> list[
 
 def _soap(weight: Weight, processes: int) -> int:
     """Numbers of SOAP's state: mean and square, and two matrices for each short side."""
-    short = [side for side in weight.shape if side <= BASIS] if len(weight.shape) == 2 else []
+    short = short_sides(weight.shape).values()
     own = 2 * (weight.count if short else weight.share(processes))  # with a basis: all of it
     return own + sum(2 * side * side for side in short)
 

@@ -101,8 +101,9 @@ def _changes(load: Load) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"run.batch_tokens={tokens}", {"run": {"batch_tokens": tokens}}
     if not run.recompute:
         yield "run.recompute=true", {"run": {"recompute": True}}
-    if align.lora_rank is None:
-        yield "align.lora_rank=16", {"align": {"lora_rank": 16}}
+    for stage in ("align", "sft", "reward"):
+        if getattr(load.params, stage).lora_rank is None:
+            yield f"{stage}.lora_rank=16", {stage: {"lora_rank": 16}}
     if any(align.variants[name].method != "offline" for name in load.params.run.variants):
         yield 'run.variants=["offline"]', {"run": {"variants": ["offline"]}}
 

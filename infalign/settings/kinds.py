@@ -6,7 +6,7 @@ template. The classes hold the defaults of `scratch`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 # None: lengths that follow the data.
@@ -29,17 +29,28 @@ DEFAULTS: dict[str, dict[str, float | None]] = {
     },
 }
 DEFAULTS["instruct"] = DEFAULTS["base"] | {"sft.epochs": 0.0}
-# With align.lora_rank, for what was trained before.
-ADAPTER: dict[str, float | None] = {"align.learning_rate": 1.0e-4}
+TRAIN = ("sft", "reward", "align")
+ADAPTER_RATE = 1.0e-4  # of what was trained before
 
 
-def defaults(kind: str, adapter: bool) -> Mapping[str, float | None]:
+def adapted(tree: Mapping[Any, Any]) -> frozenset[str]:
+    """The sections of a tree of params.yaml that train an adapter, not all weights."""
+    sections = {name: tree.get(name) for name in TRAIN}
+    return frozenset(
+        name
+        for name, section in sections.items()
+        if isinstance(section, Mapping) and section.get("lora_rank") is not None
+    )
+
+
+def defaults(kind: str, adapters: Collection[str] = ()) -> Mapping[str, float | None]:
     """The defaults of a kind by dotted key.
 
     Args:
-        adapter: an adapter is trained, not all weights.
+        adapters: the sections that train an adapter.
     """
-    return DEFAULTS[kind] | (ADAPTER if adapter and kind != "scratch" else {})
+    rates = {} if kind == "scratch" else {f"{s}.learning_rate": ADAPTER_RATE for s in adapters}
+    return DEFAULTS[kind] | rates
 
 
 def with_defaults(tree: dict[Any, Any]) -> dict[Any, Any]:
@@ -47,12 +58,12 @@ def with_defaults(tree: dict[Any, Any]) -> dict[Any, Any]:
 
     What is not sound stays as it is.
     """
-    model, align = (tree.get(name, {}) for name in ("model", "align"))
+    model = tree.get("model", {})
     kind = model.get("kind") if isinstance(model, dict) else None
-    if kind not in ("base", "instruct") or not isinstance(align, dict):
+    if kind not in ("base", "instruct"):
         return tree
     filled = dict(tree)
-    for key, value in defaults(kind, align.get("lora_rank") is not None).items():
+    for key, value in defaults(kind, adapted(tree)).items():
         name, last = key.split(".")
         section = filled.get(name, {})
         if isinstance(section, dict):

@@ -142,6 +142,19 @@ Variant = Annotated[
 BLIND = ("raw", "identity", "log")  # rewards that know nothing of the inference-time procedure
 
 
+Rank = Positive | None
+RANK: Any = Field(
+    default=None,
+    description="null: train all weights; else an adapter of this rank (extra `lora`)",
+)
+Optimizer = Literal["auto", "soap", "adamw"]
+OPTIMIZER: Any = Field(
+    default="auto",
+    description="auto: soap where most weights have a side of at most 512, else adamw (fused on "
+    "CUDA)",
+)
+
+
 class Align(Section):
     """KL-regularised reinforcement learning."""
 
@@ -169,10 +182,8 @@ class Align(Section):
         description="share of the steps, at the start, that maximise the calibrated reward itself; "
         "over as many more it turns into the transformed one",
     )
-    lora_rank: Positive | None = Field(
-        default=None,
-        description="null: train all weights; else an adapter of this rank (extra `lora`)",
-    )
+    optimizer: Optimizer = OPTIMIZER
+    lora_rank: Rank = RANK
     sync_every: Positive = Field(
         default=1,
         description="steps between two adapters that generation.engine = vllm draws with",

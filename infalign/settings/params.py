@@ -14,12 +14,16 @@ from infalign.settings.kinds import with_defaults
 from infalign.settings.methods import (
     BLIND,
     MOST,
+    OPTIMIZER,
+    RANK,
     Align,
     Commit,
     Compare,
     Name,
+    Optimizer,
     Place,
     Positive,
+    Rank,
     Rate,
     Section,
     Several,
@@ -36,8 +40,8 @@ MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_t
 TRAINING = (*MODELS, "run.processes", "run.sharding", "run.recompute")  # what rounding depends on
 _ALIGN = (
     "kl_nats beta start steps prompts_per_step samples_per_prompt reference_samples learning_rate "
-    "warmup_share max_grad_norm identity_share lora_rank sync_every checkpoint_every kl_prompts "
-    "kl_samples"
+    "warmup_share max_grad_norm identity_share optimizer lora_rank sync_every checkpoint_every "
+    "kl_prompts kl_samples"
 )
 
 
@@ -329,6 +333,8 @@ class Sft(Section):
     learning_rate: Rate = 1.2e-2
     warmup_share: float = Field(default=0.05, ge=0, lt=1, description="share of steps that warm up")
     weight_decay: float = Field(default=0.01, ge=0)
+    optimizer: Optimizer = OPTIMIZER
+    lora_rank: Rank = RANK
 
 
 class Reward(Section):
@@ -353,6 +359,7 @@ class Reward(Section):
     learning_rate: Rate = 2.0e-3
     warmup_share: float = Field(default=0.1, ge=0, lt=1, description="share of steps that warm up")
     weight_decay: float = Field(default=0.01, ge=0)
+    lora_rank: Rank = RANK
 
 
 class Sample(Section):

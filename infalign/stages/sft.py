@@ -1,8 +1,9 @@
 """sft: the reference policy, trained on the responses of both sides of every preference pair.
 
 Reads results/prepare. Writes results/sft/{policy/, history.jsonl, metrics.json}; the policy is a
-plain Hugging Face folder. The loss covers response tokens and EOS only; responses longer than
-model.response_tokens are cut, without EOS.
+plain Hugging Face folder, with sft.lora_rank beside the adapter/ that is merged into it. The loss
+covers response tokens and EOS only; responses longer than model.response_tokens are cut, without
+EOS.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from infalign.files.tables import PREFERENCES, PROMPTS, read_table
 from infalign.files.weights import check_source, folders
 from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.lm.formats import Format
+from infalign.lm.freezing import freeze
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.models import build_tiny, load_format, load_policy, pick_device, save_model
 from infalign.lm.sampling.randomness import derive_seed
@@ -27,7 +29,8 @@ from infalign.lm.sampling.sampler import Responses, sample_responses
 from infalign.lm.sampling.ways import proven_way
 from infalign.lm.scoring.scorer import token_log_probs
 from infalign.lm.text import TokenPairs, by_length
-from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise, soap
+from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
+from infalign.lm.training.lora import add_adapter, plain, save_adapter
 from infalign.lm.training.losses import likelihood_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
 from infalign.processes.ranks import Ranks
@@ -54,8 +57,16 @@ def run(workspace: Workspace) -> None:
     device = pick_device(params.run.device)
     form = load_format(workspace.results("prepare", "tokenizer"))
 
-    def build() -> PreTrainedModel:
+    rank = params.sft.lora_rank if params.sft.epochs else None
+
+    def given_model() -> PreTrainedModel:
         return _build(workspace, form, device)
+
+    def build() -> PreTrainedModel:
+        if not rank:
+            return given_model()
+        seed = derive_seed(params.run.seed, "sft", "lora")
+        return freeze(add_adapter(given_model(), rank, seed, "sft"))
 
     data = read_pairs(workspace, form, "train")
     held_out = read_pairs(workspace, form, "test", params.sft.held_out_pairs)
@@ -68,7 +79,11 @@ def run(workspace: Workspace) -> None:
         given = _perplexity(model.whole(), held_out, params, model.ranks)
     if params.sft.epochs:
         _train(workspace, model, data, form)
-    policy = model.plain()
+    policy, out = model.plain(), workspace.out / "sft"
+    if rank:
+        if model.ranks.main:
+            save_adapter(policy, out / "adapter", params.model.name_or_path)
+        policy = plain(policy, given_model)
     metrics = _measured(workspace, policy, form, held_out, model.ranks)
     if not model.ranks.main:
         return
@@ -77,7 +92,6 @@ def run(workspace: Workspace) -> None:
     _tell(workspace, metrics)
     ends = list(form.ends)  # so that whoever generates with it stops where it ends a turn
     policy.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
-    out = workspace.out / "sft"
     save_model(policy, form.tokenizer, out / "policy")
     write_text(out / "history.jsonl", _history(workspace))
     metrics["parameters"] = sum(p.numel() for p in policy.parameters())
@@ -119,7 +133,7 @@ def _train(workspace: Workspace, model: Trainable, data: TokenPairs, form: Forma
         workspace.work,
         name=workspace.instance,
         bounds=bounds,
-        optimiser_of=soap,
+        optimizer=params.sft.optimizer,
     )
 
 

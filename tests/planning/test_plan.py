@@ -14,7 +14,7 @@ from flows.project.recipes import read_recipe
 from infalign.errors import InputError
 from infalign.lm.freezing import freeze
 from infalign.lm.models import _ready
-from infalign.lm.training.loop import Schedule, soap
+from infalign.lm.training.loop import Schedule, optimiser_of
 from infalign.lm.training.lora import add_adapter
 from infalign.planning import memory
 from infalign.planning.load import load_of
@@ -54,7 +54,7 @@ def test_bytes_of_a_real_model():
     model = _ready(LlamaForCausalLM(SMALL), CPU, "bfloat16")
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.frozen(halved=False) == held(model.parameters())
-    optimiser = soap(list(model.parameters()), Schedule(1, 1e-3, 0.1))
+    optimiser = optimiser_of("soap", list(model.parameters()), Schedule(1, 1e-3, 0.1))
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
     optimiser.step()

@@ -1,12 +1,18 @@
 """reward: accuracy and its interval, halves, and folders that open elsewhere."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from infalign.aligning.reward_models import accuracy
+from infalign.stages import reward
 
 
 def test_accuracy_by_hand():
@@ -45,3 +51,18 @@ def test_metrics_name_the_ceiling(finished, smoke_tree):
         for half in HALVES:
             found = metrics[objective][half]
             assert found["accuracy_low"] < found["accuracy"] < found["accuracy_high"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks what is about to be renamed
+def test_an_adapter_is_merged_and_the_head_is_trained_with_it(workspace):
+    made = workspace("reward")
+    settings = made.params.reward.model_copy(update={"lora_rank": 4})
+    made = replace(made, params=made.params.model_copy(update={"reward": settings}))
+    reward.run(made)
+    folder = made.out / "reward" / "helpful" / "selecting"
+    after = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    policy = made.results("sft", "policy")
+    before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+    moved = {n for n, value in after.items() if n in before and not value.equal(before[n])}
+    assert moved == {name for name in before if name.endswith("_proj.weight")}
+    assert after["score.weight"].std() != pytest.approx(0.02, rel=1e-3), "it has left its start"

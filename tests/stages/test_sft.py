@@ -1,6 +1,7 @@
 """sft: what the loss covers, and what the reference policy is."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,3 +68,21 @@ def test_perplexity_keeps_to_the_budget_of_tokens(finished, workspace, monkeypat
     assert found[40] == pytest.approx(found[65536], rel=1e-5)
     metrics = json.loads((finished / "results/sft/metrics.json").read_text())
     assert found[65536] == metrics["held_out_perplexity"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks what is about to be renamed
+def test_an_adapter_is_merged_into_the_reference(workspace):
+    made = workspace("sft")
+    settings = made.params.sft.model_copy(update={"lora_rank": 4, "learning_rate": 5e-3})
+    made = replace(made, params=made.params.model_copy(update={"sft": settings}))
+    sft.run(made)
+    folder = made.out / "sft"
+    losses = [row["loss"] for row in read_history(folder / "history.jsonl")]
+    assert losses[-1] < losses[0]
+    form = load_format(made.results("prepare", "tokenizer"))
+    before = sft._build(made, form, torch.device("cpu")).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict()
+    assert after.keys() == before.keys()
+    moved = {name for name, value in after.items() if not value.equal(before[name])}
+    assert moved == {name for name in before if name.endswith("_proj.weight")}
+    assert (folder / "adapter" / "adapter_model.safetensors").exists()

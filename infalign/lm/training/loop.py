@@ -13,7 +13,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,22 +25,11 @@ from transformers import PreTrainedModel
 from infalign.errors import InputError
 from infalign.files.history import History
 from infalign.lm.memory import ran_out
+from infalign.lm.training.bases import suits
 from infalign.lm.training.checkpoints import Stateful, checkpoints
 from infalign.lm.training.parallel import Trainable, as_trainable, total_norm
 from infalign.lm.training.soap import Soap
 from infalign.processes.ranks import Ranks
-
-
-def adamw(weights: Iterable[torch.Tensor], schedule: Schedule) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    return torch.optim.AdamW(
-        weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.98)
-    )
-
-
-def soap(weights: Iterable[torch.Tensor], schedule: Schedule) -> torch.optim.Optimizer:
-    """Adam in learnt bases, with decoupled weight decay: `infalign.lm.training.soap`."""
-    return Soap(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -61,6 +50,21 @@ class Schedule:
             return self.learning_rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, self.steps - warmup)
         return self.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def optimiser_of(
+    name: str, weights: Sequence[torch.Tensor], schedule: Schedule
+) -> torch.optim.Optimizer:
+    """SOAP, or Adam with decoupled weight decay (Loshchilov and Hutter 2019), fused on CUDA.
+
+    Args:
+        name: soap, adamw or auto: what suits the shapes of the weights.
+    """
+    rate, decay = schedule.learning_rate, schedule.weight_decay
+    if (suits(weight.shape for weight in weights) if name == "auto" else name) == "soap":
+        return Soap(weights, lr=rate, weight_decay=decay)
+    fused = True if all(weight.is_cuda for weight in weights) else None
+    return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, betas=(0.9, 0.98), fused=fused)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def optimise(
     name: str,
     state: Stateful | None = None,
     bounds: Mapping[str, float] | None = None,
-    optimiser_of: Callable[[Iterable[torch.Tensor], Schedule], torch.optim.Optimizer] = adamw,
+    optimizer: str = "adamw",
 ) -> None:
     """Run `take` for every step and descend its loss; resume from `folder` where it was left.
 
@@ -99,11 +103,11 @@ def optimise(
 
     Args:
         bounds: values of the loss or a metric that only a run gone wrong exceeds.
-        optimiser_of: makes the optimiser: `adamw` or `soap`.
+        optimizer: as in params.yaml; auto: the one that suits the shapes of what is trained.
     """
     trainable = as_trainable(model)
     weights, main = trainable.weights(), trainable.ranks.main
-    optimiser = optimiser_of(weights, schedule)
+    optimiser = optimiser_of(optimizer, weights, schedule)
     kept = checkpoints(folder, trainable, optimiser, state)
     start = kept.resume()
     progress = Progress(name, start, schedule.steps)

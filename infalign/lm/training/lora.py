@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,37 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from infalign.errors import InputError
+from infalign.lm.freezing import is_frozen, thaw
 
 NAME = "infalign"
 SCALE = 2.0  # lora_alpha / rank
 
 
-def add_adapter(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
+def add_adapter(
+    model: PreTrainedModel, rank: int, seed: int, section: str = "align"
+) -> PreTrainedModel:
     """The model with an adapter in every linear layer but its head, which alone is trained.
 
-    The adapter begins as nothing: its second factor is zero, its first is drawn from `seed`.
+    The adapter begins as nothing: its second factor is zero, its first is drawn from `seed`. The
+    head of a classifier, which is new, is trained as it is.
+
+    Args:
+        section: of params.yaml, whose lora_rank asks for it.
     """
-    peft = _peft()
+    peft = _peft(section)
+    head = _classifier_head(model)
     settings = peft.LoraConfig(
-        r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, target_modules="all-linear"
+        r=rank,
+        lora_alpha=SCALE * rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        exclude_modules=head or None,
     )
     torch.manual_seed(seed)
     dtype, device = model.dtype, model.device
     peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
     for name, weight in model.named_parameters():
-        weight.requires_grad_("lora_" in name)
+        weight.requires_grad_("lora_" in name or name.rpartition(".")[0] in head)
     torch.nn.Module.to(model, device=device, dtype=dtype)  # float32, to be frozen later
     return model
 
@@ -91,6 +103,26 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
     return model.requires_grad_(True)
 
 
+def plain(model: PreTrainedModel, base: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """A plain float32 model of one that was trained with an adapter, which may be frozen.
+
+    Args:
+        base: loads the model that the adapter was added to, in float32.
+    """
+    if is_frozen(model):
+        thaw(model, base())
+    return merge_adapter(model)
+
+
+def _classifier_head(model: PreTrainedModel) -> list[str]:
+    """The linear layers of a classifier behind its trunk, by name."""
+    if not hasattr(model.config, "num_labels") or "Classification" not in type(model).__name__:
+        return []
+    trunk = {id(module) for module in model.base_model.modules()}
+    named = model.named_modules()
+    return [n for n, m in named if isinstance(m, torch.nn.Linear) and id(m) not in trunk]
+
+
 def _layers(model: PreTrainedModel) -> Iterator[Any]:
     kind = _tuner_layer()
     return (module for module in model.modules() if isinstance(module, kind))
@@ -102,12 +134,12 @@ def _tuner_layer() -> Any:
     return BaseTunerLayer
 
 
-def _peft() -> Any:
+def _peft(section: str) -> Any:
     try:
         import peft
     except ImportError:
         raise InputError(
-            "align.lora_rank needs peft, which is not installed: pip install -c constraints.txt "
-            "-e '.[lora]', or set align.lora_rank to null."
+            f"{section}.lora_rank needs peft, which is not installed: pip install -c "
+            "constraints.txt -e '.[lora]', or set it to null."
         ) from None
     return peft

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-LARGEST = 512  # rows or columns: a longer side keeps its own basis, as in Adam
+from infalign.lm.training.bases import short_sides
+
 EVERY = 5  # steps between turns of a basis
 MEMORY = 0.95  # of what gradients have in common, a step
 FLOOR = 0.01  # of the mean eigenvalue: what is smaller is taken for nothing
@@ -52,7 +53,7 @@ class Soap(torch.optim.Optimizer):
                     self._move(weight, group)
 
     def _move(self, weight: Any, group: dict[str, Any]) -> None:
-        gathers = hasattr(weight, "full_tensor") and bool(_short_sides(weight.shape))
+        gathers = hasattr(weight, "full_tensor") and bool(short_sides(weight.shape))
         gradient = weight.grad.full_tensor() if gathers else weight.grad
         state = self.state[weight]
         if not state:
@@ -67,19 +68,13 @@ class Soap(torch.optim.Optimizer):
         weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
-def _short_sides(shape: torch.Size) -> dict[int, int]:
-    """The sides of a matrix that have a basis, and their lengths."""
-    sides = enumerate(shape) if len(shape) == 2 else ()
-    return {side: size for side, size in sides if size <= LARGEST}
-
-
 def _begin(gradient: torch.Tensor) -> dict[str, Any]:
     state: dict[str, Any] = {
         "step": torch.zeros(()),
         "mean": torch.zeros_like(gradient),
         "square": torch.zeros_like(gradient),  # in the bases
     }
-    for side, size in _short_sides(gradient.shape).items():
+    for side, size in short_sides(gradient.shape).items():
         state[f"common{side}"] = gradient.new_zeros(size, size)
         state[f"basis{side}"] = torch.eye(size, dtype=gradient.dtype, device=gradient.device)
     return state

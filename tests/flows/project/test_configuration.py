@@ -182,11 +182,13 @@ def test_the_kinds_agree_with_the_classes() -> None:
     for kind, table in DEFAULTS.items():
         assert list(table) == list(DEFAULTS["scratch"])
         assert Model(kind=kind).kind == kind
-    for key, value in defaults("scratch", adapter=True).items():
+    for key, value in defaults("scratch", ("align",)).items():
         section, last = key.split(".")
         assert getattr(getattr(params, section), last) == value
-    assert defaults("base", adapter=False)["align.learning_rate"] == 1e-5
-    assert defaults("base", adapter=True)["align.learning_rate"] == 1e-4
+    assert defaults("base")["align.learning_rate"] == 1e-5
+    adapted = defaults("base", ("align", "reward"))
+    assert adapted["align.learning_rate"] == adapted["reward.learning_rate"] == 1e-4
+    assert adapted["sft.learning_rate"] == 1e-5
 
 
 def test_a_colon_within_braces_is_quoted_for_dvc(file: Path) -> None:
@@ -217,7 +219,7 @@ def test_what_is_quoted_keeps_its_value(file: Path, text: str) -> None:
 def test_a_file_that_names_its_kind_has_the_kind_s_defaults(file: Path) -> None:
     file.write_text("model: {name_or_path: a/b, kind: instruct}\nalign: {lora_rank: 8}\n")
     params = complete_params(file, lambda _: None)
-    own = defaults("instruct", True)
+    own = defaults("instruct", ("align",))
     assert (params.sft.epochs, params.align.learning_rate) == (0.0, own["align.learning_rate"])
     assert params.model.prompt_tokens is None
     file.write_text("model: {name_or_path: a/b, kind: base}\nsft: {epochs: 3.0}\n")

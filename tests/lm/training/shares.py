@@ -20,7 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from infalign.lm.freezing import freeze
 from infalign.lm.models import _ready
 from infalign.lm.text import make_batch
-from infalign.lm.training.loop import Schedule, Step, optimise, soap
+from infalign.lm.training import loop
+from infalign.lm.training.loop import Schedule, Step, optimise
 from infalign.lm.training.lora import add_adapter, without_adapter
 from infalign.lm.training.parallel import Trainable
 from infalign.lm.training.parts import score_parts
@@ -85,11 +86,15 @@ def main(folder: Path, steps: int, lora: int | None, precision: str) -> None:
     schedule = Schedule(steps, 3e-3, 0.1, checkpoint_every=2)
     states = []
 
-    def optimiser_of(weights: Any, schedule: Schedule) -> torch.optim.Optimizer:
-        states.append(soap(weights, schedule))
+    make = loop.optimiser_of
+
+    def kept_in_sight(*arguments: Any) -> torch.optim.Optimizer:
+        states.append(make(*arguments))
         return states[-1]
 
-    optimise(training, schedule, take, folder, name="shares", optimiser_of=optimiser_of)
+    loop.optimiser_of = kept_in_sight
+    optimise(training, schedule, take, folder, name="shares", optimizer="soap")
+    loop.optimiser_of = make
     kept = [v for s in states[0].state.values() for v in s.values() if v.dim()]
     policy, other = list(training.model.parameters()), list(model.parameters())
     numbers = {

@@ -71,7 +71,7 @@ def test_no_device_holds_the_whole_of_a_checkpoint(fresh, tmp_path):
     elsewhere, seen = Trainable(fresh().to("meta")), {}
     assert elsewhere.model.device.type == "meta"  # which stands for a GPU
     elsewhere.load = lambda content, _: seen.update(content)
-    optimiser = loop.adamw(elsewhere.weights(), Schedule(2, 1, 0))
+    optimiser = loop.optimiser_of("adamw", elsewhere.weights(), Schedule(2, 1, 0))
     assert Checkpoints(tmp_path, elsewhere, optimiser, None).resume() == 2
     for name, value in model.state_dict().items():
         assert seen["model"][name].device.type == "cpu"

@@ -7,7 +7,9 @@ import io
 import pytest
 import torch
 
-from infalign.lm.training.soap import EVERY, LARGEST, Soap
+from infalign.lm.training.bases import LONGEST, suits
+from infalign.lm.training.loop import Schedule, optimiser_of
+from infalign.lm.training.soap import EVERY, Soap
 
 
 def quadratic(rows=12, columns=8):
@@ -96,7 +98,7 @@ def test_no_direction_takes_a_longer_step_than_adam_s():
 
 
 def test_a_long_side_has_no_basis():
-    weight = torch.nn.Parameter(torch.randn(LARGEST + 1, 4))
+    weight = torch.nn.Parameter(torch.randn(LONGEST + 1, 4))
     soap = Soap([weight], lr=0.1)
     for _ in range(3):
         soap.zero_grad()
@@ -132,3 +134,19 @@ def test_a_saved_state_goes_on_bit_for_bit(steps):
     after.load_state_dict(torch.load(stream, weights_only=True))
     descend(after, second, loss, 12 - steps, first=steps)
     assert torch.equal(second, whole)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "name"),
+    [
+        ([(1024, 64), (64, 64), (64,)], "soap"),
+        ([(8, 4096), (4096, 8)], "soap"),  # an adapter
+        ([(49152, 576), (576, 576), (192, 576), (1536, 576), (576,)], "adamw"),
+    ],
+)
+def test_which_optimiser_suits_a_model(shapes, name):
+    assert suits(shapes) == name
+    weights = [torch.nn.Parameter(torch.zeros(shape, device="meta")) for shape in shapes]
+    kind = Soap if name == "soap" else torch.optim.AdamW
+    assert isinstance(optimiser_of("auto", weights, Schedule(1, 0.1, 0.1)), kind)
+    assert isinstance(optimiser_of(name, weights[:1], Schedule(1, 0.1, 0.1)), kind)

@@ -1,8 +1,9 @@
 """One measurement of a large model: `python -m benchmarks.gpu_work WORK DEVICE SIZE`, JSON out.
 
-`sample` draws responses; `train` takes CTRL's steps (log-probabilities of policy and reference,
-RLOO, backward, AdamW) on fixed responses, `lora` the same with an adapter, `fsdp2` the same in the
-processes that torchrun started. Each in a process of its own, so that peaks of memory are its own.
+`sample-ROWS` draws so many responses side by side; `train` takes CTRL's steps (log-probabilities of
+policy and reference, RLOO, backward, AdamW) on fixed responses, `lora` the same with an adapter,
+`fsdp2` the same in the processes that torchrun started. Each in a process of its own, so that peaks
+of memory are its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks.turns import ROOT, status_mib
 from infalign.aligning.losses import rloo_loss
 from infalign.data.dialogue import Dialogue
 from infalign.data.framing import asked
+from infalign.lm.freezing import freeze
 from infalign.lm.models import build_tiny
 from infalign.lm.sampling.sampler import sample_responses
 from infalign.lm.training.parallel import Trainable
@@ -104,11 +106,12 @@ def prompts_of(size: Size) -> list[list[int]]:
     return [[int(i) for i in row] for row in rows]
 
 
-def sampling(size: Size, device: torch.device) -> dict[str, float]:
-    """Tokens a second of the sampler."""
-    policy = build(size, settings("sample", device, 1), device)
+def sampling(size: Size, device: torch.device, rows: int) -> dict[str, float]:
+    """Tokens a second of the sampler, and what memory's bandwidth allows."""
+    policy = freeze(build(size, settings("sample", device, 1), device))
     prompts = [asked(" ".join(map(str, row))) for row in prompts_of(size)]
     ids: Any = Ids(size.model.vocab_size)
+    each = rows // size.prompts
 
     def once(number: int) -> int:
         found = sample_responses(
@@ -116,15 +119,42 @@ def sampling(size: Size, device: torch.device) -> dict[str, float]:
             ids,
             prompts,
             [f"{i:016x}" for i in range(size.prompts)],
-            np.tile(number * size.samples + np.arange(size.samples), (size.prompts, 1)),
+            np.tile(number * each + np.arange(each), (size.prompts, 1)),
             seed=0,
             longest=size.response_tokens,
-            batch_size=size.prompts * size.samples,
+            batch_size=rows,
         )
         return int(found.n_tokens.sum())
 
     # A new token passes the weights once; so do the prompts, which are counted as no tokens.
-    return measured(policy, device, once, passes=2)
+    found = measured(policy, device, once, passes=2)
+    return found | {"floor": rows * bandwidth(device) / bytes_a_token(policy, size, rows)}
+
+
+def bytes_a_token(policy: PreTrainedModel, size: Size, rows: int) -> int:
+    """What is read to decode one more token of every row: all weights once, keys and values."""
+    embedding = policy.get_input_embeddings().weight
+    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
+    if not policy.config.tie_word_embeddings:
+        weights -= embedding.numel() * embedding.element_size()  # of which a row a token is read
+    number = 2 if policy.autocast_dtype else 4
+    keys = rows * (size.prompt_tokens + size.response_tokens // 2) * size.model.hidden_size
+    return weights + 2 * size.model.layers * keys * number
+
+
+def bandwidth(device: torch.device) -> float:
+    """Measured bytes a second that are read, of a copy that reads as many as it writes."""
+    source = torch.zeros(
+        2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device
+    )
+    target, seconds = torch.empty_like(source), []
+    for _ in range(WARM + ROUNDS):
+        wait(device)
+        begun = time.perf_counter()
+        target.copy_(source)
+        wait(device)
+        seconds.append(time.perf_counter() - begun)
+    return 2 * source.numel() / statistics.median(seconds[WARM:])
 
 
 def training(work: str, size: Size, device: torch.device, processes: int) -> dict[str, float]:
@@ -227,8 +257,11 @@ def main(work: str, device_type: str, name: str) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(rank)
     size = SIZES[name]
-    sampled = work == "sample"
-    found = sampling(size, device) if sampled else training(work, size, device, processes)
+    kind, _, rows = work.partition("-")
+    if kind == "sample":
+        found = sampling(size, device, int(rows))
+    else:
+        found = training(work, size, device, processes)
     found["product_flops"] = product_flops(device, 8192 if device.type == "cuda" else 256)
     if rank == 0:
         print(json.dumps(found), flush=True)

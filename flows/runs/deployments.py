@@ -138,11 +138,16 @@ async def _ensure_pool(client: Any) -> None:
 
 
 def _deploy(root: Path) -> None:
-    """`prefect deploy --all`, or one sentence."""
+    """`prefect deploy --all`, or one sentence.
+
+    Without INFALIGN_ROOT: the deployment would keep this folder for every worker's.
+    """
+    environment = child_environment({"COLUMNS": "500"})
+    environment.pop("INFALIGN_ROOT", None)
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=root,
-        env=child_environment({"INFALIGN_ROOT": str(root), "COLUMNS": "500"}),
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -25,7 +25,7 @@ import yaml
 from promotion_case import write_made
 
 from flows.serving.log import FEEDBACK, read_log
-from tests.flows.conftest import ROOT, Project, git, write_toy
+from tests.flows.conftest import ROOT, Project, contents, git, write_toy
 from tests.flows.runs.test_pipeline import wait_for
 from tests.flows.services.test_services import _finished, ask, free_port, url, write_prefect
 from tests.flows.test_readme import PLAYED, lines_of
@@ -165,6 +165,46 @@ def test_from_a_run_to_production(place: Project) -> None:
     assert "worker ended." in story.tell(r"make down")
     assert place.survivors() == []
     assert story.left == []
+
+
+def test_a_worker_in_another_clone_works_there(place: Project, tmp_path: Path) -> None:
+    """Its data and results, the one registry: whoever serves takes what it promoted."""
+    story = Story(place)
+    story.tell(r"make up")
+    story.tell(r"infalign schedule --off")  # the deployments are there, and nothing is due
+    own = json.loads((place.root / ".infalign" / "services" / "worker.json").read_text())
+    os.killpg(own["pid"], signal.SIGTERM)  # of the two, the other one is to work
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "--quiet", str(place.root), str(other))
+    shutil.copytree(place.root / ".dvc", other / ".dvc", dirs_exist_ok=True)
+    before = git(place.root, "rev-parse", "HEAD"), contents(place.root)
+    line = story.take(r"INFALIGN_ROOT=\$PWD prefect worker start")
+    line = line.replace("$PWD", str(other))
+    environment = place.environment | {"MLFLOW_TRACKING_URI": url(place, "MLFLOW", "")}
+    with subprocess.Popen(
+        ["bash", "-c", f"{story.login}; cd {other}; exec env {line}"],
+        cwd=place.root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as worker:
+        try:
+            named = {"deployments": {"name": {"any_": ["nightly"]}}}
+            [nightly] = ask(place, "/deployments/filter", named)
+            due = {"parameters": nightly["parameters"], "state": {"type": "SCHEDULED"}}
+            ask(place, f"/deployments/{nightly['id']}/create_flow_run", due)
+            _finished(place, "nightly")
+        finally:
+            os.killpg(worker.pid, signal.SIGTERM)
+            worker.wait(60)
+    assert story.aliases() == {"champion": "1"}
+    assert (other / "dvc.lock").is_file()
+    assert contents(other)
+    assert before == (git(place.root, "rev-parse", "HEAD"), contents(place.root))
+    assert "champion" in story.tell(r"infalign versions")
+    with Served(story) as served:
+        assert json.loads(served.answer())["predictions"][0]["response"]
 
 
 RUNNING = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}

@@ -251,13 +251,15 @@ async def publish_artifacts(root: Path, tracker: Tracker, params: Params, target
             description="Win rate over the reference under each objective's own procedure.",
         )
         markdown = report_markdown(root, tracker.artifacts_page("report/index.html"), params)
-        await acreate_markdown_artifact(key="report", markdown=markdown)
+        words = "Where the report's page is, and its headline."
+        await acreate_markdown_artifact(key="report", markdown=markdown, description=words)
     served = tracker.served_by()
     await acreate_link_artifact(
         link=tracker.page(),
         key="mlflow-run",
         link_text="The run in MLflow",
-        description=f"Serve it with `{served}`." if served else None,
+        description="Metrics, models and files of this run."
+        + (f" Serve it with `{served}`." if served else ""),
     )
 
 

@@ -272,7 +272,8 @@ def command(name: str, root: Path, ports: Mapping[str, int]) -> list[str]:
         return server_command(ports["prefect"])
     if name == "mlflow":
         options = ["--host", HOST, "--port", str(ports[name]), "--workers", "1"]
-        store = ["--artifacts-destination", (root / "mlartifacts").as_uri(), "--serve-artifacts"]
+        place = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or (root / "mlartifacts").as_uri()
+        store = ["--artifacts-destination", place, "--serve-artifacts"]
         return [sys.executable, "-m", "mlflow", "server", *options, *store]
     options = ["--pool", POOL, "--type", "process", "--name", "process"]
     start = [sys.executable, "-m", "prefect", "worker", "start"]

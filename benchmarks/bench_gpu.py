@@ -145,8 +145,13 @@ def main(arguments: list[str]) -> int:
         elif work == "lora" and importlib.util.find_spec("peft") is None:
             print(f"{WORKS[work]}: needs peft: pip install -c constraints.txt -e '.[lora]'")
         else:
-            found = measure(work, device, size, processes)
-            print(line(work, processes, found), flush=True)
+            try:
+                print(line(work, processes, measure(work, device, size, processes)), flush=True)
+            except (
+                RuntimeError
+            ) as error:  # out of memory, say: what follows is measured all the same
+                print(error, flush=True)
+                wrong = 1
     return default_run(device, toy) or wrong
 
 

@@ -1,7 +1,7 @@
 """One measurement of a large model: `python -m benchmarks.gpu_work WORK DEVICE SIZE`, JSON out.
 
 `sample-ROWS` draws so many responses side by side; `train` takes CTRL's steps (log-probabilities of
-policy and reference, RLOO, backward, AdamW) on fixed responses, `lora` the same with an adapter,
+policy and reference, RLOO, backward, update) on fixed responses, `lora` the same with an adapter,
 `fsdp2` the same in the processes that torchrun started. Each in a process of its own, so that peaks
 of memory are its own.
 """
@@ -28,6 +28,7 @@ from infalign.data.framing import asked
 from infalign.lm.freezing import freeze
 from infalign.lm.models import build_tiny
 from infalign.lm.sampling.sampler import sample_responses
+from infalign.lm.training.loop import Schedule, optimiser_of
 from infalign.lm.training.parallel import Trainable
 from infalign.lm.training.parts import batches_of, score_parts
 from infalign.settings.params import Run, Tiny, load_params
@@ -158,17 +159,19 @@ def bandwidth(device: torch.device) -> float:
 
 
 def training(work: str, size: Size, device: torch.device, processes: int) -> dict[str, float]:
-    """Tokens a second of a training step, prompts counted once for each of their responses."""
+    """Tokens a second of a training step, each prompt counted once."""
     run = settings(work, device, processes)
     policy = build(size, run, device)
-    reference: Any = build(size, run, device).requires_grad_(False)
+    reference: Any = None
     if work == "lora":
         from infalign.lm.training.lora import add_adapter, without_adapter
 
-        policy = add_adapter(policy, rank=16, seed=0)
+        policy = freeze(add_adapter(policy, rank=16, seed=0))
         reference = partial(without_adapter, policy)
     trainable = Trainable(policy, run, partial(build, size, run, device))
-    optimiser = torch.optim.AdamW(trainable.weights(), lr=RATE)
+    if reference is None:
+        reference = trainable.shared_out(freeze(build(size, run, device)))
+    optimiser = optimiser_of("auto", trainable.weights(), Schedule(WARM + ROUNDS, RATE, 0.0))
     prompts, rng = prompts_of(size), np.random.default_rng(1)
     shape = (size.prompts, size.samples, size.response_tokens)
     responses = rng.integers(1, size.model.vocab_size, shape).tolist()
@@ -187,7 +190,7 @@ def training(work: str, size: Size, device: torch.device, processes: int) -> dic
         for again in scored.again:
             again()
         optimiser.step()
-        return size.prompts * a_row
+        return size.prompts * (size.prompt_tokens + size.samples * size.response_tokens)
 
     # Forward and twice that backward of the policy, forward of the reference. An adapter's
     # backward leaves out the derivatives by the model's own weights.

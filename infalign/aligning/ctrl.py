@@ -226,7 +226,8 @@ class Trainer:
         self.policy = self.training.plain()
         if self._params.align.lora_rank:
             self._adapter = adapter_weights(self.policy), self.policy.peft_config[NAME]
-            self.policy = plain(self.policy, lambda: self._load(self._begin or self._folder))
+            start = self._begin or self._folder
+            self.policy = plain(self.policy, lambda: load_policy(start, CPU))
         self.reference = self._load(self._folder, frozen=True)
 
     def save_adapter(self, folder: Path, scale: float) -> None:

@@ -98,7 +98,7 @@ def _trained(
     device = pick_device(params.run.device)
     seed = derive_seed(params.run.seed, "reward", objective, STREAMS[half])
 
-    def start() -> PreTrainedModel:
+    def start(device: torch.device) -> PreTrainedModel:
         return build_reward_model(
             _start(workspace),
             form.tokenizer,
@@ -109,8 +109,11 @@ def _trained(
         )
 
     def build() -> PreTrainedModel:
-        rank = settings.lora_rank
-        return freeze(add_adapter(start(), rank, seed, "reward")) if rank else start()
+        if not settings.lora_rank:
+            return start(device)
+        model = add_adapter(start(device), settings.lora_rank, seed, "reward")
+        # Rewards of others than those with a plain head are computed without autocast.
+        return freeze(model) if hasattr(model, "score") else model
 
     model, data = Trainable(build(), params.run, build), _encoded(pairs, form)
     batches = EpochBatches(data.lengths, settings.batch_size, seed)
@@ -128,7 +131,8 @@ def _trained(
         name=f"{workspace.instance} {objective} {half}",
         bounds={"loss": MOST_LOSS},
     )
-    return plain(model.plain(), start) if settings.lora_rank else model.plain()
+    trained = model.plain()
+    return plain(trained, lambda: start(torch.device("cpu"))) if settings.lora_rank else trained
 
 
 def _step(model: Trainable, data: TokenPairs, rows: np.ndarray, device: torch.device) -> Step:

@@ -102,7 +102,8 @@ def _changes(load: Load) -> Iterator[tuple[str, dict[str, Any]]]:
     if not run.recompute:
         yield "run.recompute=true", {"run": {"recompute": True}}
     for stage in ("align", "sft", "reward"):
-        if getattr(load.params, stage).lora_rank is None:
+        tight = total(peak(load, stage)) > SPARE * load.machine.kind.memory
+        if tight and getattr(load.params, stage).lora_rank is None:
             yield f"{stage}.lora_rank=16", {stage: {"lora_rank": 16}}
     if any(align.variants[name].method != "offline" for name in load.params.run.variants):
         yield 'run.variants=["offline"]', {"run": {"variants": ["offline"]}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from infalign.processes import torchrun
@@ -15,9 +16,28 @@ def is_outside() -> bool:
     return FOLDER not in os.environ and not torchrun.is_started()
 
 
+def begin() -> None:
+    """Take back what this node said in an earlier life of the same job."""
+    if is_inside():
+        _word().unlink(missing_ok=True)
+
+
 def report(code: int) -> None:
-    """Leave this node's exit code, where there is a job; what was killed has none."""
-    if FOLDER in os.environ and not torchrun.is_started() and code < 128:
+    """Leave this node's exit code, the last of its words, where there is a job.
+
+    What was killed leaves none.
+    """
+    if is_inside() and code < 128:
         from infalign.files.workspace import write_text
 
-        write_text(Path(os.environ[FOLDER], f"code.{torchrun.node()}"), str(code))
+        sys.stdout.flush()
+        write_text(_word(), str(code))
+
+
+def is_inside() -> bool:
+    """Whether this process is a job's, and no part of one that torchrun started."""
+    return FOLDER in os.environ and not torchrun.is_started()
+
+
+def _word() -> Path:
+    return Path(os.environ[FOLDER], f"code.{torchrun.node()}")

@@ -2,14 +2,16 @@
 
 `python -m infalign STAGE` then submits itself from a template, passes on the job's lines and ends
 with its exit code; interrupted, it cancels the job. Within the job, which INFALIGN_JOB tells, it is
-the stage. The two share a file system: each attempt has a folder of its own below
+the stage (`job`). The two share a file system: each attempt has a folder of its own below
 `.infalign/jobs/INSTANCE/`, with the job's script, its log, and the exit code of each node as the
-node's own word. A job that leaves the queue without that word was killed: submitted again, the
-stage goes on from its last checkpoint. So does one that the cluster itself queues again.
+node's own word. A job that is gone without that word was killed, and the submitter ends as if
+killed: run again, the stage goes on from its last checkpoint. So does a job that the cluster itself
+queues again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,16 +27,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
+from filelock import FileLock
+from jinja2 import Environment, StrictUndefined, TemplateError, TemplateSyntaxError
 
 from infalign.errors import CheckFailed, InputError
 from infalign.files.workspace import write_text
 from infalign.settings.params import Params
 
 KILLED = 137  # the exit code of what was killed, which is tried again
+NOTE = "job.json"  # of the job that may be at work
 POLL_SECONDS = 2.0  # between looks at the log and the exit code
 ASK_SECONDS = 15.0  # between questions to the cluster
 COMMAND_SECONDS = 120.0  # that a command of the cluster may take
+END_SECONDS = 60.0  # that a job may take to end
+LATE_SECONDS = 90.0  # that a file may take to be seen here: NFS looks again after 60
 
 
 @dataclass(frozen=True)
@@ -81,18 +87,21 @@ class Job:
             "processes": self.processes,
             "cpus": self.processes * self.threads,
             "gpus": self.gpus,
+            "user": os.getuid(),
+            "group": os.getgid(),
         }
 
 
 def render(path: Path, fields: Mapping[str, str | int]) -> str:
-    """A template of Jinja2 with a job's fields.
+    """A template of Jinja2 with a job's fields; `quoted` makes one a word of a shell.
 
     Raises:
         InputError: where it is none, or names a field that a job does not have.
     """
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["quoted"] = shlex.quote
     try:
-        text = path.read_text(encoding="utf-8")
-        return Template(text, undefined=StrictUndefined, keep_trailing_newline=True).render(fields)
+        return environment.from_string(path.read_text(encoding="utf-8")).render(fields)
     except (OSError, UnicodeDecodeError, TemplateError) as error:
         line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
         raise InputError(
@@ -101,38 +110,47 @@ def render(path: Path, fields: Mapping[str, str | int]) -> str:
 
 
 class Cluster(ABC):
-    """Who runs jobs, by its commands."""
+    """Who runs jobs, by its commands. A job is known by its name, before it is submitted."""
 
     template: ClassVar[str]  # below the project's folder
     script: ClassVar[str]  # the rendered template's name
     program: ClassVar[str]  # must be on PATH
 
-    @abstractmethod
-    def submit(self, script: Path) -> str:
-        """Submit a rendered template; the job's id."""
+    def __init__(self, name: str, script: Path) -> None:
+        self.name, self.path = name, script
 
     @abstractmethod
-    def is_alive(self, job: str) -> bool:
-        """Whether the job waits or runs, or will run again."""
+    def submit(self) -> str:
+        """Submit the rendered template; what the cluster calls the job.
+
+        Raises:
+            CheckFailed: where the cluster does not take it.
+        """
 
     @abstractmethod
-    def cancel(self, job: str) -> None:
+    def is_alive(self) -> bool:
+        """Whether the job waits or runs, or will run again.
+
+        Raises:
+            CheckFailed: where the cluster does not answer.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
         """End the job, if it has not ended, and whatever stands for it."""
 
     def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run one of the cluster's commands.
 
         Raises:
-            CheckFailed: where it does not answer.
+            CheckFailed: where it is not there or does not come back.
         """
         try:
             return subprocess.run(
                 command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
             )
-        except subprocess.TimeoutExpired:
-            raise CheckFailed(
-                f"{command[0]} has not answered for {COMMAND_SECONDS:.0f} s."
-            ) from None
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CheckFailed(f"{command[0]} does not answer ({type(error).__name__}).") from None
 
 
 class Slurm(Cluster):
@@ -140,41 +158,47 @@ class Slurm(Cluster):
 
     template, script, program = "deploy/slurm.sh", "job.sh", "sbatch"
 
-    def submit(self, script: Path) -> str:
-        """Submit it; sbatch says `ID` or `ID;CLUSTER`."""
-        said = self.ask("sbatch", "--parsable", str(script))
+    def submit(self) -> str:
+        """sbatch says `ID`, or `ID;CLUSTER`."""
+        said = self.ask("sbatch", "--parsable", f"--job-name={self.name}", str(self.path))
         if said.returncode or not said.stdout.strip():
-            raise CheckFailed(f"sbatch did not take {script}: {_last(said)}")
+            raise CheckFailed(f"sbatch did not take {self.path}: {_last(said)}")
         return said.stdout.split()[-1].partition(";")[0]
 
-    def is_alive(self, job: str) -> bool:
+    def is_alive(self) -> bool:
         """In the queue; one that is preempted and queued again is, too."""
-        said = self.ask("squeue", "--noheader", "--format=%T", f"--jobs={job}")
-        if said.returncode and "nvalid job id" not in said.stderr:
+        said = self.ask("squeue", "--noheader", "--format=%T", f"--name={self.name}")
+        if said.returncode:
             raise CheckFailed(f"squeue does not answer: {_last(said)}")
         return bool(said.stdout.split())
 
-    def cancel(self, job: str) -> None:
-        """Cancel it; scancel takes one that has ended."""
-        self.ask("scancel", "--quiet", job)
+    def cancel(self) -> None:
+        """One that has ended is no error."""
+        self.ask("scancel", "--quiet", f"--name={self.name}")
 
 
 class Kubernetes(Cluster):
-    """Kubernetes, by kubectl; a job's id is the file that it was made from."""
+    """Kubernetes, by kubectl."""
 
     template, script, program = "deploy/kubernetes-job.yaml", "job.yaml", "kubectl"
 
-    def submit(self, script: Path) -> str:
+    def submit(self) -> str:
         """Create what the manifest names."""
-        said = self.ask("kubectl", "apply", "--filename", str(script))
+        said = self.ask("kubectl", "apply", "--filename", str(self.path))
         if said.returncode:
-            raise CheckFailed(f"kubectl did not take {script}: {_last(said)}")
-        return str(script)
+            raise CheckFailed(f"kubectl did not take {self.path}: {_last(said)}")
+        return self.name
 
-    def is_alive(self, job: str) -> bool:
+    def is_alive(self) -> bool:
         """There, and neither complete nor failed."""
         said = self.ask(
-            "kubectl", "get", "--filename", job, "--ignore-not-found", "--output", "json"
+            "kubectl",
+            "get",
+            "--filename",
+            str(self.path),
+            "--ignore-not-found",
+            "--output",
+            "json",
         )
         if said.returncode:
             raise CheckFailed(f"kubectl does not answer: {_last(said)}")
@@ -182,9 +206,17 @@ class Kubernetes(Cluster):
         jobs = [item for item in told.get("items", [told]) if item.get("kind") == "Job"]
         return any(not _has_ended(item) for item in jobs)
 
-    def cancel(self, job: str) -> None:
-        """Delete the job with its pods, and its service."""
-        self.ask("kubectl", "delete", "--filename", job, "--ignore-not-found", "--wait=false")
+    def cancel(self) -> None:
+        """Delete the job, which stays until its pods are gone, and its service."""
+        self.ask(
+            "kubectl",
+            "delete",
+            "--filename",
+            str(self.path),
+            "--ignore-not-found",
+            "--wait=false",
+            "--cascade=foreground",
+        )
 
 
 def _has_ended(job: Mapping[str, Any]) -> bool:
@@ -215,40 +247,45 @@ def launch(
 
     Raises:
         InputError: where the cluster's commands or the template are missing, or the template wrong.
-        CheckFailed: where the cluster does not take the job, or does not answer.
+        CheckFailed: where the cluster does not take the job.
     """
     run = params.run
-    cluster = CLUSTERS[run.launcher]()
-    if shutil.which(cluster.program) is None:
+    kind = CLUSTERS[run.launcher]
+    if shutil.which(kind.program) is None:
         raise InputError(
-            f"run.launcher: {run.launcher} needs `{cluster.program}` on PATH: run where jobs are "
+            f"run.launcher: {run.launcher} needs `{kind.program}` on PATH: run where jobs are "
             "submitted, or set it to local."
         )
-    template = root / (run.job_template or cluster.template)
+    template = root / (run.job_template or kind.template)
     if not template.is_file():
         raise InputError(f"run.job_template: there is no {template}: name the template of a job.")
     place = root / ".infalign" / "jobs" / instance
-    _end_former(cluster, place)
     folder = place / os.urandom(3).hex()
     here = run.processes // run.nodes
     gpus = here if models and run.device != "cpu" else 0
     job = Job(root, instance, folder, tuple(arguments), run.nodes, here, run.threads, gpus)
     text = render(template, job.fields)
     folder.mkdir(parents=True)
-    script = folder / cluster.script
-    script.write_text(text, encoding="utf-8")
-    (folder / "log").touch()
     signal.signal(signal.SIGTERM, _stop)
-    name = cluster.submit(script)
-    write_text(place / "job.json", json.dumps({"launcher": run.launcher, "job": name}))
-    try:
-        print(f"{instance} is job {name} of {run.launcher}, its log {folder / 'log'}", flush=True)
-        code = _follow(cluster, name, job)
-    finally:
-        cluster.cancel(name)
-        (place / "job.json").unlink()
-    if code < 128:
-        shutil.rmtree(place)
+    with FileLock(place / "lock"):  # beside another submitter of the same: wait
+        _end_former(place)
+        (folder / kind.script).write_text(text, encoding="utf-8")
+        (folder / "log").touch()
+        cluster = kind(job.name, folder / kind.script)
+        told = {"launcher": run.launcher, "name": job.name, "script": str(cluster.path)}
+        write_text(place / NOTE, json.dumps(told))
+        try:
+            known_as = cluster.submit()
+            where = folder / "log"
+            print(f"{instance} is job {known_as} of {run.launcher}, its log {where}", flush=True)
+            code = _follow(cluster, job)
+        finally:
+            if _end(cluster):
+                (place / NOTE).unlink()
+        if not code:
+            for path in place.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
     return code
 
 
@@ -257,39 +294,64 @@ def _stop(number: int, _frame: Any) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _end_former(cluster: Cluster, place: Path) -> None:
-    """End the job of an attempt whose submitter was killed: it would write the same files."""
+def _end_former(place: Path) -> None:
+    """End the job of an attempt whose submitter was killed: it would write the same files.
+
+    Raises:
+        CheckFailed: where it does not end.
+    """
     try:
-        told = json.loads((place / "job.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        told = json.loads((place / NOTE).read_text(encoding="utf-8"))
+        former = CLUSTERS[told["launcher"]](told["name"], Path(told["script"]))
+    except (FileNotFoundError, ValueError, KeyError):
         return
-    former = CLUSTERS[told["launcher"]]()
-    former.cancel(told["job"])
-    while former.is_alive(told["job"]):
+    if not _end(former):
+        raise CheckFailed(
+            f"job {former.name}, which an earlier run submitted, does not end: cancel it, then "
+            f"remove {place / NOTE}."
+        )
+
+
+def _end(cluster: Cluster) -> bool:
+    """Cancel a job; whether it is known to be gone."""
+    deadline = time.monotonic() + END_SECONDS
+    while True:
+        with contextlib.suppress(CheckFailed):
+            cluster.cancel()
+            if not cluster.is_alive():
+                return True
+        if time.monotonic() > deadline:
+            return False
         time.sleep(POLL_SECONDS)
 
 
-def _follow(cluster: Cluster, name: str, job: Job) -> int:
-    """Pass on the job's lines until every node has said how it ended, or the job is gone."""
-    asked, alive = time.monotonic(), True
+def _follow(cluster: Cluster, job: Job) -> int:
+    """Pass on the job's lines until it is gone; its exit code."""
+    asked = gone = time.monotonic()
+    alive, told = True, False
     with open(job.folder / "log", encoding="utf-8", errors="replace") as log:
         while True:
+            os.listdir(job.folder)  # a shared file system looks again
             codes = [_code(job.folder, node) for node in range(job.nodes)]
             said = [code for code in codes if code is not None]
+            done = len(said) == job.nodes or 2 in said
             _pass_on(log)
-            if len(said) == job.nodes or 2 in said:
-                return 2 if 2 in said else max(said)
-            if not alive:  # a shared file system may show a file late: one more look was taken
-                return max(said, default=0) or _killed(name, job)
-            if time.monotonic() - asked > ASK_SECONDS:
-                asked, alive = time.monotonic(), cluster.is_alive(name)
+            if not alive and (done or time.monotonic() - gone > LATE_SECONDS):
+                break
+            if alive and (done or time.monotonic() - asked > ASK_SECONDS):
+                asked = gone = time.monotonic()
+                try:
+                    alive = cluster.is_alive()
+                except CheckFailed as error:
+                    if not told:
+                        print(f"{job.instance}: {error} It is asked again.", flush=True)
+                    told = True
             time.sleep(POLL_SECONDS)
-
-
-def _killed(name: str, job: Job) -> int:
+    if done:
+        return 2 if 2 in said else max(said)
     print(
-        f"{job.instance}: job {name} is gone and has not said how it ended: {job.folder} has its "
-        "script and log.",
+        f"{job.instance}: job {cluster.name} is gone and has not said how it ended: {job.folder} "
+        "has its script and log.",
         file=sys.stderr,
         flush=True,
     )

@@ -17,6 +17,7 @@ import importlib
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -57,11 +58,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run one stage; return the exit code (2: the user's input, 1: the machine)."""
     chosen = parse_arguments(arguments)
+    job.begin()
     try:
         code = _main(chosen, sys.argv[1:] if arguments is None else arguments)
     except Exception:
-        job.report(1)
-        raise
+        if not job.is_inside():
+            raise
+        traceback.print_exc()
+        code = 1
     job.report(code)
     return code
 
@@ -127,11 +131,11 @@ def run_stage(chosen: argparse.Namespace, arguments: list[str]) -> int:
         run = params.run.model_copy(update={"processes": 1, "nodes": 1})
         params = params.model_copy(update={"run": run})
     if params.run.launcher != "local" and job.is_outside() and not stage.light:
-        from infalign.processes.launching import launch
-
-        names = [getattr(chosen, name) for name in stage.names]
-        instance = stage.instance(*names)
-        return launch(params, Path.cwd(), instance, arguments, stage.models)
+        # By name, for no stage is made of it: an edit there makes no result stale.
+        launching = importlib.import_module("infalign.processes.launching")
+        instance = stage.instance(*(getattr(chosen, name) for name in stage.names))
+        code: int = launching.launch(params, Path.cwd(), instance, arguments, stage.models)
+        return code
     if several and params.run.processes > 1 and not torchrun.is_started():
         return torchrun.start(params.run.processes, params.run.nodes, arguments)
     if several or torchrun.place()[0] == 0:  # what one process does, rank 0 does

@@ -19,6 +19,7 @@ from infalign.files.stages import STAGES
 from tests.flows.conftest import OBJECTIVES, ROOT, VARIANTS, Project, contents, write_real
 from tests.flows.test_end_to_end import stage_process
 from tests.processes.slurm import install
+from tests.smoke import merged
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 RUN = [word for word, stage in STAGES.items() if not stage.compares]
@@ -93,20 +94,22 @@ def test_the_whole_pipeline_through_slurm(
     cluster = install(slurm)
     environment = real[0].environment | {k: cluster[k] for k in ("PATH", "SLURM_STANDIN")}
     project = Project(tmp_path / "project", environment)
-    smoke_tree["run"] |= {"launcher": "slurm"}
-    write_real(project.root, smoke_tree)
+    write_real(project.root, merged(smoke_tree, {"run": {"launcher": "slurm"}}))
     shutil.copytree(ROOT / "deploy", project.root / "deploy")
     child = project.start("run")
     done: set[str] = set()
     try:
         deadline = time.monotonic() + 1500
         while child.poll() is None and time.monotonic() < deadline:
-            for word, command in (("sft", ["scancel"]), ("reward", ["scontrol", "requeue"])):
+            for word, command in (("sft", "scancel --name="), ("reward", "scontrol requeue ")):
                 work = project.root / ".infalign" / "work" / word
                 notes = project.root / ".infalign" / "jobs" / word / "job.json"
                 if word not in done and work.is_dir() and notes.is_file():
-                    job = json.loads(notes.read_text())["job"]
-                    subprocess.run([*command, job], env=environment, check=True)
+                    job = name = json.loads(notes.read_text())["name"]
+                    if word == "reward":
+                        named = (slurm / "jobs").glob("*/name")
+                        job = next(p.parent.name for p in named if p.read_text() == name)
+                    subprocess.run((command + job).split(), env=environment, check=True)
                     done.add(word)
             time.sleep(0.2)
         output = child.communicate(timeout=60)[0]

@@ -6,6 +6,7 @@ Jobs are folders below SLURM_STANDIN.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -38,6 +39,8 @@ def sbatch(options: list[str]) -> int:
     folder = jobs / str(number)
     folder.mkdir()
     (folder / "script").write_text(script.read_text())
+    named = [option for option in options if option.startswith("--job-name=")]
+    (folder / "name").write_text(named[-1].partition("=")[2])
     (folder / "alive").touch()
     command = [sys.executable, __file__, "slurmd", str(folder)]
     subprocess.Popen(command, start_new_session=True, stdin=-3, stdout=-3, stderr=-3)
@@ -48,7 +51,8 @@ def sbatch(options: list[str]) -> int:
 def slurmd(options: list[str]) -> int:
     """A job's life, from its first start to its last."""
     folder = Path(options[0])
-    given = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", (folder / "script").read_text(), re.M))
+    text = (folder / "script").read_text()
+    given = dict(re.findall(r'^#SBATCH --([\w-]+)="?([^"\n]+)', text, re.M))
     environment = {
         **os.environ,
         "SLURM_JOB_ID": folder.name,
@@ -72,21 +76,28 @@ def slurmd(options: list[str]) -> int:
     return 0
 
 
+def _living(options: list[str]) -> list[Path]:
+    """The jobs of a name that have not ended."""
+    name = next(option for option in options if option.startswith("--name=")).partition("=")[2]
+    jobs = Path(os.environ["SLURM_STANDIN"]).glob("*/name")
+    return [j.parent for j in jobs if j.read_text() == name and (j.parent / "alive").exists()]
+
+
 def squeue(options: list[str]) -> int:
-    number = next(option for option in options if option.startswith("--jobs=")).split("=")[1]
-    if (Path(os.environ["SLURM_STANDIN"]) / number / "alive").exists():
+    if (Path(os.environ["SLURM_STANDIN"]) / "busy").exists():
+        print("slurm_load_jobs error: Socket timed out on send/recv operation", file=sys.stderr)
+        return 1
+    for _ in _living(options):
         print("RUNNING")
-        return 0
-    print("slurm_load_jobs error: Invalid job id specified", file=sys.stderr)
-    return 1
+    return 0
 
 
 def scancel(options: list[str]) -> int:
-    folder = Path(os.environ["SLURM_STANDIN"]) / options[-1]
-    while (folder / "alive").exists():
-        with contextlib.suppress(OSError, ValueError):
-            os.killpg(int((folder / "group").read_text()), signal.SIGKILL)
-        time.sleep(0.05)
+    for folder in _living(options):
+        while (folder / "alive").exists():
+            with contextlib.suppress(OSError, ValueError):
+                os.killpg(int((folder / "group").read_text()), signal.SIGKILL)
+            time.sleep(0.05)
     return 0
 
 
@@ -101,7 +112,7 @@ def scontrol(options: list[str]) -> int:
 
 
 def srun(options: list[str]) -> int:
-    command = [option for option in options if not option.startswith("--kill")]
+    command = list(itertools.dropwhile(lambda option: option.startswith("--"), options))
     nodes = [
         subprocess.Popen(command, env={**os.environ, "SLURM_NODEID": str(number)})
         for number in range(int(os.environ["SLURM_JOB_NUM_NODES"]))

@@ -85,4 +85,3 @@ def test_an_adapter_is_merged_into_the_reference(workspace):
     assert after.keys() == before.keys()
     moved = {name for name, value in after.items() if not value.equal(before[name])}
     assert moved == {name for name in before if name.endswith("_proj.weight")}
-    assert (folder / "adapter" / "adapter_model.safetensors").exists()

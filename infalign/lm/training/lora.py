@@ -107,7 +107,8 @@ def plain(model: PreTrainedModel, base: Callable[[], PreTrainedModel]) -> PreTra
     """A plain float32 model of one that was trained with an adapter, which may be frozen.
 
     Args:
-        base: loads the model that the adapter was added to, in float32.
+        base: loads the model that the adapter was added to, in float32; on CPU it takes no room of
+            the device's.
     """
     if is_frozen(model):
         thaw(model, base())

@@ -26,7 +26,7 @@ from flows.project.configuration import set_params
 from flows.project.recipes import read_recipe
 from infalign.errors import InputError
 from infalign.processes.one_stage import parse_arguments
-from tests.flows.conftest import ROOT, Project, contents
+from tests.flows.conftest import ROOT, Project, contents, git
 from tests.flows.project.test_restoring import committed
 
 SCALE = ROOT / "docs" / "scale.md"  # its commands are checked: they need GPUs, or minutes
@@ -199,7 +199,8 @@ def test_the_commands_do_what_the_pages_say(
     for page in PAGES:
         for line in filter(is_run, lines_of(page)):
             if line.startswith("git add . && git commit"):  # of a first run
-                subprocess.run(["git", "rm", "-q", "--cached", "dvc.lock"], cwd=place.root)
+                git(place.root, "rm", "--quiet", "--cached", "dvc.lock")
+                git(place.root, "commit", "--quiet", "--message", "before it")
             if line.startswith("dvc add"):  # "change the files, then"
                 (tmp_path / "project/data/raw/my-preferences/helpful-base/test.jsonl").unlink()
             done = subprocess.run(

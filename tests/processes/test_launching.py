@@ -153,28 +153,24 @@ def _project(root, tree, launcher):
     shutil.copytree(ROOT / "deploy", root / "deploy")
 
 
-def _end_jobs(folder):
-    for group in folder.glob("jobs/*/group"):
+def _on_cluster(tmp_path, tree, launcher, standin):
+    """A project's folder, and an environment with a stand-in for a cluster."""
+    root, cluster = tmp_path / "a project", tmp_path / "cluster"
+    _project(root, tree, launcher)
+    yield root, standin.install(cluster) | {"PYTHONPATH": str(ROOT)}
+    for group in cluster.glob("jobs/*/group"):
         with contextlib.suppress(OSError, ValueError):
             os.killpg(int(group.read_text()), signal.SIGKILL)
 
 
 @pytest.fixture
 def project(tmp_path, smoke_tree):
-    """Its folder, and an environment with a stand-in for Slurm."""
-    _project(tmp_path / "a project", smoke_tree, "slurm")
-    environment = slurm.install(tmp_path / "slurm") | {"PYTHONPATH": str(ROOT)}
-    yield tmp_path / "a project", environment
-    _end_jobs(tmp_path / "slurm")
+    yield from _on_cluster(tmp_path, smoke_tree, "slurm", slurm)
 
 
 @pytest.fixture
 def pods(tmp_path, smoke_tree):
-    """The same with a stand-in for Kubernetes."""
-    _project(tmp_path / "a project", smoke_tree, "kubernetes")
-    environment = kubectl.install(tmp_path / "kubernetes") | {"PYTHONPATH": str(ROOT)}
-    yield tmp_path / "a project", environment
-    _end_jobs(tmp_path / "kubernetes")
+    yield from _on_cluster(tmp_path, smoke_tree, "kubernetes", kubectl)
 
 
 def _run(project, *arguments):
@@ -195,11 +191,6 @@ def _start(project, *arguments):
     )
     _wait(lambda: any(path.read_text() for path in (root / ".infalign").glob("jobs/*/*/log")))
     return submitter
-
-
-def _cancel(project):
-    name = (_jobs(project)[0] / "name").read_text()
-    subprocess.run(["scancel", f"--name={name}"], env=project[1], check=True)
 
 
 def _wait(is_true):
@@ -294,11 +285,8 @@ def test_two_submitters_of_one_stage_wait_for_each_other(project):
     with subprocess.Popen(command, cwd=root, env=environment) as second:
         time.sleep(4)
         assert len(_jobs(project)) == 1
-        _cancel(project)
-        subprocess.run(["scontrol", "requeue", "1"], env=environment, check=False)
         submitter.kill()
         submitter.communicate()
-        shutil.copy(ROOT / "deploy" / "slurm.sh", root / "deploy" / "slurm.sh")
         _wait(lambda: len(_jobs(project)) == 2)
         second.kill()
 

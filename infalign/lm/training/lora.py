@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from infalign.errors import InputError
-from infalign.lm.freezing import is_frozen, thaw
+from infalign.lm.freezing import is_frozen, linear_weights, thaw
 
 NAME = "infalign"
 SCALE = 2.0  # lora_alpha / rank
@@ -26,10 +27,11 @@ SCALE = 2.0  # lora_alpha / rank
 def add_adapter(
     model: PreTrainedModel, rank: int, seed: int, section: str = "align"
 ) -> PreTrainedModel:
-    """The model with an adapter in every linear layer but its head, which alone is trained.
+    """The model with an adapter in every linear layer of its trunk, which alone is trained.
 
-    The adapter begins as nothing: its second factor is zero, its first is drawn from `seed`. The
-    head of a classifier, which is new, is trained as it is.
+    The adapter begins as nothing: its second factor is zero, its first is drawn from `seed`. What a
+    classifier has behind its trunk, and the pooler within, may be new and is trained as it is.
+    Experts whose weights are not in linear layers stay as they are.
 
     Args:
         section: of params.yaml, whose lora_rank asks for it.
@@ -40,12 +42,19 @@ def add_adapter(
         r=rank,
         lora_alpha=SCALE * rank,
         lora_dropout=0.0,
-        target_modules="all-linear",
-        exclude_modules=head or None,
+        target_modules=_linear_layers(model, head),
     )
     torch.manual_seed(seed)
     dtype, device = model.dtype, model.device
-    peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # of GPT-2's layers, which it mends
+            peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
+    except ValueError as error:  # Mamba's layers read their weights past it
+        raise InputError(
+            f"{section}.lora_rank: peft has no adapter for {type(model).__name__} ({error}): "
+            "set it to null."
+        ) from None
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name or name.rpartition(".")[0] in head)
     torch.nn.Module.to(model, device=device, dtype=dtype)  # float32, to be frozen later
@@ -94,7 +103,7 @@ def write_adapter(weights: dict[str, torch.Tensor], config: Any, folder: Path, b
 
 def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
     """A plain model of the same class: its weights with the adapter's product added."""
-    for name, module in list(model.named_modules()):
+    for name, module in reversed(list(model.named_modules())):  # inner ones first
         if isinstance(module, _tuner_layer()):
             module.merge()
             model.set_submodule(name, module.get_base_layer())
@@ -116,12 +125,29 @@ def plain(model: PreTrainedModel, base: Callable[[], PreTrainedModel]) -> PreTra
 
 
 def _classifier_head(model: PreTrainedModel) -> list[str]:
-    """The linear layers of a classifier behind its trunk, by name."""
-    if not hasattr(model.config, "num_labels") or "Classification" not in type(model).__name__:
+    """The modules with weights of a classifier behind its trunk, and its pooler, by name.
+
+    A language model lacks them all, so that they are drawn anew.
+    """
+    if "Classification" not in type(model).__name__:
         return []
     trunk = {id(module) for module in model.base_model.modules()}
-    named = model.named_modules()
-    return [n for n, m in named if isinstance(m, torch.nn.Linear) and id(m) not in trunk]
+    return [
+        name
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+        and (id(module) not in trunk or "pooler" in name.split("."))
+    ]
+
+
+def _linear_layers(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
+    """The trunk's linear layers by name, without a head's."""
+    weights = {id(weight) for weight in linear_weights(model)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if id(getattr(module, "weight", None)) in weights and name not in head
+    ]
 
 
 def _layers(model: PreTrainedModel) -> Iterator[Any]:

@@ -2,15 +2,26 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+)
 
-from infalign.lm.models import save_model
+from infalign.errors import InputError
+from infalign.lm.models import load_policy, save_model
 from infalign.lm.scoring.vocabulary import token_log_probs, token_scores
 from infalign.lm.text import make_batch
 from infalign.lm.training.loop import Schedule, Step, optimise
 from infalign.lm.training.lora import add_adapter, merge_adapter, without_adapter
 from infalign.lm.training.losses import likelihood_loss
 from infalign.lm.training.parallel import Trainable
+from infalign.planning.shapes import shape_of
+from tests.lm.families import FAMILIES, saved
+
+CPU = torch.device("cpu")
+BIASED = ("weight", "bias")
 
 
 @pytest.fixture
@@ -73,3 +84,40 @@ def test_the_seed_draws_the_first_factor(tokenizer):
     assert factors
     assert all(made[0][name].equal(made[1][name]) for name in factors)
     assert not any(made[0][name].equal(made[2][name]) for name in factors)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks what is about to be renamed
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_of_every_family(family, tokenizer, tmp_path):
+    """In the trunk's linear layers, as `infalign plan` counts them; merged, a model as it was."""
+    folder = saved(family, tokenizer, tmp_path)
+    model = load_policy(folder, CPU)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    if "mamba" in family or family == "falcon_h1":
+        with pytest.raises(InputError, match=r"sft\.lora_rank: peft has no adapter for"):
+            add_adapter(model, 4, seed=3, section="sft")
+        return
+    shape = shape_of(model.config, family)
+    add_adapter(model, 4, seed=3)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    assert sum(weight.numel() for weight in trained) == sum(w.count for w in shape.adapter(4))
+    for weight in trained:
+        weight.data += 0.01
+    merged = merge_adapter(model).state_dict()
+    assert merged.keys() == before.keys()
+    moved = [name for name, value in merged.items() if not value.equal(before[name])]
+    assert len(moved) == len(trained) // 2
+    model.save_pretrained(tmp_path / "merged")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_a_classifier_lacked_is_trained_with_its_adapter(tmp_path):
+    """A masked language model has neither a classifier's head nor a pooler."""
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    BertForMaskedLM(BertConfig(**sizes, **layers)).save_pretrained(tmp_path)
+    model = BertForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
+    add_adapter(model, 4, seed=3, section="reward")
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    new = {name for name in trained if "lora_" not in name}
+    assert new == {f"{m}.{w}" for m in ("classifier", "bert.pooler.dense") for w in BIASED}

@@ -135,7 +135,8 @@ def test_dvc_yaml_runs_the_stage_over_its_names(word: str) -> None:
     command, matrix = f"python -m infalign {word}", {}
     lists = "compare" if STAGES[word].compares else "run"
     own = "compare.poison" if word == "hack" else lists
-    sources = {"objective": f"{lists}.objectives", "variant": f"{own}.variants"}
+    poisons = "compare.poison" if word in ("hack", "poison") else lists
+    sources = {"objective": f"{poisons}.objectives", "variant": f"{own}.variants"}
     sources |= {"kl_nats": f"{own}.kl_nats", "seed": f"{own}.seeds"}
     for name in STAGES[word].names:
         matrix[name] = f"${{{sources[name]}}}"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flows.project.configuration import planned
 from flows.project.recipes import Setting, read_recipe
 from flows.project.versions import COMPARISON
 from infalign.errors import InputError
-from infalign.settings.params import Params, load_params
+from infalign.settings.params import load_params
 
 if TYPE_CHECKING:
     from flows.commands.live import View
 
-OBJECTIVES = "compare.objectives"
+OBJECTIVES, POISONED = "compare.objectives", "compare.poison.objectives"
 
 
 def compare_methods(
@@ -44,31 +45,22 @@ def compare_methods(
 def with_objectives(
     root: Path, assignments: Sequence[str], recipe: Sequence[Setting] = ()
 ) -> list[Setting]:
-    """The recipe's settings, and run.objectives to compare where none are named.
+    """The recipe's settings, and which objectives to compare and to poison where none are named.
 
     While compare.objectives is empty dvc.yaml has no stages of a comparison, so that those who
-    never compare have none that were never run. The first comparison names them.
+    never compare have none that were never run. The first comparison names them: those of
+    run.objectives, and for the poison those of them whose reward is trained here.
     """
-    named, chosen = load_params(root / "params.yaml"), dict(recipe)
-    given = any(assignment.partition("=")[0].strip() == OBJECTIVES for assignment in assignments)
-    if given or chosen.get(OBJECTIVES) or named.compare.objectives:
+    path = root / "params.yaml"
+    assigned = {text.partition("=")[0].strip(): text for text in assignments}
+    keys = {*assigned, *dict(recipe)}
+    if load_params(path).compare.objectives and OBJECTIVES not in keys:
         return list(recipe)
-    trained = [
-        name
-        for name in chosen.get("run.objectives", named.run.objectives)
-        if _is_trained(named, chosen, name)
-    ]
-    if not trained:
-        raise InputError(
-            "params.yaml: no objective of run.objectives has a reward that is trained here, and a "
-            "comparison poisons one: name objectives with such a reward in compare.objectives."
-        )
-    return [*recipe, (OBJECTIVES, trained)]
-
-
-def _is_trained(named: Params, chosen: dict[str, Any], name: str) -> bool:
-    """Whether an objective's reward is trained here, by the recipe or else by params.yaml."""
-    given = chosen.get(f"objectives.{name}.reward")
-    if given is not None:
-        return bool(given.get("kind") == "train")
-    return name not in named.objectives or named.objectives[name].reward.kind == "train"
+    assigned.pop(POISONED, None)
+    asked = planned(path, [*assigned.values()], [*recipe, (POISONED, [])])
+    compared = asked.compare.objectives or asked.run.objectives
+    settings = [*recipe, *([] if asked.compare.objectives else [(OBJECTIVES, compared)])]
+    if POISONED not in keys:
+        trained = [name for name in compared if asked.objectives[name].reward.kind == "train"]
+        settings.append((POISONED, trained))
+    return settings

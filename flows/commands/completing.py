@@ -14,6 +14,7 @@ TRANSFORMS = ("identity", "log", "exp:", "optimal", "auto")
 _NAMES = {  # settings whose values are names of others
     "run.objectives": "objectives",
     "compare.objectives": "objectives",
+    "compare.poison.objectives": "compare.objectives",
     "run.variants": "align.variants",
     "compare.variants": "align.variants",
     "promotion.variant": "align.variants",

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from infalign.errors import InputError
+from infalign.settings.methods import Compare, Poison
 from infalign.settings.params import Params
 from infalign.settings.rewards import own_paths
 
@@ -70,13 +71,28 @@ def items(word: str, params: Params, objective: str) -> dict[str, str]:
         }
     if word == "compare":
         return {
-            f"results/{stage}/{objective}/{variant}/{kl_nats}/{seed}": "compare"
-            for stage, of in (("contend", compare), ("hack", compare.poison))
-            for variant in of.variants
-            for kl_nats in of.kl_nats
-            for seed in of.seeds
+            f"results/{made}": "compare"
+            for made in (
+                *(f"contend/{objective}/{one}" for one in _policies(compare)),
+                *(f"poison/{name}" for name in compare.poison.objectives),
+                *(
+                    f"hack/{name}/{one}"
+                    for name in compare.poison.objectives
+                    for one in _policies(compare.poison)
+                ),
+            )
         }
     return {}
+
+
+def _policies(of: Compare | Poison) -> list[str]:
+    """The folders of what a comparison trains for an objective."""
+    return [
+        f"{variant}/{kl_nats}/{seed}"
+        for variant in of.variants
+        for kl_nats in of.kl_nats
+        for seed in of.seeds
+    ]
 
 
 def lines_of(word: str, params: Params) -> dict[str, str]:

@@ -44,7 +44,8 @@ class Comparison(NamedTuple):
 
     Fields: the objective; its procedure's spelling; variant to the spelling of its reward; rows of
     curves, gains and theory; of the poisoned methods rows of curves and of phrases; the phrase, how
-    often the reference says it, and what it is worth to either reward model.
+    often the reference says it, and what it is worth to either reward model. The last three are
+    empty and None where nothing was poisoned.
     """
 
     objective: str
@@ -53,9 +54,9 @@ class Comparison(NamedTuple):
     curves: Sequence[Row]
     gains: Sequence[Row]
     theory: Sequence[Row]
-    poisoned: Sequence[Row]
-    phrases: Sequence[Row]
-    poison: Mapping[str, Any]
+    poisoned: Sequence[Row] = ()
+    phrases: Sequence[Row] = ()
+    poison: Mapping[str, Any] | None = None
 
     @property
     def order(self) -> list[str]:
@@ -76,7 +77,7 @@ class Comparison(NamedTuple):
 def plates(data: Comparison) -> list[Plate]:
     """The figures: the paper's, over-optimisation, poison."""
     own = procedure_words(data.procedure)
-    return [
+    found = [
         Plate(
             "frontier",
             rivalry(_procedure_panels(data), data.order, data.methods),
@@ -99,14 +100,16 @@ def plates(data: Comparison) -> list[Plate]:
             "Win rate against KL by every judge",
             f"The same policies under {own}, judged by each judge.",
         ),
-        Plate(
-            "poison",
-            rivalry(_poison_panels(data), data.order, data.methods),
-            "A poisoned reward: phrase and win rates against KL",
-            f"Policies trained on the poisoned reward: the share of responses with “"
-            f"{data.poison['phrase']}”, and win rates under {own} by judges without the poison.",
-        ),
     ]
+    if data.poison:
+        said = (
+            f"Policies trained on the poisoned reward: the share of responses with “"
+            f"{data.poison['phrase']}”, and win rates under {own} by judges without the poison."
+        )
+        drawn = rivalry(_poison_panels(data, data.poison), data.order, data.methods)
+        title = "A poisoned reward: phrase and win rates against KL"
+        found.append(Plate("poison", drawn, title, said))
+    return found
 
 
 def _own(rows: Sequence[Row], data: Comparison, judge: str) -> list[Row]:
@@ -125,12 +128,12 @@ def _procedure_panels(data: Comparison) -> list[Panel]:
     ]
 
 
-def _poison_panels(data: Comparison) -> list[Panel]:
+def _poison_panels(data: Comparison, poison: Row) -> list[Panel]:
     share = Panel(
         "Responses with the phrase",
         lines_of(data.phrases, "share"),
         {},
-        100 * data.poison["reference_phrase_share"],
+        100 * poison["reference_phrase_share"],
         "share of responses (%)",
     )
     return [share] + [
@@ -220,21 +223,26 @@ def _policy(data: Comparison, name: str) -> Html:
 
 def render_comparison(data: Comparison, drawn: Sequence[Plate]) -> str:
     """The page as one HTML text; every value is escaped."""
-    frontier, judges, poison = (shown(plate) for plate in drawn)
-    worth = "; ".join(
-        f"it is worth {decimal(data.poison[f'phrase_worth_{word}'])} standard deviations of the "
-        f"reward to the {word} reward model"
-        for word in ("poisoned", "clean")
-    )
-    said = (
-        f"{POISON_TEXT} The phrase is “{data.poison['phrase']}”; the reference says it in "
-        f"{percent(data.poison['reference_phrase_share'])} % of its responses; {worth}."
-    )
+    frontier, judges, *poison = (shown(plate) for plate in drawn)
     chapters = [
         Chapter("gain", "Gain at equal KL", join([tag("p", GAIN_TEXT), gain_sheet(data)])),
         Chapter("frontier", "Win rate against KL", join([frontier, curve_sheet(data)])),
         Chapter("judges", "Who judges", join([tag("p", JUDGE_TEXT), judges])),
-        Chapter("poison", "A poisoned reward", join([tag("p", said), poison, poison_sheet(data)])),
     ]
+    if data.poison:
+        parts = [tag("p", _poison_said(data.poison)), *poison, poison_sheet(data)]
+        chapters.append(Chapter("poison", "A poisoned reward", join(parts)))
     title = f"Methods at equal KL: {data.objective}, {procedure_words(data.procedure)}"
     return document(title, Html(""), chapters)
+
+
+def _poison_said(poison: Row) -> str:
+    worth = "; ".join(
+        f"it is worth {decimal(poison[f'phrase_worth_{word}'])} standard deviations of the "
+        f"reward to the {word} reward model"
+        for word in ("poisoned", "clean")
+    )
+    return (
+        f"{POISON_TEXT} The phrase is “{poison['phrase']}”; the reference says it in "
+        f"{percent(poison['reference_phrase_share'])} % of its responses; {worth}."
+    )

@@ -98,6 +98,7 @@ def _distinct_lists(params: Params) -> None:
         "compare.kl_nats": compare.kl_nats,
         "compare.seeds": compare.seeds,
         "compare.judges": compare.judges,
+        "compare.poison.objectives": compare.poison.objectives,
         "compare.poison.variants": compare.poison.variants,
         "compare.poison.kl_nats": compare.poison.kl_nats,
         "compare.poison.seeds": compare.poison.seeds,
@@ -167,11 +168,16 @@ def _enough_prompts(params: Params) -> None:
 def _something_to_compare(params: Params) -> None:
     """What `infalign compare` needs of both kinds of variants, and of the judges."""
     compare = params.compare
-    for name in compare.objectives:
+    for name in compare.poison.objectives:
+        if name not in compare.objectives:
+            raise ValueError(
+                f"compare.poison.objectives names {name!r}, which compare.objectives does not: add "
+                "it there, or leave it out"
+            )
         if params.objectives[name].reward.kind != "train":
             raise ValueError(
-                f"compare.objectives names {name!r}, whose reward is not trained here, and a "
-                "comparison trains one on poisoned pairs as well: leave it out"
+                f"compare.poison.objectives names {name!r}, whose reward is not trained here, so "
+                "that it cannot learn from poisoned pairs: leave it out"
             )
     blind = [params.is_blind(name) for name in compare.variants]
     if all(blind) or not any(blind):
@@ -206,7 +212,7 @@ def _budgets(params: Params) -> Iterator[tuple[str, str, str, float]]:
         (params.run.objectives, params.run.variants, "align.kl_nats", [params.align.kl_nats]),
         (compare.objectives, compare.variants, "compare.kl_nats", compare.kl_nats),
         (
-            compare.objectives,
+            compare.poison.objectives,
             compare.poison.variants,
             "compare.poison.kl_nats",
             compare.poison.kl_nats,

@@ -225,6 +225,9 @@ Seeds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 class Poison(Section):
     """A spurious phrase in the preferences that a reward model learns from."""
 
+    objectives: list[Name] = Field(
+        default=[], description="names in `compare.objectives` whose reward is trained here"
+    )
     phrase: str = Field(default="Okay,", min_length=1, description="text put into responses")
     place: Literal["start", "end"] = Field(default="start", description="where in the response")
     share: Share = Field(default=0.25, description="share of the training pairs that are poisoned")

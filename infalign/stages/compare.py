@@ -3,6 +3,7 @@
 Reads results/{contend,hack,poison}/O, results/{prepare,sample} and results/calibrate/O. Writes to
 results/compare/O: index.html (one page that opens from disk), plots/{frontier,judges,poison}.png,
 comparison.json (the rows behind them: curves, gains, theory, poisoned, phrases) and metrics.json.
+Nothing is read or said of poison where compare.poison.objectives leaves the objective out.
 The statistics need no model: `infalign.measuring.comparison`.
 """
 
@@ -43,7 +44,6 @@ def needs(params: Params, objective: str) -> Needs:
             "results/sample",
             f"results/calibrate/{objective}",
             *items("compare", params, objective),
-            f"results/poison/{objective}",
         ),
         params=(
             "run.seed",
@@ -63,20 +63,16 @@ def run(workspace: Workspace, objective: str) -> None:
     workspace = workspace.alone
     settings = workspace.params.compare
     rivals, _ = _rivals(workspace, objective, "contend", settings)
-    poisoned, said = _rivals(_poisoned(workspace, objective), objective, "hack", settings.poison)
-    folder = workspace.results("poison", objective)
-    poison = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     found = Comparison(
         objective=objective,
         procedure=str(rivals.contest.own),
-        methods={**rivals.contest.methods, **poisoned.contest.methods},
+        methods=rivals.contest.methods,
         curves=curve_rows(rivals),
         gains=gain_rows(rivals),
         theory=theory_rows(rivals),
-        poisoned=curve_rows(poisoned),
-        phrases=phrase_rows(poisoned, said, settings.poison.phrase),
-        poison=poison | {"phrase": settings.poison.phrase},
     )
+    if objective in settings.poison.objectives:
+        found = _with_poison(found, workspace, objective)
     out = workspace.out / "compare" / objective
     drawn = plates(found)
     for plate in drawn:
@@ -84,6 +80,20 @@ def run(workspace: Workspace, objective: str) -> None:
     write_text(out / "index.html", render_comparison(found, drawn))
     write_json(out / "comparison.json", found._asdict())
     write_json(out / "metrics.json", headline(found.curves, found.gains))
+
+
+def _with_poison(found: Comparison, workspace: Workspace, objective: str) -> Comparison:
+    """The comparison with what the poisoned reward did."""
+    settings = workspace.params.compare.poison
+    poisoned, said = _rivals(_poisoned(workspace, objective), objective, "hack", settings)
+    folder = workspace.results("poison", objective)
+    poison = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return found._replace(
+        methods={**found.methods, **poisoned.contest.methods},
+        poisoned=curve_rows(poisoned),
+        phrases=phrase_rows(poisoned, said, settings.phrase),
+        poison=poison | {"phrase": settings.phrase},
+    )
 
 
 def _poisoned(workspace: Workspace, objective: str) -> Workspace:

@@ -76,7 +76,7 @@ def run(workspace: Workspace, objective: str) -> None:
     if workspace.params.objectives[objective].reward.kind != "train":
         raise InputError(
             f"objectives.{objective}.reward is not trained here, and only a reward model that is "
-            "can learn from poisoned pairs: leave the objective out of compare.objectives."
+            "can learn from poisoned pairs: leave the objective out of compare.poison.objectives."
         )
     workspace = workspace.alone
     settings = workspace.params.compare.poison

@@ -58,6 +58,10 @@ def test_the_shipped_file_is_valid():
         ({"compare": {"variants": ["ipo", "rlhf"]}}, "compare.variants needs both kinds"),
         ({"compare": {"objectives": ["honest"]}}, "compare.objectives names 'honest'"),
         ({"compare": {"judges": ["jury"]}}, "compare.judges.0 = 'jury'"),
+        (
+            {"compare": {"poison": {"objectives": ["helpful"]}}},
+            "compare.poison.objectives names 'helpful', which compare.objectives does not",
+        ),
         ({"compare": {"poison": {"share": 1.5}}}, "compare.poison.share = 1.5"),
         ({"compare": {"poison": {"phrase": ""}}}, "compare.poison.phrase = ''"),
         ({"objectives": {"helpful": {"procedure": "best_of:0"}}}, "best_of:0"),
@@ -147,7 +151,12 @@ RAW = {"run": {"variants": ["rlhf"]}, "promotion": {"variant": "rlhf"}}
             "compare.kl_nats = 4 is more than 'rlhf' can spend",
         ),
         (
-            {"compare": {"objectives": ["helpful"], "poison": {"kl_nats": [4.0]}}},
+            {
+                "compare": {
+                    "objectives": ["helpful"],
+                    "poison": {"objectives": ["helpful"], "kl_nats": [4.0]},
+                }
+            },
             "compare.poison.kl_nats = 4 is more than 'rlhf' can spend",
         ),
         (

@@ -61,10 +61,12 @@ def test_a_secret_is_refused_and_not_shown(params_tree: dict[str, Any], given: A
     assert "secret-1" not in str(caught.value)
 
 
-def test_a_comparison_takes_trained_rewards_only(params_tree: dict[str, Any]) -> None:
+def test_a_comparison_poisons_trained_rewards_only(params_tree: dict[str, Any]) -> None:
     tree = copy.deepcopy(params_tree)
     tree["objectives"]["helpful"]["reward"] = SERVER
     tree["compare"]["objectives"] = ["helpful"]
+    check_params(tree, "params.yaml")
+    tree["compare"]["poison"]["objectives"] = ["helpful"]
     with pytest.raises(InputError, match="'helpful', whose reward is not trained here"):
         check_params(tree, "params.yaml")
 

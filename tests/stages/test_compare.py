@@ -25,7 +25,7 @@ CASE = {
     "variants": ["ctrl", "identity", "bon_distillation", "bonbon", "ipo", "dpo"],
     "kl_nats": [0.2],
     "seeds": [0, 1],
-    "poison": {"variants": ["rlhf"], "kl_nats": [0.2], "seeds": [0]},
+    "poison": {"objectives": ["helpful"], "variants": ["rlhf"], "kl_nats": [0.2], "seeds": [0]},
 }
 CONTENDER = {"samples.parquet", "rewards.parquet", "history.jsonl", "metrics.json"}
 
@@ -125,6 +125,25 @@ def test_the_comparison_has_its_figure_table_and_rows(compared):
         if (r["variant"], r["judge"], r["procedure"]) == ("ipo", "selecting", "best_of:4")
     )
     assert row["win_rate"] == pytest.approx(mean)
+
+
+def test_without_poison_there_is_neither_a_chapter_nor_a_figure_of_it(compared, tree, tmp_path):
+    own_folder(compared, tmp_path, merged(tree, {"compare": {"poison": {"objectives": []}}}))
+    (tmp_path / "results" / "contend").symlink_to(compared / "results" / "contend")
+    with contextlib.chdir(tmp_path):
+        assert main(["compare", "--objective", "helpful"]) == 0
+    folder = tmp_path / "results/compare/helpful"
+    assert {p.name for p in (folder / "plots").iterdir()} == {"frontier.png", "judges.png"}
+    found, other = (
+        json.loads((place / "results/compare/helpful/comparison.json").read_text())
+        for place in (tmp_path, compared)
+    )
+    assert found["poison"] is None
+    assert found["curves"] == other["curves"]
+    assert found["gains"] == other["gains"]
+    page = (folder / "index.html").read_text()
+    assert page.count("<svg") == 2
+    assert "poison" not in page.lower()
 
 
 def test_the_poisoned_rewards_are_the_poisoned_models_own(compared, finished):

@@ -52,16 +52,27 @@ def assigned(*assignments: str) -> list[str]:
 
 def test_the_first_comparison_names_the_objectives(tmp_path: Path) -> None:
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
-    named = ("compare.objectives", ["helpful", "harmless"])
-    assert with_objectives(tmp_path, []) == [named]
-    assert with_objectives(tmp_path, ["align.steps=5"]) == [named]
-    assert with_objectives(tmp_path, ["compare.objectives=[helpful]"]) == []
-    brief = ("run.objectives", ["brief"])
-    assert with_objectives(tmp_path, [], [brief]) == [brief, ("compare.objectives", ["brief"])]
+    poisoned = "compare.poison.objectives"
+    both = [(name, ["helpful", "harmless"]) for name in ("compare.objectives", poisoned)]
+    assert with_objectives(tmp_path, []) == both
+    assert with_objectives(tmp_path, ["align.steps=5"]) == both
+    assert with_objectives(tmp_path, [f"{poisoned}=[helpful]"]) == both[:1]
+    one = (poisoned, ["helpful"])
+    assert with_objectives(tmp_path, ["compare.objectives=[helpful]"]) == [one]
     own = ("compare.objectives", ["helpful"])
-    assert with_objectives(tmp_path, [], [own]) == [own]
+    assert with_objectives(tmp_path, [], [own]) == [own, one]
+    # Only a reward that is trained here can be poisoned.
+    rule = {"kind": "function", "path": "rules.py:score"}
+    ruled = [("objectives.harmless.reward", rule), ("objectives.harmless.judge", None)]
+    assert with_objectives(tmp_path, [], ruled) == [*ruled, both[0], one]
     with pytest.raises(InputError, match=r"compare\.objectives is empty"):
         compare_methods(tmp_path, "compare", [], dry_run=True)
+    # What the file names stays.
+    text = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(
+        text.replace("  objectives: []  # empty: nothing is", "  objectives: [helpful]  # is")
+    )
+    assert with_objectives(tmp_path, []) == []
 
 
 def test_an_instance_s_name_says_what_it_is() -> None:
@@ -103,6 +114,7 @@ def test_a_run_does_not_notice_a_comparison(project: Callable[[], Project]) -> N
     assert "results/report" not in output
     written = yaml.safe_load((mine.root / "params.yaml").read_text())
     assert written["compare"]["objectives"] == written["run"]["objectives"]
+    assert written["compare"]["poison"]["objectives"] == written["run"]["objectives"]
     runs = mine.runs()
     run = runs["contend@harmless-ipo-0.25-0"][0]
     want = {"objective": "harmless", "variant": "ipo", "kl_nats": "0.25", "seed": "0"}

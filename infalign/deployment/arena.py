@@ -13,6 +13,7 @@ killed arena goes on, and a champion that did not change is not asked again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -39,6 +40,7 @@ from infalign.deployment.bouts import (
     open_field,
     write_bouts,
 )
+from infalign.deployment.drawing import open_packaged_sampler
 from infalign.deployment.systems import System
 from infalign.errors import InputError
 from infalign.files.squares import Array, Square
@@ -238,32 +240,28 @@ class Arena:
     def answers(self, system: System) -> list[pa.Table]:
         """A system's answers, drawn where they are not known."""
         from infalign.lm.memory import Budget
-        from infalign.lm.models import load_format, load_policy, pick_device
         from infalign.lm.sampling.randomness import derive_seed
-        from infalign.lm.sampling.sampler import sample_responses
 
-        params, folder = self.workspace.params, system.policy
-        policy, form, made = None, load_format(folder), []
-        for number, ids in enumerate(self._blocks()):
-            path = self._part(self._name(system), number)
-            if not path.exists():
-                if policy is None:
-                    device = pick_device(params.run.device)
-                    policy = load_policy(folder, device, _precision(system), frozen=True)
-                drawn = sample_responses(
-                    policy,
-                    form,
-                    [self.field.prompts[i] for i in ids],
-                    ids,
-                    np.tile(np.arange(self.draws), (len(ids), 1)),
-                    seed=derive_seed(params.run.seed, "arena"),  # one for both: draws in common
-                    longest=system.settings["response_tokens"],
-                    batch_size=params.evaluate.batch_size,
-                    budget=Budget(params.run.batch_tokens),
-                )
-                write_table(path, self._keys(ids) | {"response": drawn.text}, ANSWERS)
-                print(f"arena: {system.word}, answers, part {number + 1}", flush=True)
-            made.append(read_table(path, ANSWERS))
+        params, sampler, made = self.workspace.params, None, []
+        with contextlib.ExitStack() as stack:
+            for number, ids in enumerate(self._blocks()):
+                path = self._part(self._name(system), number)
+                if not path.exists():
+                    if sampler is None:
+                        about = (system.policy, _precision(system), system.word)
+                        budget = Budget(params.run.batch_tokens)
+                        opened = open_packaged_sampler(params, *about, budget)
+                        sampler = stack.enter_context(opened)
+                    drawn = sampler.draw(
+                        [self.field.prompts[i] for i in ids],
+                        ids,
+                        np.tile(np.arange(self.draws), (len(ids), 1)),
+                        seed=derive_seed(params.run.seed, "arena"),  # one for both
+                        longest=system.settings["response_tokens"],
+                    )
+                    write_table(path, self._keys(ids) | {"response": drawn.text}, ANSWERS)
+                    print(f"arena: {system.word}, answers, part {number + 1}", flush=True)
+                made.append(read_table(path, ANSWERS))
         return made
 
     def _open(self, source: Path) -> Any:

@@ -184,9 +184,10 @@ def bouts_folder(root: Path, objective: str, name: str) -> Path:
 
 
 def _passes(params: Params) -> list[Any]:
-    """What may change the last bits of models' outputs."""
-    run, evaluate = params.run, params.evaluate
-    return [run.device, run.threads, run.precision, run.batch_tokens, evaluate.batch_size]
+    """What may change the last bits of models' outputs, or who draws."""
+    run, evaluate, engine = params.run, params.evaluate, params.generation
+    passes = [run.device, run.threads, run.precision, run.batch_tokens, evaluate.batch_size]
+    return [*passes, engine.engine, engine.start]
 
 
 def _code() -> list[str]:

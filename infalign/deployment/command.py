@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from infalign.errors import InputError
+from infalign.errors import CheckFailed, InputError
 from infalign.settings.params import Params, load_params
 
 
@@ -25,14 +25,14 @@ def run(
     arguments: Sequence[str] | None,
     work: Callable[[Params, argparse.Namespace], None],
 ) -> int:
-    """Work in the project of the current folder; a user's mistake is one sentence, exit code 2."""
+    """Work in the project of the current folder; what is wrong is one sentence, exit code 2."""
     chosen = parser.parse_args(arguments)
     from infalign.processes.one_stage import apply_threads
 
     try:
         apply_threads("params.yaml")
         work(load_params("params.yaml"), chosen)
-    except InputError as error:
+    except (InputError, CheckFailed) as error:
         print(f"{word}: {error}", file=sys.stderr)
         return 2
     return 0

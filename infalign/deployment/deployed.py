@@ -4,7 +4,8 @@ Reads one folder (`package.py` writes it): `policy/`, `reward/`, `reward.json`, 
 `references.parquet`. The same prompt, settings and seed give the same bytes, whatever else is in
 the request: every prompt is decoded on its own, and every token follows from a counter. A server
 may draw what several threads ask for side by side (`together`): the tokens still follow from the
-same counters, but sums are rounded in another order.
+same counters, but sums are rounded in another order. Servers of vLLM may draw in place of the
+built-in sampler (`served.py`): they put together themselves what many ask for.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel
 
 from infalign.data.dialogue import Dialogue, read_marked
 from infalign.data.framing import asked
 from infalign.deployment.together import Together
+from infalign.engines.samplers import BuiltIn, Sampler
 from infalign.errors import InputError
 from infalign.files.tables import Table, read_table
 from infalign.files.weights import PICKLES
 from infalign.lm.formats import Format
+from infalign.lm.memory import Budget
 from infalign.lm.models import load_format, load_policy, pick_device
 from infalign.lm.sampling.randomness import derive_seed
-from infalign.lm.sampling.sampler import Responses, sample_responses
+from infalign.lm.sampling.sampler import Responses
 from infalign.rewards.classifier import Passes
 from infalign.rewards.packaged import classifiers, open_packaged
 from infalign.rewards.source import RewardSource
@@ -127,12 +129,18 @@ class Drawn:
 
 @dataclass(frozen=True)
 class _Ask:
-    """One prompt, and how to answer it."""
+    """One prompt, how to answer it, and what was drawn for it already."""
 
     dialogue: Dialogue
     tokens: int
     procedure: Procedure
     request: Request
+    drawn: Responses | None = None
+
+    @property
+    def seed(self) -> int:
+        """Of its stream."""
+        return derive_seed(self.request.seed, "deployed")
 
 
 @dataclass(frozen=True)
@@ -143,16 +151,19 @@ class Deployed:
         objective: what it was aligned for.
         procedure: the objective's own, used where a request names none.
         prompt_tokens, response_tokens: the lengths that it was trained and evaluated with.
+        folder: the policy's.
+        sampler: draws from it.
         references: dialogue to the reference's rewards.
-        together: responses drawn side by side for several threads or prompts, at most; 1: every
-            prompt is drawn for alone.
+        together: responses drawn and scored side by side for several threads or prompts, at most;
+            1: every prompt is drawn for alone.
     """
 
     objective: str
     procedure: str
     prompt_tokens: int
     response_tokens: int
-    policy: PreTrainedModel
+    folder: Path
+    sampler: Sampler
     form: Format
     reward: RewardSource
     references: Mapping[Dialogue, Sequence[float]]
@@ -160,7 +171,7 @@ class Deployed:
     _turns: Together[_Ask, Drawn] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        turns = Together(self._draw, lambda ask: ask.procedure.n, self.together)
+        turns = Together(self._work, lambda ask: ask.procedure.n, self.together)
         object.__setattr__(self, "_turns", turns)
 
     def answer(self, prompts: Sequence[Prompt], request: Request) -> list[Answer]:
@@ -186,7 +197,7 @@ class Deployed:
             dialogue, tokens = self._read(position, prompt)
             asks.append(_Ask(dialogue, tokens, *checked[request]))
         try:
-            return self._turns.ask(asks)
+            return self._turns.ask(self._drawn(asks) if self.sampler.at_once else asks)
         except InputError as error:  # what was asked is checked: it is not the caller's
             raise NotDrawn(str(error)) from error
 
@@ -225,47 +236,39 @@ class Deployed:
             )
         return dialogue, tokens
 
-    def _draw(self, asks: list[_Ask]) -> list[Drawn]:
+    def _work(self, asks: list[_Ask]) -> list[Drawn]:
+        """Draw for some prompts, unless servers have, and keep by their procedures."""
+        asks = asks if self.sampler.at_once else self._drawn(asks)
+        each = [ask.dialogue for ask in asks for _ in range(ask.procedure.n)]
+        texts = [text for ask in asks for text in _responses(ask).text]
+        ends = np.cumsum([ask.procedure.n for ask in asks])
+        rewards = np.split(self.reward.rewards(each, texts), ends[:-1])
+        return [self._kept(*pair) for pair in zip(asks, rewards, strict=True)]
+
+    def _drawn(self, asks: Sequence[_Ask]) -> list[_Ask]:
         """Draw for some prompts, those side by side that want as many responses of one kind."""
         alike: dict[tuple[int, int, float], list[int]] = {}
         for place, ask in enumerate(asks):
             key = (ask.procedure.n, ask.request.max_new_tokens, ask.request.temperature)
             alike.setdefault(key, []).append(place)
-        found: dict[int, Drawn] = {}
-        for places in alike.values():
-            drawn = self._side_by_side([asks[place] for place in places])
-            found |= dict(zip(places, drawn, strict=True))
+        found: dict[int, _Ask] = {}
+        for (n, longest, temperature), places in alike.items():
+            drawn = self.sampler.draw(
+                [asks[place].dialogue for place in places],
+                [asks[place].dialogue.id for place in places],
+                np.tile(np.arange(n), (len(places), 1)),
+                seed=[asks[place].seed for place in places],
+                longest=longest,
+                temperature=temperature,
+            )
+            for row, place in enumerate(places):
+                found[place] = replace(asks[place], drawn=drawn.of_prompt(row, n))
         return [found[place] for place in range(len(asks))]
 
-    def _side_by_side(self, asks: list[_Ask]) -> list[Drawn]:
-        """Draw for prompts that want as many responses, of one length and temperature."""
-        n, request = asks[0].procedure.n, asks[0].request
-        seeds = [derive_seed(ask.request.seed, "deployed") for ask in asks]
-        dialogues = [ask.dialogue for ask in asks]
-        drawn = sample_responses(
-            self.policy,
-            self.form,
-            dialogues,
-            [dialogue.id for dialogue in dialogues],
-            np.tile(np.arange(n), (len(asks), 1)),
-            seed=seeds,
-            longest=request.max_new_tokens,
-            batch_size=max(n, self.together),
-            temperature=request.temperature,
-        )
-        each = [dialogue for dialogue in dialogues for _ in range(n)]
-        rewards = self.reward.rewards(each, drawn.text).reshape(-1, n)
-        return [
-            self._kept(ask, seed, rewards[row], drawn, slice(row * n, (row + 1) * n))
-            for row, (ask, seed) in enumerate(zip(asks, seeds, strict=True))
-        ]
-
-    def _kept(
-        self, ask: _Ask, seed: int, rewards: np.ndarray, drawn: Responses, rows: slice
-    ) -> Drawn:
+    def _kept(self, ask: _Ask, rewards: np.ndarray) -> Drawn:
         """One prompt's responses, and which of them the procedure keeps."""
-        uniform = np.random.default_rng(derive_seed(seed, "keep", ask.dialogue.id)).random(2)
-        kept = keep(ask.procedure, rewards, *uniform)
+        uniform = np.random.default_rng(derive_seed(ask.seed, "keep", ask.dialogue.id)).random(2)
+        kept, drawn = keep(ask.procedure, rewards, *uniform), _responses(ask)
         reference = self.references.get(ask.dialogue)
         calibrated = None
         if reference is not None:
@@ -274,13 +277,18 @@ class Deployed:
             ask.dialogue,
             ask.tokens,
             ask.procedure,
-            drawn.text[rows],
-            drawn.n_tokens[rows],
-            drawn.finished[rows],
+            drawn.text,
+            drawn.n_tokens,
+            drawn.finished,
             rewards,
             kept,
             calibrated,
         )
+
+
+def _responses(ask: _Ask) -> Responses:
+    assert ask.drawn is not None
+    return ask.drawn
 
 
 def reference_prompt(text: str) -> Dialogue:
@@ -371,13 +379,15 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
     table = read_table(folder / "references.parquet", REFERENCES)
     prompts = map(reference_prompt, table["dialogue"].to_pylist())
     references = dict(zip(prompts, table["rewards"].to_pylist(), strict=True))
+    form, limits = load_format(folder / "policy"), (MOST_RESPONSES, Budget())
     return Deployed(
         settings["objective"],
         settings["procedure"],
         settings["prompt_tokens"],
         settings["response_tokens"],
-        load_policy(folder / "policy", device, precision, frozen=True),
-        load_format(folder / "policy"),
+        folder / "policy",
+        BuiltIn(load_policy(folder / "policy", device, precision, frozen=True), form, *limits),
+        form,
         open_packaged(folder, settings["device"], precision, Passes()),
         references,
     )

@@ -17,6 +17,7 @@ import numpy as np
 
 from infalign.data.dialogue import Dialogue
 from infalign.deployment.asked import FEWEST
+from infalign.deployment.drawing import open_packaged_sampler
 from infalign.deployment.drift import (
     NEIGHBOURS,
     Drift,
@@ -114,9 +115,7 @@ class Remeasuring:
 
     def rewards(self, prompts: Mapping[str, Dialogue], seed: int) -> tuple[Array, Array]:
         """Selecting rewards of champion and reference, [prompts, samples] each."""
-        from infalign.lm.models import load_format, load_policy, pick_device
         from infalign.lm.sampling.randomness import derive_seed
-        from infalign.lm.sampling.sampler import sample_responses
 
         params, samples = self.params, self.params.drift.samples
         found = []
@@ -124,16 +123,14 @@ class Remeasuring:
             ("champion", self.deployed / "policy"),
             ("reference", self.reference),
         ):
-            drawn = sample_responses(
-                load_policy(folder, pick_device(params.run.device), self.precision, frozen=True),
-                load_format(folder),
-                list(prompts.values()),
-                list(prompts),
-                np.tile(np.arange(samples), (len(prompts), 1)),
-                seed=derive_seed(seed, "monitor", side),
-                longest=self.settings["response_tokens"],
-                batch_size=params.evaluate.batch_size,
-            )
+            with open_packaged_sampler(params, folder, self.precision, side) as sampler:
+                drawn = sampler.draw(
+                    list(prompts.values()),
+                    list(prompts),
+                    np.tile(np.arange(samples), (len(prompts), 1)),
+                    seed=derive_seed(seed, "monitor", side),
+                    longest=self.settings["response_tokens"],
+                )
             asked = [dialogue for dialogue in prompts.values() for _ in range(samples)]
             rewards = self.source.rewards(asked, drawn.text)
             found.append(rewards.reshape(len(prompts), samples))

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from infalign.data.dialogue import Dialogue
-from infalign.engines.samplers import Served, open_engine
+from infalign.engines.samplers import Served, computed, open_engine
 from infalign.engines.vllm import Engine
 from infalign.lm.formats import Format
 from infalign.lm.sampling.sampler import Responses
@@ -64,7 +64,8 @@ class Adapters:
         if renews:
             self._hand_over(number, policy)
         assert self._name is not None
-        served = Served(self._engine.named(self._name), policy, self._form, checks=renews)
+        checked = policy if renews else None
+        served = Served(self._engine.named(self._name), checked, self._form)
         return served.draw(prompts, prompt_ids, sample_indices, seed=seed, longest=longest)
 
     def _hand_over(self, number: int, policy: PreTrainedModel) -> None:
@@ -103,7 +104,9 @@ def open_adapters(
         return
     folder = work / "adapters"
     shutil.rmtree(folder, ignore_errors=True)
-    with open_engine(params, policy, base, "sft", ranks, align.lora_rank) as engine:
+    settings, rank = params.generation, align.lora_rank
+    how = computed(policy)
+    with open_engine(settings, how, base, "sft", ranks=ranks, lora_rank=rank) as engine:
         yield Adapters(engine, form, folder, base, align.sync_every, ranks)
     if ranks.main:
         shutil.rmtree(folder, ignore_errors=True)

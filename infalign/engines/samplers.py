@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -26,10 +26,18 @@ from infalign.lm.sampling.randomness import engine_seed
 from infalign.lm.sampling.sampler import Responses, sample_responses
 from infalign.processes.ranks import ALONE, Ranks
 from infalign.settings.params import Params
+from infalign.settings.servers import Generation
 
 
 class Sampler(Protocol):
-    """Draws responses, no truncation of the distribution."""
+    """Draws responses, no truncation of the distribution.
+
+    Attributes:
+        at_once: whether several threads may draw at once.
+    """
+
+    @property
+    def at_once(self) -> bool: ...
 
     def draw(
         self,
@@ -37,8 +45,9 @@ class Sampler(Protocol):
         prompt_ids: Sequence[str],
         sample_indices: np.ndarray,
         *,
-        seed: int,
+        seed: int | Sequence[int],
         longest: int,
+        temperature: float = 1.0,
         ranks: Ranks = ALONE,
     ) -> Responses:
         """As `sample_responses`."""
@@ -53,6 +62,7 @@ class BuiltIn:
     form: Format
     batch_size: int
     budget: Budget
+    at_once = False
 
     def draw(
         self,
@@ -60,8 +70,9 @@ class BuiltIn:
         prompt_ids: Sequence[str],
         sample_indices: np.ndarray,
         *,
-        seed: int,
+        seed: int | Sequence[int],
         longest: int,
+        temperature: float = 1.0,
         ranks: Ranks = ALONE,
     ) -> Responses:
         """As `sample_responses`."""
@@ -74,6 +85,7 @@ class BuiltIn:
             seed=seed,
             longest=longest,
             batch_size=self.batch_size,
+            temperature=temperature,
             budget=self.budget,
             ranks=ranks,
         )
@@ -84,14 +96,14 @@ class Served:
     """A model on servers.
 
     Attributes:
-        policy: the same model here, which the first responses are checked against.
-        checks: whether they are.
+        policy: the same model here, which the first responses are checked against; None: they are
+            not.
     """
 
     engine: Engine
-    policy: PreTrainedModel
+    policy: PreTrainedModel | None
     form: Format
-    checks: bool = True
+    at_once = True
 
     def draw(
         self,
@@ -99,14 +111,22 @@ class Served:
         prompt_ids: Sequence[str],
         sample_indices: np.ndarray,
         *,
-        seed: int,
+        seed: int | Sequence[int],
         longest: int,
+        temperature: float = 1.0,
         ranks: Ranks = ALONE,
     ) -> Responses:
-        """As `sample_responses`; of several processes that share a call, rank 0 asks."""
+        """As `sample_responses`; of several processes that share a call, rank 0 asks.
+
+        Log-probabilities are those without a temperature.
+        """
+        if self.policy is not None and temperature != 1.0:
+            raise ValueError("only what is drawn at temperature 1 can be checked")
         responses = None
         if ranks.main:
-            responses = self._draw(prompts, prompt_ids, sample_indices, seed, longest)
+            wanted = Wanted(longest, self.form.ends, temperature)
+            seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+            responses = self._draw(prompts, prompt_ids, sample_indices, seeds, wanted)
         found = ranks.first(responses)
         assert found is not None
         return found
@@ -116,30 +136,33 @@ class Served:
         prompts: Sequence[Dialogue],
         prompt_ids: Sequence[str],
         sample_indices: np.ndarray,
-        seed: int,
-        longest: int,
+        streams: Sequence[int],
+        wanted: Wanted,
     ) -> Responses:
         samples = sample_indices.shape[1]
         if not np.array_equal(sample_indices, sample_indices[:, :1] + np.arange(samples)):
             raise ValueError("an engine draws responses of consecutive sample indices")
         encoded = self.form.encode_prompts(prompts)
         firsts = sample_indices[:, 0].tolist()
-        seeds = [engine_seed(seed, *pair) for pair in zip(prompt_ids, firsts, strict=True)]
-        wanted = Wanted(longest, self.form.ends)
-        some = min(len(encoded), max(2, -(-truth.RESPONSES // samples)))
-        drawn = self.engine.draw(encoded[:some], seeds[:some], samples, wanted)
-        if drawn and self.checks:
-            self._check(encoded[:some], drawn)
-        drawn += self.engine.draw(encoded[some:], seeds[some:], samples, wanted)
+        seeds = [engine_seed(*own) for own in zip(streams, prompt_ids, firsts, strict=True)]
+        drawn: list[Drawn] = []
+        if self.policy is not None and encoded:
+            some = min(len(encoded), max(2, -(-truth.RESPONSES // samples)))
+            drawn += self.engine.draw(encoded[:some], seeds[:some], samples, wanted)
+            self._check(self.policy, encoded[:some], drawn)
+        first = len(drawn) // samples
+        drawn += self.engine.draw(encoded[first:], seeds[first:], samples, wanted)
         tokens = [one.tokens for one in drawn]
         sums = np.array([_sum(one.logp) for one in drawn])
         finished = np.array([one.finished for one in drawn], dtype=bool)
         return Responses(tokens, self.form.decode(tokens), sums, finished)
 
-    def _check(self, prompts: Sequence[Sequence[int]], drawn: Sequence[Drawn]) -> None:
+    def _check(
+        self, policy: PreTrainedModel, prompts: Sequence[Sequence[int]], drawn: Sequence[Drawn]
+    ) -> None:
         tokens, sums = [one.tokens for one in drawn], np.array([_sum(one.logp) for one in drawn])
-        who = f"generation.urls: the server of {self.engine.model!r}"
-        truth.check_drawn(self.policy, prompts, tokens, sums, self.form.pad, who)
+        who = f"{self.engine.section}.urls: the server of {self.engine.model!r}"
+        truth.check_drawn(policy, prompts, tokens, sums, self.form.pad, who)
 
 
 def _sum(values: Sequence[float]) -> float:
@@ -158,6 +181,7 @@ def open_sampler(
     batch_size: int,
     budget: Budget | None = None,
     ranks: Ranks = ALONE,
+    placed: bool = True,
 ) -> Iterator[Sampler]:
     """What draws from a policy; servers that are started for it end with the context.
 
@@ -166,36 +190,59 @@ def open_sampler(
         name: of the policy there: its place below results/.
         batch_size, budget: of the built-in sampler.
         ranks: the processes that will draw; rank 0 starts a server for all.
+        placed: whether servers that generation.urls names may have it. A packaged policy has no
+            place below results/: the built-in sampler draws from it where no server is started.
     """
-    if params.generation.engine == "builtin":
+    settings = params.generation
+    if settings.engine == "builtin" or not (placed or settings.start):
         yield BuiltIn(policy, form, batch_size, budget or Budget())
         return
-    with open_engine(params, policy, folder, name, ranks) as engine:
+    with open_engine(settings, computed(policy), folder, name, ranks=ranks) as engine:
         yield Served(engine, policy, form)
+
+
+class Computed(NamedTuple):
+    """How a model computes here, and so on its servers.
+
+    Attributes:
+        exact: in float32.
+        device: its type.
+    """
+
+    exact: bool
+    device: str
+
+
+def computed(policy: PreTrainedModel) -> Computed:
+    """How a model computes."""
+    return Computed(getattr(policy, "autocast_dtype", None) is None, policy.device.type)
 
 
 @contextlib.contextmanager
 def open_engine(
-    params: Params,
-    policy: PreTrainedModel,
+    settings: Generation,
+    how: Computed,
     folder: Path,
     name: str,
+    *,
     ranks: Ranks = ALONE,
     lora_rank: int | None = None,
+    section: str = "generation",
 ) -> Iterator[Engine]:
-    """A policy on servers, which are started and ended where generation.start says so.
+    """A policy on servers, which are started and ended where `start` says so.
 
     Args:
-        policy, folder, name, ranks: as `open_sampler`.
+        how: the policy computes.
+        folder, name, ranks: as `open_sampler`.
         lora_rank: of adapters that a server takes.
+        section: of params.yaml that has `urls`.
     """
-    settings, exact = params.generation, getattr(policy, "autocast_dtype", None) is None
     with contextlib.ExitStack() as stack:
         urls = settings.urls
         if settings.start:
             if ranks.main:
-                start = Start(settings, folder, name, exact, policy.device.type, lora_rank)
+                start = Start(settings, folder, name, how.exact, how.device, lora_rank)
                 urls = [stack.enter_context(started(start))]
             urls = ranks.first(urls)
-        yield Engine(settings, urls, name)
+        yield Engine(settings, urls, name, section=section)
         ranks.wait()

@@ -22,8 +22,6 @@ from infalign.errors import InputError
 from infalign.settings.reading import shown
 from infalign.settings.servers import Generation
 
-FIELD = "generation"
-
 
 class Drawn(NamedTuple):
     """One response.
@@ -55,6 +53,7 @@ class Engine:
         urls: in place of those of the settings, where servers were started here.
         model: its name there.
         sleep: what waits between tries.
+        section: of params.yaml that has `urls`.
     """
 
     def __init__(
@@ -63,9 +62,10 @@ class Engine:
         urls: Sequence[str],
         model: str,
         sleep: Callable[[float], None] = time.sleep,
+        section: str = "generation",
     ) -> None:
-        self.model, self._settings, self._sleep = model, settings, sleep
-        self._key = key_of(settings.api_key_variable, f"{FIELD}.api_key_variable")
+        self.model, self.section, self._settings, self._sleep = model, section, settings, sleep
+        self._key = key_of(settings.api_key_variable, "generation.api_key_variable")
         self._remedies = Remedies(
             late="raise it, or lower generation.concurrency",
             missing=f"start it with `infalign engine start`, or --served-model-name {model}",
@@ -83,13 +83,15 @@ class Engine:
         try:
             found = patiently(partial(self._look, urls), self._pauses(), self._sleep)
         except Failed as error:
-            raise InputError(f"{FIELD}.urls: no server has {self.model!r}: {error}.") from None
+            raise InputError(
+                f"{self.section}.urls: no server has {self.model!r}: {error}."
+            ) from None
         own = [url for url, names in found.items() if self.model in names]
         if own:
             return own
         there = "; ".join(f"{url} has {', '.join(names)}" for url, names in found.items())
         raise InputError(
-            f"{FIELD}.urls: no server has the model {self.model!r}: {there}: start one with "
+            f"{self.section}.urls: no server has the model {self.model!r}: {there}: start one with "
             f"`infalign engine start --model {self.model}`, or name it there with "
             "--served-model-name."
         )
@@ -120,6 +122,7 @@ class Engine:
             seeds: of each prompt's first response, as `randomness.engine_seed` makes them.
             samples: responses a prompt.
         """
+        who = f"{self.section}.urls: the server of {self.model!r}"
         places: queue.SimpleQueue[str] = queue.SimpleQueue()
         for _ in range(self._settings.concurrency):
             for url in self.urls:
@@ -128,7 +131,7 @@ class Engine:
         def ask(prompt: Sequence[int], seed: int) -> list[Drawn]:
             body = json.dumps(self._body(prompt, seed, samples, wanted)).encode()
             answer = self._patiently(places, body)
-            return _read(answer, samples, wanted, self.model)
+            return _read(answer, samples, wanted, who)
 
         many = min(self._settings.concurrency * len(self.urls), max(1, len(prompts)))
         with ThreadPoolExecutor(many) as pool:
@@ -145,7 +148,7 @@ class Engine:
             try:
                 patiently(ask, self._pauses(), self._sleep)
             except Failed as error:
-                raise InputError(f"{FIELD}.urls: {url}{path} {error}.") from None
+                raise InputError(f"{self.section}.urls: {url}{path} {error}.") from None
 
     def _patiently(self, places: queue.SimpleQueue[str], body: bytes) -> Any:
         """The answer of whichever server has room, another one after a failure."""
@@ -162,7 +165,7 @@ class Engine:
         try:
             return patiently(ask, self._pauses(), self._sleep)
         except Failed as error:
-            raise InputError(f"{FIELD}.urls: the server {error}.") from None
+            raise InputError(f"{self.section}.urls: the server {error}.") from None
 
     def _pauses(self) -> Iterable[float]:
         return waits_within(self._settings.patience_seconds)
@@ -206,7 +209,7 @@ class Engine:
         }
 
 
-def _read(answer: Any, samples: int, wanted: Wanted, model: str) -> list[Drawn]:
+def _read(answer: Any, samples: int, wanted: Wanted, who: str) -> list[Drawn]:
     """The responses of an answer, in the order of their indices; one sentence for any other."""
     try:
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
@@ -222,22 +225,20 @@ def _read(answer: Any, samples: int, wanted: Wanted, model: str) -> list[Drawn]:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            f"{FIELD}.urls: the server of {model!r} gave no {samples} choices with token_ids and "
-            f"token_logprobs of equal length, but {shown(answer)}: it needs vLLM's "
-            "return_token_ids and logprobs."
+            f"{who} gave no {samples} choices with token_ids and token_logprobs of equal length, "
+            f"but {shown(answer)}: it needs vLLM's return_token_ids and logprobs."
         ) from None
     for one in drawn:
-        _check_end(one, wanted, model)
+        _check_end(one, wanted, who)
     return drawn
 
 
-def _check_end(one: Drawn, wanted: Wanted, model: str) -> None:
+def _check_end(one: Drawn, wanted: Wanted, who: str) -> None:
     """Raise where a response ended otherwise than by one of its ends, or by being too long."""
     ended = bool(one.tokens) and one.tokens[-1] in wanted.ends
     if one.finished != ended or (not ended and len(one.tokens) != wanted.longest):
         raise InputError(
-            f"{FIELD}.urls: the server of {model!r} ended a response after {len(one.tokens)} "
-            f"tokens, neither by one of the tokens {list(wanted.ends)} nor at {wanted.longest} "
-            "tokens: start it with --generation-config vllm and a --max-model-len that holds "
-            "prompt and response."
+            f"{who} ended a response after {len(one.tokens)} tokens, neither by one of the tokens "
+            f"{list(wanted.ends)} nor at {wanted.longest} tokens: start it with "
+            "--generation-config vllm and a --max-model-len that holds prompt and response."
         )

@@ -33,6 +33,8 @@ from infalign.errors import InputError
 from infalign.files.tables import INDEPENDENT, PROMPTS, SELECTING, read_table, write_table
 from infalign.files.workspace import Workspace
 from infalign.settings.params import Params, check_params, load_params
+from infalign.settings.servers import Generation
+from tests.engines.own_server import stand_in
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -151,6 +153,9 @@ def test_other_systems_differ_and_the_champions_own_judge_has_a_word(
 def test_the_answers_are_those_of_the_deployed_system_with_one_stream_of_numbers(
     project: Path, models: dict[str, Path]
 ) -> None:
+    import torch
+
+    from infalign.lm.models import load_policy
     from infalign.lm.sampling.randomness import derive_seed
     from infalign.lm.sampling.sampler import sample_responses
 
@@ -167,7 +172,7 @@ def test_the_answers_are_those_of_the_deployed_system_with_one_stream_of_numbers
     for folder in (first, second):
         system = load_deployed(folder / "deployed")
         drawn = sample_responses(
-            system.policy,
+            load_policy(folder / "deployed" / "policy", torch.device("cpu")),
             system.form,
             list(field.prompts.values()),
             list(field.prompts),
@@ -178,6 +183,27 @@ def test_the_answers_are_those_of_the_deployed_system_with_one_stream_of_numbers
         )
         assert drawn.text in said
     assert said[0] != said[1]
+
+
+def test_by_a_server_that_is_started_for_it_a_system_gives_the_same_answers(
+    project: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(project)  # where servers write their logs
+    system = System.open("champion", write_system(project / "one", models["b"], None))
+    prompts, found = {dialogue.id: dialogue for dialogue in ASKED[:3]}, {}
+    servers = {
+        "builtin": Generation(),
+        "started": Generation(engine="vllm", start=True, python=str(stand_in(project))),
+        "elsewhere": Generation(engine="vllm", urls=["http://127.0.0.1:9"]),
+    }
+    for word, generation in servers.items():
+        params = settings().model_copy(update={"generation": generation})
+        hall = Arena(Workspace(params, project, "arena@helpful"), Field(prompts), 8)
+        [part] = hall.answers(system)
+        found[word] = part["response"].to_pylist()
+        assert ("starting vLLM for champion" in capsys.readouterr().out) == (word == "started")
+    assert len(parts(project)) == 3  # each is kept by itself
+    assert found["started"] == found["builtin"] == found["elsewhere"]
 
 
 def test_what_either_was_trained_on_or_cannot_take_is_left_out_and_counted(

@@ -16,7 +16,7 @@ import torch
 from promotion_case import PROMPT, tiny_models, write_settings
 
 from infalign.data.framing import asked
-from infalign.deployment import deployed, together
+from infalign.deployment import together
 from infalign.deployment.deployed import (
     Deployed,
     Request,
@@ -24,6 +24,7 @@ from infalign.deployment.deployed import (
     keep,
     load_deployed,
 )
+from infalign.engines import samplers
 from infalign.errors import InputError
 from infalign.lm.models import load_policy, load_reward_model
 from infalign.lm.sampling.randomness import derive_seed
@@ -94,14 +95,14 @@ def test_requests_without_a_procedure_take_the_objectives_own(model):
 
 def test_length_and_temperature_are_obeyed(model, monkeypatch):
     lengths = []
-    sample = deployed.sample_responses
+    sample = samplers.sample_responses
 
     def spy(*arguments, **named):
         drawn = sample(*arguments, **named)
         lengths.append(int(drawn.n_tokens.max()))
         return drawn
 
-    monkeypatch.setattr(deployed, "sample_responses", spy)
+    monkeypatch.setattr(samplers, "sample_responses", spy)
     for longest in (1, 5):
         model.answer([PROMPT], Request("best_of:16", max_new_tokens=longest))
     assert lengths == [1, 5]
@@ -113,7 +114,7 @@ def test_length_and_temperature_are_obeyed(model, monkeypatch):
 
 def test_eight_threads_give_what_one_gives_byte_for_byte(model, monkeypatch):
     """Log-probabilities included; and no two draw at once."""
-    sample, inside, drawn = deployed.sample_responses, [], {}
+    sample, inside, drawn = samplers.sample_responses, [], {}
 
     def spy(policy, form, prompts, *rest, seed, **named):
         [own] = seed
@@ -128,7 +129,7 @@ def test_eight_threads_give_what_one_gives_byte_for_byte(model, monkeypatch):
         request = Request("best_of:8", seed=seed, temperature=1.0 + seed % 2)
         return [asdict(a) for a in model.answer([PROMPT, "four five", "six seven eight"], request)]
 
-    monkeypatch.setattr(deployed, "sample_responses", spy)
+    monkeypatch.setattr(samplers, "sample_responses", spy)
     alone = [answers(seed) for seed in range(16)]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(answers, [*range(16)] * 2))
@@ -139,7 +140,7 @@ def test_eight_threads_give_what_one_gives_byte_for_byte(model, monkeypatch):
 
 def test_those_who_wait_are_drawn_for_side_by_side_and_get_the_same(model, monkeypatch):
     """Tokens follow from counters; sums alone are rounded in another order."""
-    sample, sizes = deployed.sample_responses, []
+    sample, sizes = samplers.sample_responses, []
 
     def spy(policy, form, prompts, *rest, **named):
         sizes.append(len(prompts))
@@ -150,7 +151,7 @@ def test_those_who_wait_are_drawn_for_side_by_side_and_get_the_same(model, monke
         prompts = [PROMPT, "four five", "six seven eight"]
         return served.draw(prompts, [request] * 3)
 
-    monkeypatch.setattr(deployed, "sample_responses", spy)
+    monkeypatch.setattr(samplers, "sample_responses", spy)
     alone = [answers(model, seed) for seed in range(16)]
     assert set(sizes) == {1}
     sizes.clear()
@@ -261,7 +262,7 @@ def test_n_replaces_the_number_of_draws():
     ],
 )
 def test_what_is_out_of_bounds_is_one_sentence(model, prompts, request_, words, monkeypatch):
-    monkeypatch.setattr(deployed, "sample_responses", None)  # refused before anything is drawn
+    monkeypatch.setattr(samplers, "sample_responses", None)  # refused before anything is drawn
     with pytest.raises(InputError) as error:
         model.answer(prompts, request_)
     assert words in str(error.value)

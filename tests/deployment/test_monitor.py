@@ -21,6 +21,7 @@ from infalign.deployment.remeasuring import Remeasuring
 from infalign.errors import InputError
 from infalign.files.tables import PROMPTS, read_table, write_table
 from infalign.settings.params import Params, check_params, load_params
+from infalign.settings.servers import Generation
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -140,6 +141,15 @@ def test_champion_and_reference_answer_in_the_precision_of_the_package(
         assert (old == full).all()
         assert (half != full).mean() > 0.9
         assert abs(half - full).mean() < 0.1 * full.std()
+
+
+def test_champion_and_reference_are_drawn_from_by_servers_where_generation_starts_them(
+    project: Path,
+) -> None:
+    generation = Generation(engine="vllm", start=True, python="nowhere/python")
+    params = settings().model_copy(update={"generation": generation})
+    with pytest.raises(InputError, match=r"'nowhere/python' does not exist: run `make engine`"):
+        monitor.check(project, params, "helpful", project / "model", seed=1)
 
 
 def test_fresh_prompts_are_those_that_the_evaluation_did_not_use(project: Path) -> None:

@@ -44,6 +44,11 @@ class Responses:
         """Length of each response, tokens, its end included."""
         return np.array([len(t) for t in self.tokens])
 
+    def of_prompt(self, number: int, samples: int) -> Responses:
+        """Those of one prompt, of `samples` each."""
+        rows = slice(number * samples, (number + 1) * samples)
+        return Responses(self.tokens[rows], self.text[rows], self.logp[rows], self.finished[rows])
+
 
 def sample_responses(
     policy: PreTrainedModel,

@@ -111,9 +111,7 @@ def _trained(
     def build() -> PreTrainedModel:
         if not settings.lora_rank:
             return start(device)
-        model = add_adapter(start(device), settings.lora_rank, seed, "reward")
-        # Rewards of others than those with a plain head are computed without autocast.
-        return freeze(model) if hasattr(model, "score") else model
+        return freeze(add_adapter(start(device), settings.lora_rank, seed, "reward"))
 
     model, data = Trainable(build(), params.run, build), _encoded(pairs, form)
     batches = EpochBatches(data.lengths, settings.batch_size, seed)

@@ -14,6 +14,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from infalign.lm.heads import classifier_head
+
 BASE = ".base_layer"  # where an adapter puts the layer that it changes
 
 
@@ -30,9 +32,11 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def linear_weights(model: PreTrainedModel) -> Iterator[torch.nn.Parameter]:
-    """Those of the trunk's linear layers, without an adapter's, the embedding and the head."""
+    """Those of the trunk's linear layers, without an adapter's, embedding, head and pooler."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     outside = {id(end.weight) for end in ends if end is not None}
+    for _, module in classifier_head(model):
+        outside.update(id(weight) for weight in module.parameters(recurse=False))
     for name, layer in model.base_model.named_modules():
         if isinstance(layer, torch.nn.Linear | Conv1D) and "lora_" not in name:
             yield from (w for w in layer.parameters(recurse=False) if id(w) not in outside)

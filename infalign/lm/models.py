@@ -3,7 +3,7 @@
 Models are float32, without dropout (dropout would make KL and likelihood ratios wrong), in eval
 mode, loaded from safetensors, and never run remote code. On CUDA their passes may be in bfloat16
 (`memory.autocast`); the weights stay float32, but for those that no one trains (`freezing`), and so
-does the product that gives logits.
+do the products that give logits and rewards (`heads`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from transformers.utils import logging
 from infalign.errors import InputError
 from infalign.lm.formats import Format, check_template, end_of, with_arguments
 from infalign.lm.freezing import freeze
+from infalign.lm.heads import in_float32
 from infalign.lm.loading import Loaded, base_of, load, load_config, load_weights
 from infalign.settings.params import Model, Tiny
 
@@ -153,7 +154,7 @@ def load_reward_model(
 ) -> PreTrainedModel:
     """A sequence classifier with one output, in eval mode, dropout off, frozen."""
     loaded = _classifier(name_or_path, revision)
-    return _frozen_classifier(_whole(loaded, name_or_path), device, precision)
+    return _ready(_whole(loaded, name_or_path), device, precision, frozen=True)
 
 
 def load_classifier(
@@ -164,14 +165,7 @@ def load_classifier(
 ) -> PreTrainedModel:
     """A sequence classifier with the head that it has, as `load_reward_model` otherwise."""
     loaded = load_weights(AutoModelForSequenceClassification, name_or_path, revision=revision)
-    return _frozen_classifier(_whole(loaded, name_or_path), device, precision)
-
-
-def _frozen_classifier(
-    model: PreTrainedModel, device: torch.device, precision: str
-) -> PreTrainedModel:
-    """A classifier that no one trains; one without a head of its own name reads in float32."""
-    return _ready(model, device, precision, frozen=hasattr(model, "score"))
+    return _ready(_whole(loaded, name_or_path), device, precision, frozen=True)
 
 
 def build_reward_model(
@@ -329,23 +323,12 @@ def passes_in(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
-class _InFloat32(torch.nn.Module):
-    """A module whose product is float32 under autocast too."""
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(states.device.type, enabled=False):
-            return super().forward(states.float())
-
-
 def _ready(
     model: PreTrainedModel, device: torch.device, precision: str, frozen: bool = False
 ) -> PreTrainedModel:
     model.autocast_dtype = passes_in(precision, device)
-    head = model.get_output_embeddings()
-    if head is not None and model.autocast_dtype is not None:
-        # Logits rounded to bfloat16 bias the KL by nats / 300; the hidden states do not.
-        kind = type(head)
-        head.__class__ = type(kind.__name__, (_InFloat32, kind), {})
+    if model.autocast_dtype is not None:
+        in_float32(model)
     if frozen:
         freeze(model)
     without_dropout(model).to(device)

@@ -67,7 +67,6 @@ class Shape:
 
     Attributes:
         active: parameters that one token meets: of experts, those that it is sent to.
-        rounds: whether a frozen copy keeps linear weights in bfloat16.
         cached: keys and values of one token in one layer, numbers.
         inner: width of its feed-forward layers.
         source: where the sizes come from.
@@ -81,7 +80,6 @@ class Shape:
     vocabulary: int
     source: str
     active: int
-    rounds: bool = True
 
     @property
     def parameters(self) -> int:
@@ -95,7 +93,7 @@ class Shape:
 
     def frozen(self, halved: bool) -> int:
         """Bytes of a whole copy that no one trains."""
-        return 4 * self.parameters - 2 * self.linear * (halved and self.rounds)
+        return 4 * self.parameters - 2 * self.linear * halved
 
     def frozen_shares(self, processes: int, halved: bool) -> int:
         """Bytes that each process holds of one whose layers are in shares."""
@@ -169,7 +167,6 @@ def shape_of(config: Any, source: str, *, classifies: bool = False) -> Shape:
         vocabulary=own.vocab_size,
         source=source,
         active=_active(own, weights),
-        rounds=not classifies or hasattr(model, "score"),  # `lm.models` freezes no other
     )
 
 

@@ -115,7 +115,7 @@ def test_other_kinds_of_models():
     assert sum(weight.count for weight in gpt2.adapter(16)) > 0  # its layers are no Linear
     assert gpt2.frozen(halved=True) < 0.7 * gpt2.frozen(halved=False)
     encoder = shape("bert", classifies=True)
-    assert encoder.frozen(halved=True) == encoder.frozen(halved=False)  # it reads in float32
+    assert encoder.frozen(halved=True) < 0.65 * encoder.frozen(halved=False)
     assert shape("mamba").cached == 0
     assert shape("falcon").cached == 2 * 64  # one head of keys for all queries
     with pytest.raises(InputError, match="has no classifier of the type 'granite'"):

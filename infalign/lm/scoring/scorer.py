@@ -117,8 +117,7 @@ def pooled_rewards(model: PreTrainedModel, batch: Batch, output: Output = LAST) 
     """The reward at each sequence's last real token, found by mask: [prompts * samples]."""
     head = getattr(model, "score", None)
     if head is None:  # an encoder reads whole sequences and pools by itself
-        with torch.autocast(model.device.type, enabled=False):  # bfloat16 rewards would tie
-            return model(**joined_inputs(batch)[0]).logits[:, output.label]
+        return model(**joined_inputs(batch)[0]).logits[:, output.label]
     last = _last(batch.responses, batch.mask, output.pad)
     if is_joined(model) or bool((last < 0).any()):
         inputs, _ = joined_inputs(batch)

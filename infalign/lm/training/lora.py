@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from infalign.errors import InputError
 from infalign.lm.freezing import is_frozen, linear_weights, thaw
+from infalign.lm.heads import classifier_head
 
 NAME = "infalign"
 SCALE = 2.0  # lora_alpha / rank
@@ -37,12 +38,12 @@ def add_adapter(
         section: of params.yaml, whose lora_rank asks for it.
     """
     peft = _peft(section)
-    head = _classifier_head(model)
+    head = {name for name, _ in classifier_head(model)}
     settings = peft.LoraConfig(
         r=rank,
         lora_alpha=SCALE * rank,
         lora_dropout=0.0,
-        target_modules=_linear_layers(model, head),
+        target_modules=_linear_layers(model),
     )
     torch.manual_seed(seed)
     dtype, device = model.dtype, model.device
@@ -124,29 +125,13 @@ def plain(model: PreTrainedModel, base: Callable[[], PreTrainedModel]) -> PreTra
     return merge_adapter(model)
 
 
-def _classifier_head(model: PreTrainedModel) -> list[str]:
-    """The modules with weights of a classifier behind its trunk, and its pooler, by name.
-
-    A language model lacks them all, so that they are drawn anew.
-    """
-    if "Classification" not in type(model).__name__:
-        return []
-    trunk = {id(module) for module in model.base_model.modules()}
-    return [
-        name
-        for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-        and (id(module) not in trunk or "pooler" in name.split("."))
-    ]
-
-
-def _linear_layers(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
-    """The trunk's linear layers by name, without a head's."""
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """The trunk's linear layers by name."""
     weights = {id(weight) for weight in linear_weights(model)}
     return [
         name
         for name, module in model.named_modules()
-        if id(getattr(module, "weight", None)) in weights and name not in head
+        if id(getattr(module, "weight", None)) in weights
     ]
 
 

@@ -10,6 +10,8 @@ standard input ends), it goes once it has answered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import importlib
 import json
 import os
@@ -19,7 +21,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,9 @@ from flows.serving.hosts import check_sender
 from flows.serving.log import Log
 from flows.serving.requests import Reader, Refused
 from flows.serving.routes import FAULT, Reply, Routes
-from infalign.errors import InputError
+from infalign.errors import CheckFailed, InputError
 from infalign.settings.params import Serving
+from infalign.settings.servers import Generation
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -56,16 +59,25 @@ class Job:
     ready: int
     limits: Serving
     log: str | None = None  # a folder
+    generation: Generation = field(default_factory=Generation)  # how vLLM is started and asked
+
+    @property
+    def name(self) -> str:
+        """The version, as infalign-helpful/3."""
+        return self.model.removeprefix("models:/")
 
     def dump(self) -> str:
         """As text, for the environment."""
-        return json.dumps(asdict(self) | {"limits": self.limits.model_dump()})
+        sections = {name: getattr(self, name).model_dump() for name in ("limits", "generation")}
+        return json.dumps(asdict(self) | sections)
 
     @classmethod
     def load(cls, text: str) -> Job:
         """From the text."""
         tree = json.loads(text)
-        return cls(**(tree | {"limits": Serving.model_validate(tree["limits"])}))
+        limits = Serving.model_validate(tree.pop("limits"))
+        generation = Generation.model_validate(tree.pop("generation"))
+        return cls(**tree, limits=limits, generation=generation)
 
 
 class Bounded:
@@ -265,15 +277,19 @@ class Draining(uvicorn.Server):
             self._bounded.routes.close()
 
 
-def build(job: Job) -> Bounded:
-    """Load the model, let it answer its own example, and put bounds in front of it."""
+def build(job: Job, stack: contextlib.ExitStack) -> Bounded:
+    """Load the model, let it answer its own example, and put bounds in front of it.
+
+    Args:
+        stack: ends the servers that are started for it.
+    """
     from mlflow.exceptions import MlflowException
     from mlflow.pyfunc import scoring_server
     from safetensors import SafetensorError
     from yaml import YAMLError
 
     try:
-        model = _load(job.model)
+        model = _load(job, stack)
     except (MlflowException, OSError, SafetensorError, YAMLError) as error:
         raise InputError(
             f"its files are missing or broken ({said(error)}): restore them, or register it again."
@@ -288,28 +304,35 @@ def build(job: Job) -> Bounded:
 
 def _routes(model: Any, reader: Reader, job: Job) -> Routes | None:
     """The pages of a policy that infalign packaged; None of any other model, or an older one."""
-    deployed: Any = getattr(model.unwrap_python_model(), "deployed", None)
-    if not hasattr(deployed, "draw"):
+    deployed = _deployed(model)
+    if deployed is None:
         if job.log is not None:
             raise InputError("it is none whose answers can be logged: leave --log out.")
         return None
     log = None if job.log is None else Log(Path(job.log), job.limits, Path.cwd())
-    name = job.model.removeprefix("models:/")
-    return Routes(Answering(deployed, name, job.limits, log), reader)
+    return Routes(Answering(deployed, job.name, job.limits, log), reader)
 
 
-def _load(name: str) -> Any:
-    """MLflow's model, which has answered its example."""
+def _deployed(model: Any) -> Any:
+    """The policy that infalign packaged; None of any other model, or an older one."""
+    deployed = getattr(model.unwrap_python_model(), "deployed", None)
+    return deployed if hasattr(deployed, "draw") else None
+
+
+def _load(job: Job, stack: contextlib.ExitStack) -> Any:
+    """MLflow's model, drawn from by whom `serving.engine` names, which has answered its example."""
     import mlflow
     from mlflow.pyfunc import scoring_server
 
-    folder = Path(mlflow.artifacts.download_artifacts(name))
+    folder = Path(mlflow.artifacts.download_artifacts(job.model))
     if (folder / "code" / "infalign" / "deployed.py").is_file():  # as it was once laid out
         module = importlib.import_module("infalign.deployment.deployed")
         sys.modules.setdefault("infalign.deployed", module)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*Add type hints", UserWarning)  # MLflow's, of ours
         model = mlflow.pyfunc.load_model(str(folder))
+    if job.limits.engine != "builtin":
+        _hand_over(model, job, stack)
     example = folder / "serving_input_example.json"
     if example.is_file():
         inputs = model.metadata.get_input_schema()
@@ -317,14 +340,30 @@ def _load(name: str) -> Any:
     return model
 
 
+def _hand_over(model: Any, job: Job, stack: contextlib.ExitStack) -> None:
+    """Have servers of vLLM draw; the policy leaves this process."""
+    from infalign.deployment.served import by_engine
+
+    if _deployed(model) is None:
+        raise InputError("it is none that an engine could draw for: set serving.engine to builtin.")
+    owner, settings = model.unwrap_python_model(), (job.limits, job.generation)
+    owner.deployed = by_engine(owner.deployed, job.name, *settings, stack)
+    gc.collect()
+
+
 def main() -> None:
     """Serve until told to end, or until the supervisor is gone."""
     job = Job.load(os.environ["INFALIGN_SCORING"])
-    try:
-        bounded = build(job)
-    except InputError as error:
-        os.write(job.ready, str(error).encode()[:SAID])
-        sys.exit(1)
+    with contextlib.ExitStack() as stack:
+        try:
+            bounded = build(job, stack)
+        except (InputError, CheckFailed) as error:
+            os.write(job.ready, str(error).encode()[:SAID])
+            sys.exit(1)
+        _serve(job, bounded)
+
+
+def _serve(job: Job, bounded: Bounded) -> None:
     config = uvicorn.Config(
         bounded,
         log_level="warning",

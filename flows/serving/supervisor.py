@@ -25,6 +25,7 @@ from typing import Any
 from flows.children.processes import Tell, child_environment, redact
 from flows.serving.server import READY, REST, SAID, SERVE, Job
 from flows.tracking.tracker import default_uri
+from infalign.engines.starting import STARTUP_SECONDS as ENGINE_SECONDS
 from infalign.errors import InputError
 from infalign.settings.params import Params, load_params
 from infalign.settings.reading import meant
@@ -87,7 +88,7 @@ class Supervisor:
         name: the registered model.
         alias: whose version is served.
         listener: the socket that all servers share.
-        params: section `serving` is used.
+        params: sections `serving` and `generation` are used.
         tell: called with each line for the user.
         log: the folder of the log of requests, if there is one.
     """
@@ -216,6 +217,7 @@ class Supervisor:
             write,
             self.params.serving,
             None if self.log is None else str(self.log.resolve()),
+            self.params.generation,
         )
         environment = child_environment(
             {
@@ -245,7 +247,9 @@ class Supervisor:
         return Server(version, child, read)
 
     def _until_ready(self, child: subprocess.Popen[bytes], read: int, version: str) -> None:
-        deadline = time.monotonic() + STARTUP_SECONDS
+        engine = self.params.serving.engine != "builtin"
+        seconds = STARTUP_SECONDS + (ENGINE_SECONDS if engine else 0.0)
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.stop.is_set():
                 raise KeyboardInterrupt
@@ -257,9 +261,7 @@ class Supervisor:
                     f"version {version} of {self.name} cannot be served: "
                     f"{said.decode(errors='replace') or 'see the lines above.'}"
                 )
-        raise InputError(
-            f"version {version} of {self.name} was not ready within {STARTUP_SECONDS:.0f} s."
-        )
+        raise InputError(f"version {version} of {self.name} was not ready within {seconds:.0f} s.")
 
     def _end(self) -> None:
         """Let every server finish, then leave none."""

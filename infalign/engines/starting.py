@@ -28,7 +28,8 @@ STARTUP_SECONDS = 1800.0  # large models load slowly
 GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL
 POLL_SECONDS = 0.5
 LEAST_HEAD = 32  # of vLLM's attention on a CPU
-AGAIN = 3  # times that a server is started again
+AGAIN = 3  # times that a server is started again, of those that did not last
+LASTING_SECONDS = 600.0
 LOGS = Path(".infalign") / "engines"
 # vLLM's CPU build: memory of keys and values in GiB, and threads where the machine puts them.
 CPU_ENVIRONMENT = {
@@ -187,10 +188,13 @@ def started(start: Start) -> Iterator[str]:
     over, alive = threading.Event(), [process]
 
     def keep() -> None:
-        for _ in range(AGAIN):
+        tries = AGAIN
+        while tries:
+            born = time.monotonic()
             while alive[0].poll() is None:
                 if over.wait(POLL_SECONDS):
                     return
+            tries = AGAIN if time.monotonic() - born > LASTING_SECONDS else tries - 1
             print(f"vLLM for {start.name} ended ({log}): it is started again", flush=True)
             alive[0] = spawn(start, port, detached=False)
         over.wait()

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from infalign.settings.methods import MOST, Name, Positive, Rate, Section, Several, Share
 from infalign.settings.rewards import FunctionReward
+from infalign.settings.servers import Addresses
 
 
 class Suite(Section):
@@ -265,8 +266,18 @@ class Drift(Section):
 
 
 class Serving(Section):
-    """Bounds of the scoring server."""
+    """The scoring server: its bounds, and who draws."""
 
+    engine: Literal["builtin", "vllm"] = Field(
+        default="builtin",
+        description="who draws the responses: builtin: the process that serves; vllm: servers of "
+        "vLLM, as `generation` starts or asks them",
+    )
+    urls: Addresses = Field(
+        default=[],
+        description="of servers of vLLM that have the version by its name, as infalign-helpful/3; "
+        "empty: one is started for each version, on this machine",
+    )
     request_bytes: Positive = Field(default=65536, description="longest request")
     prompts: Positive = Field(default=16, description="prompts a request")
     n: Positive = Field(

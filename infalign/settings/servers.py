@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field
 
 from infalign.settings.methods import Positive, Rate, Section
 
@@ -26,7 +26,15 @@ def _variable(text: str) -> str:
     return text
 
 
+def _distinct(urls: list[str]) -> list[str]:
+    bare = [url.rstrip("/").removesuffix("/v1") for url in urls]
+    if len(set(bare)) != len(bare):
+        raise ValueError(f"an address stands there twice: {urls}: remove one")
+    return bare
+
+
 Address = Annotated[str, AfterValidator(_address)]
+Addresses = Annotated[list[Address], AfterValidator(_distinct)]  # of servers of vLLM
 Variable = Annotated[str, AfterValidator(_variable)]  # of the environment
 
 
@@ -36,7 +44,7 @@ class Generation(Section):
     engine: Literal["builtin", "vllm"] = Field(
         default="builtin", description="builtin: this program; vllm: servers of vLLM"
     )
-    urls: list[Address] = Field(
+    urls: Addresses = Field(
         default=[], description="of the servers, as in http://127.0.0.1:8000; they share the work"
     )
     start: bool = Field(
@@ -60,11 +68,3 @@ class Generation(Section):
     api_key_variable: Variable | None = Field(
         default=None, description="variable of the environment that holds the servers' key"
     )
-
-    @field_validator("urls")
-    @classmethod
-    def _distinct(cls, urls: list[str]) -> list[str]:
-        bare = [url.rstrip("/").removesuffix("/v1") for url in urls]
-        if len(set(bare)) != len(bare):
-            raise ValueError(f"an address stands there twice: {urls}: remove one")
-        return bare

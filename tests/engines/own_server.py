@@ -28,7 +28,6 @@ from infalign.lm.sampling.ways import proven_way
 ROOT = Path(__file__).parents[2]
 Distort = Callable[[torch.Tensor], torch.Tensor]
 SENT = {  # what must be in a request: a server's own defaults hold for the rest
-    "temperature": 1.0,
     "top_p": 1.0,
     "top_k": -1,
     "min_p": 0.0,
@@ -135,7 +134,7 @@ class OwnServer:
     def _draw(self, policy: PreTrainedModel, body: dict[str, Any]) -> list[dict[str, Any]]:
         longest = min(body["max_tokens"], self.cut or body["max_tokens"])
         prompt, samples, ends = body["prompt"], body["n"], torch.tensor(body["stop_token_ids"])
-        way = proven_way(policy, prompt, longest)
+        way, temperature = proven_way(policy, prompt, longest), body["temperature"]
         decoder, logits = way.begin(policy, [prompt], samples, pad=0, longest=longest)
         place, done = torch.arange(samples), torch.zeros(samples, dtype=torch.bool)
         drawn: list[list[int]] = [[] for _ in range(samples)]
@@ -145,8 +144,9 @@ class OwnServer:
             0, key.expand(samples), torch.arange(samples), torch.arange(longest)[:, None]
         )
         for position in range(longest):
-            token, token_logp = draw(self.distort(logits), uniform[position, place])
-            if self.distort(logits) is not logits:
+            shaped = self.distort(logits)
+            token, token_logp = draw(shaped, uniform[position, place], temperature)
+            if shaped is not logits or temperature != 1.0:
                 token_logp = logits.log_softmax(-1).gather(1, token[:, None])[:, 0].double()
             for row, over, *one in zip(
                 place.tolist(), done.tolist(), token.tolist(), token_logp.tolist(), strict=True

@@ -17,6 +17,7 @@ from infalign.errors import CheckFailed, InputError
 from infalign.lm.formats import Format
 from infalign.lm.models import build_tiny, save_model
 from infalign.lm.sampling.sampler import Responses, sample_responses
+from infalign.lm.scoring.standing import standing
 from infalign.settings.params import Tiny
 from infalign.settings.servers import Generation
 from tests.conftest import MakeOnce
@@ -94,6 +95,26 @@ def test_the_same_bytes_as_the_builtin_sampler_a_prompt_at_a_time(
     assert found.finished.tolist() == wanted.finished.tolist()
     assert len({len(t) for t in found.tokens}) > 3
     assert set(found.finished.tolist()) == {True, False}
+
+
+def test_with_a_temperature_and_a_seed_a_prompt_the_same_tokens_but_their_own_log_probabilities(
+    server: OwnServer, form: Format
+) -> None:
+    engine, policy = Engine(settings(server.url), [server.url], "sft"), server.models["sft"]
+    seeds, much = [7, 2**62, 7, 0, 1], {"longest": LONGEST, "temperature": 0.5}
+    found = Served(engine, None, form).draw(PROMPTS, IDS, indices(8), seed=seeds, **much)
+    wanted = sample_responses(
+        policy, form, PROMPTS, IDS, indices(8), seed=seeds, batch_size=8, **much
+    )
+    assert found.tokens == wanted.tokens
+    warm = Served(engine, None, form).draw(PROMPTS, IDS, indices(8), seed=seeds, longest=LONGEST)
+    assert found.tokens != warm.tokens
+    encoded = form.encode_prompts(PROMPTS)
+    np.testing.assert_allclose(
+        found.logp, standing(policy, encoded, found.tokens, form.pad).logp, atol=1e-4
+    )
+    with pytest.raises(ValueError, match="at temperature 1 can be checked"):
+        Served(engine, policy, form).draw(PROMPTS, IDS, indices(8), seed=seeds, **much)
 
 
 def test_requests_side_by_side_are_bounded_and_two_servers_share_them(

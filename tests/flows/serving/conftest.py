@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from flows.serving.server import SAID, Job
 from infalign.settings.params import load_params
+from infalign.settings.servers import Generation
 from tests.conftest import MakeOnce
 from tests.flows.conftest import ROOT
 
@@ -30,6 +31,7 @@ class Scoring:
 
     address: tuple[str, int]
     url: str
+    pid: int
 
     def post(self, body: Any, path: str = "/invocations", **named: Any) -> httpx.Response:
         """One request."""
@@ -62,23 +64,32 @@ def scoring(quiet: dict[str, str]) -> Callable[..., Any]:
     """Starts a server of a model, and ends it: a context."""
 
     @contextmanager
-    def start(model: Path, log: Path | None = None, **limits: Any) -> Iterator[Scoring]:
+    def start(
+        model: Path,
+        log: Path | None = None,
+        generation: Generation | None = None,
+        folder: Path | None = None,
+        **limits: Any,
+    ) -> Iterator[Scoring]:
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         read, write = os.pipe()
         bounds = LIMITS.model_validate(LIMITS.model_dump() | limits)
         job = Job(str(model), listener.fileno(), write, bounds, log and str(log))
+        if generation:
+            job = replace(job, generation=generation)
         child = subprocess.Popen(
             [sys.executable, "-m", "flows.serving.server"],
             env=quiet | {"INFALIGN_SCORING": job.dump(), "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,
             pass_fds=(listener.fileno(), write),
+            cwd=folder,
         )
         os.close(write)
         try:
             assert select.select([read], [], [], 120)[0], "the server did not start"
             assert os.read(read, SAID) == b"ready"
             address = listener.getsockname()
-            yield Scoring(address, f"http://127.0.0.1:{address[1]}/invocations")
+            yield Scoring(address, f"http://127.0.0.1:{address[1]}/invocations", child.pid)
         finally:
             assert child.stdin is not None
             child.stdin.close()

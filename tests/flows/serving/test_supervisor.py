@@ -52,13 +52,13 @@ def point(project: Project, version: str) -> None:
 class Running:
     """`infalign serve` at work, and its lines."""
 
-    def __init__(self, project: Project, *arguments: str) -> None:
+    def __init__(self, project: Project, *arguments: str, within: float = 240) -> None:
         self.project = project
         self.child = project.start("serve", "--objective", "helpful", "--port", "0", *arguments)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for(r"Serving .* at (http://\S+)")
+        self.url = self.wait_for(r"Serving .* at (http://\S+)", within)
 
     def _read(self) -> None:
         assert self.child.stdout is not None

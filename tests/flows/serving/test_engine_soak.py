@@ -35,16 +35,18 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="run `make engine` first"),
 ]
 WITHIN = 1800.0  # seconds that a server of vLLM may take to start
-PROMPTS = ["one two", "three four five", "six", "seven eight nine"]
-COLD = 0.01  # the likeliest tokens, whatever the random numbers are
+PROMPTS = ["ten", "three four five", "six", "seven eight nine"]
+COLD, FEW = 0.01, 4  # the likeliest tokens, whatever the random numbers are
 
 
 def models(folder: Path, tokenizer: Any, seed: int) -> Path:
     """A policy and its reward; vLLM's attention on a CPU begins at a head size of 32."""
     sizes = Tiny(vocab_size=300, hidden_size=64, intermediate_size=96, layers=2, heads=2)
     policy = build_tiny(sizes, tokenizer, 96, torch.device("cpu"), seed=seed)
+    random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        policy.get_output_embeddings().weight.mul_(8)
+        for weight in policy.parameters():  # so large that they have something to say
+            weight += 0.1 * torch.randn(weight.shape, generator=random)
     save_model(policy, tokenizer, folder / "policy")
     reward = build_reward_model(folder / "policy", tokenizer, torch.device("cpu"), seed=2)
     save_model(reward, tokenizer, folder / "reward")
@@ -87,13 +89,14 @@ def packaged(project: Project, version: str) -> Path:
 def cold(project: Project, version: str) -> list[str]:
     """What a version answers where it is cold, by the built-in sampler."""
     deployed = load_deployed(packaged(project, version), threads=1)
-    request = Request("standard", temperature=COLD)
+    request = Request("standard", max_new_tokens=FEW, temperature=COLD)
     return [answer.response for answer in deployed.answer(PROMPTS, request)]
 
 
 def asked(served: Running, seed: int, temperature: float = 1.0) -> tuple[str, list[str]]:
     """The version that answered, and what."""
     params = {"seed": seed, "procedure": "best_of:4", "temperature": temperature}
+    params["max_new_tokens"] = FEW
     body = {"inputs": PROMPTS, "params": params}
     reply = httpx.post(served.url, json=body, timeout=600, verify=False)
     reply.raise_for_status()

@@ -99,7 +99,7 @@ def signature(params: Params, objective: str, longest: int) -> Any:
                 ParamSpec("procedure", "string", params.objectives[objective].procedure),
                 ParamSpec("n", "long", 0),
                 ParamSpec("max_new_tokens", "long", longest),
-                ParamSpec("temperature", "double", 1.0),
+                ParamSpec("temperature", "double", params.promotion.temperature),
                 ParamSpec("seed", "long", 0),
             ]
         ),

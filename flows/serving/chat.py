@@ -96,13 +96,13 @@ def read_chat(body: bytes, reader: Reader, model: str) -> Chat:
         raise Refused(400, "stream must be true or false, and stream_options a mapping.")
     params = {
         "seed": tree.get("seed", secrets.randbits(31)),
-        "temperature": tree.get("temperature", 1.0),
         "max_new_tokens": min(longest, reader.limits.new_tokens),
         "procedure": own.get("procedure", ""),
         "n": own.get("n", 0),
     }
-    reader.check_params(params)
-    params["temperature"] = float(params["temperature"])
+    given = {"temperature": tree["temperature"]} if "temperature" in tree else {}
+    reader.check_params(params | given)
+    params |= {name: float(value) for name, value in given.items()}
     usage = bool(options.get("include_usage", False))
     return Chat(dialogue, choices, params, bool(tree.get("stream", False)), usage)
 

@@ -111,7 +111,7 @@ class Log:
                     "prompt_id": one.dialogue.id,
                     "procedure": str(one.procedure),
                     "seed": request.seed,
-                    "temperature": request.temperature,
+                    "temperature": one.temperature,
                     "responses": list(one.responses),
                     "rewards": one.rewards.tolist(),
                     "n_tokens": one.n_tokens.tolist(),

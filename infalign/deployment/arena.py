@@ -2,7 +2,7 @@
 
 Reads the packages of a candidate and of the champion (A and B: `deployed/`, `evidence/`, `judge/`,
 `reference/`) and results/prepare. Both answer today's evaluation prompts with the same random
-numbers, each keeps as it is deployed: by its own selecting reward, procedure and N. Today's
+numbers, each as it is deployed: by its own temperature, selecting reward, procedure and N. Today's
 selecting reward, today's judge and the champion's own judge compare what is kept. The suites of
 `promotion` are measured as well, and alone where there is no champion. Writes the folder OUT at
 once, as `bouts.py` describes it.
@@ -258,6 +258,7 @@ class Arena:
                         np.tile(np.arange(self.draws), (len(ids), 1)),
                         seed=derive_seed(params.run.seed, "arena"),  # one for both
                         longest=system.settings["response_tokens"],
+                        temperature=system.temperature,
                     )
                     write_table(path, self._keys(ids) | {"response": drawn.text}, ANSWERS)
                     print(f"arena: {system.word}, answers, part {number + 1}", flush=True)

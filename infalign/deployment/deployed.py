@@ -45,7 +45,12 @@ MOST_CHARACTERS = 20_000  # in a prompt, looked at before it is tokenised
 MOST_RESPONSES = 4096  # in a request: prompts times N
 TEMPERATURES = (0.01, 10.0)
 _NEEDED = ("objective", "procedure", "prompt_tokens", "response_tokens")
-_DEFAULTS = {"threads": 1, "device": "auto", "precision": "float32"}  # of older packages
+_DEFAULTS = {
+    "threads": 1,
+    "device": "auto",
+    "precision": "float32",
+    "temperature": 1.0,
+}  # of older packages
 REFERENCES = Table(
     "references",
     pa.schema(
@@ -72,14 +77,14 @@ class Request:
         procedure: a spelling such as `best_of:4`.
         n: responses drawn, in place of the N of best-of or worst-of; 0 leaves it.
         max_new_tokens: of a response, EOS included; 0 is as long as the policy was trained for.
-        temperature: of sampling; win rates are measured at 1.
+        temperature: of sampling; None: as it is deployed.
         seed: of the stream of random numbers.
     """
 
     procedure: str
     n: int = 0
     max_new_tokens: int = 0
-    temperature: float = 1.0
+    temperature: float | None = None
     seed: int = 0
 
 
@@ -103,6 +108,7 @@ class Drawn:
         dialogue: the prompt.
         prompt_tokens: its length as the policy reads it.
         procedure: which draws N and keeps one.
+        temperature: of the draws.
         responses: N texts.
         n_tokens: their lengths, the end included [N].
         finished: which ended by themselves [N].
@@ -114,6 +120,7 @@ class Drawn:
     dialogue: Dialogue
     prompt_tokens: int
     procedure: Procedure
+    temperature: float
     responses: list[str]
     n_tokens: np.ndarray
     finished: np.ndarray
@@ -134,6 +141,7 @@ class _Ask:
     dialogue: Dialogue
     tokens: int
     procedure: Procedure
+    temperature: float
     request: Request
     drawn: Responses | None = None
 
@@ -150,6 +158,7 @@ class Deployed:
     Attributes:
         objective: what it was aligned for.
         procedure: the objective's own, used where a request names none.
+        temperature: alike.
         prompt_tokens, response_tokens: the lengths that it was trained and evaluated with.
         folder: the policy's.
         sampler: draws from it.
@@ -160,6 +169,7 @@ class Deployed:
 
     objective: str
     procedure: str
+    temperature: float
     prompt_tokens: int
     response_tokens: int
     folder: Path
@@ -201,20 +211,21 @@ class Deployed:
         except InputError as error:  # what was asked is checked: it is not the caller's
             raise NotDrawn(str(error)) from error
 
-    def _checked(self, request: Request) -> tuple[Procedure, Request]:
-        """The procedure and the request with its defaults filled in, or one sentence."""
+    def _checked(self, request: Request) -> tuple[Procedure, float, Request]:
+        """Procedure, temperature, and the request with its length filled in, or one sentence."""
         procedure = chosen_procedure(request.procedure or self.procedure, request.n)
         longest = request.max_new_tokens or self.response_tokens
         _check_count("max_new_tokens", longest, 1, self.response_tokens, "ask for fewer")
         low, high = TEMPERATURES
-        if not low <= request.temperature <= high:
+        temperature = self.temperature if request.temperature is None else request.temperature
+        if not low <= temperature <= high:
             raise InputError(
-                f"temperature is {request.temperature:g}, but must lie between {low:g} and "
-                f"{high:g}: 1 is what win rates are measured at."
+                f"temperature is {temperature:g}, but must lie between {low:g} and {high:g}: 1 is "
+                "what win rates are measured at."
             )
         if not 0 <= request.seed < 2**63:
             raise InputError(f"seed is {request.seed}, but must lie between 0 and 2^63 - 1.")
-        return procedure, replace(request, max_new_tokens=longest)
+        return procedure, temperature, replace(request, max_new_tokens=longest)
 
     def _read(self, position: int, prompt: Prompt) -> tuple[Dialogue, int]:
         """A prompt's dialogue and its length, tokens, or one sentence."""
@@ -249,7 +260,7 @@ class Deployed:
         """Draw for some prompts, those side by side that want as many responses of one kind."""
         alike: dict[tuple[int, int, float], list[int]] = {}
         for place, ask in enumerate(asks):
-            key = (ask.procedure.n, ask.request.max_new_tokens, ask.request.temperature)
+            key = (ask.procedure.n, ask.request.max_new_tokens, ask.temperature)
             alike.setdefault(key, []).append(place)
         found: dict[int, _Ask] = {}
         for (n, longest, temperature), places in alike.items():
@@ -277,6 +288,7 @@ class Deployed:
             ask.dialogue,
             ask.tokens,
             ask.procedure,
+            ask.temperature,
             drawn.text,
             drawn.n_tokens,
             drawn.finished,
@@ -383,6 +395,7 @@ def load_deployed(folder: Path, threads: int | None = None) -> Deployed:
     return Deployed(
         settings["objective"],
         settings["procedure"],
+        settings["temperature"],
         settings["prompt_tokens"],
         settings["response_tokens"],
         folder / "policy",

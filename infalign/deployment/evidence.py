@@ -75,6 +75,7 @@ class Facts:
         system: SHA-256 of what is deployed (policy, selecting reward, settings).
         reward, judged_by: SHA-256 of its packaged selecting reward, and of its packaged judge;
             None where there is no judge, and all three in older evidence.
+        temperature: of sampling where it is deployed.
     """
 
     objective: str
@@ -90,6 +91,7 @@ class Facts:
     system: str | None = None
     reward: str | None = None
     judged_by: str | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)

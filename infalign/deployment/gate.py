@@ -22,7 +22,7 @@ from infalign.settings.params import Promotion
 from infalign.theory.looks import look_level, lower_bound
 from infalign.theory.winrates import bootstrap_interval, judged_win_rates, win_rates
 
-COMPARED = ("data", "procedure", "judge", "reference")
+COMPARED = ("data", "procedure", "temperature", "judge", "reference")
 FEWEST = 2  # prompts that are a comparison
 
 
@@ -141,7 +141,10 @@ def differences(candidate: Evidence, champion: Evidence) -> list[str]:
     """In what two systems were not made or measured alike, in words."""
     ours, theirs = candidate.facts, champion.facts
     found = [name for name in COMPARED if getattr(ours, name) != getattr(theirs, name)]
-    words = {"procedure": f"procedure ({theirs.procedure}, now {ours.procedure})"}
+    words = {
+        name: f"{name} ({getattr(theirs, name)}, now {getattr(ours, name)})"
+        for name in ("procedure", "temperature")
+    }
     if candidate.prompt_ids != champion.prompt_ids and "data" not in found:
         found.insert(0, "data")
     return [words.get(name, name) for name in found]

@@ -89,6 +89,7 @@ def _write_deployed(
         "procedure": params.objectives[objective].procedure,
         "prompt_tokens": lengths.prompt,
         "response_tokens": lengths.response,
+        "temperature": params.promotion.temperature,
         "threads": params.run.threads,
         "device": params.run.device,
         "precision": "bfloat16" if halved else "float32",  # as evaluated, wherever it is served
@@ -138,6 +139,7 @@ def gather(results: Path, params: Params, objective: str, variant: str) -> Evide
         ),
         judge=digest(*_judges(results, params, objective)),
         reference=digest(results / "sft" / "policy"),
+        temperature=params.promotion.temperature,
     )
     others = [name for name in params.run.objectives if name != objective]
     wins = {name: _other_wins(results, params, objective, variant, name) for name in others}

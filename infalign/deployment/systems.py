@@ -47,6 +47,11 @@ class System:
         return (self.folder / self.word if self.word == "reference" else self.source) / "policy"
 
     @property
+    def temperature(self) -> float:
+        """Of its sampling; older packages do not say."""
+        return float(self.settings.get("temperature", 1.0))
+
+    @property
     def judge(self) -> Path:
         """Where its judge is; its selecting reward where it has none."""
         judge = self.folder / "judge"
@@ -61,7 +66,7 @@ class System:
         """The policy that it started from, with its procedure and reward."""
         if not self.has_reference:
             raise InputError(f"{self.folder} holds no reference policy: register it again.")
-        how = [self.settings.get(name) for name in ("response_tokens", "precision")]
+        how = [self.settings.get(name) for name in ("response_tokens", "temperature", "precision")]
         known = f"reference {self.evidence.facts.reference} {how}"  # what its answers depend on
         facts = replace(self.evidence.facts, system=known)
         return replace(self, word="reference", evidence=replace(self.evidence, facts=facts))

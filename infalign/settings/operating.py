@@ -55,6 +55,13 @@ class Promotion(Section):
     )
     approval_seconds: Positive = Field(default=86400, description="how long it waits")
     variant: Name = Field(default="ctrl", description="name in `run.variants` that is registered")
+    temperature: float = Field(
+        default=1.0,
+        ge=0.01,
+        le=10,
+        description="of sampling where it is deployed, and so in arena and suites; a run measures "
+        "win rates and KL at 1",
+    )
     win_rate: float = Field(
         default=0.5,
         ge=0,

@@ -64,8 +64,10 @@ def write_system(folder: Path, models: Path, judge: Path | None, **about: Any) -
     """A package: these models, the procedure and what it was trained on in `about`."""
     trained = about.pop("trained", frozenset())
     write_package(folder, models, evidence(**about))
-    procedure = about.get("procedure", "best_of:4")
-    write_settings(folder / "deployed", procedure=procedure)
+    deployed = {"procedure": "best_of:4"} | {
+        name: about[name] for name in ("procedure", "temperature") if name in about
+    }
+    write_settings(folder / "deployed", **deployed)
     if judge is not None:
         shutil.copytree(judge, folder / "judge" / "reward")
     found = read_evidence(folder / "evidence")
@@ -148,6 +150,22 @@ def test_other_systems_differ_and_the_champions_own_judge_has_a_word(
     back = held(project, settings(arena_samples=4), second, first)
     np.testing.assert_allclose(back.wins[SELECTING], 1 - found.wins[SELECTING], atol=1e-12)
     np.testing.assert_allclose(back.wins[FORMER], 1 - found.wins[INDEPENDENT], atol=1e-12)
+
+
+def test_a_system_answers_at_the_temperature_that_it_is_deployed_with(
+    project: Path, models: dict[str, Path]
+) -> None:
+    cold = write_system(project / "cold", models["a"], models["judge"], temperature=0.01)
+    warm = write_system(project / "warm", models["a"], models["judge"])
+    found = held(project, settings(), cold, warm)
+    assert found.wins[SELECTING].mean() < 0.5  # four equal draws are as good as one
+    tables = [
+        read_table(path, arena.ANSWERS).to_pandas()
+        for path in (project / ".infalign" / "arena" / "parts").iterdir()
+        if path.name.count("-") == 1
+    ]
+    distinct = sorted(t.groupby("prompt_id")["response"].nunique().mean() for t in tables)
+    assert distinct[0] < 2 < distinct[-1]
 
 
 def test_the_answers_are_those_of_the_deployed_system_with_one_stream_of_numbers(

@@ -110,6 +110,11 @@ def test_length_and_temperature_are_obeyed(model, monkeypatch):
     assert all(answer == cold[0] for answer in cold)
     warm = [model.answer([PROMPT], Request("standard", seed=s))[0].response for s in range(4)]
     assert len(set(warm)) > 1
+    # What a request does not say is as it is deployed.
+    deployed = replace(model, temperature=0.01)
+    assert [deployed.answer([PROMPT], Request("standard", seed=s)) for s in range(4)] == cold
+    drawn = deployed.draw([PROMPT] * 2, [Request(""), Request("", temperature=2.0)])
+    assert [one.temperature for one in drawn] == [0.01, 2.0]
 
 
 def test_eight_threads_give_what_one_gives_byte_for_byte(model, monkeypatch):

@@ -118,6 +118,7 @@ def test_what_was_rolled_back_does_not_pass_again():
     [
         ("data", evidence(0.1, data="other")),
         ("procedure (best_of:2, now best_of:4)", evidence(0.1, procedure="best_of:2")),
+        ("temperature (0.7, now 1.0)", evidence(0.1, temperature=0.7)),
         ("judge", evidence(0.1, judge="other")),
         ("reference", evidence(0.1, reference="other")),
         ("data", replace(evidence(0.1), prompt_ids=tuple(f"{i:016x}" for i in range(1, 61)))),

@@ -26,7 +26,7 @@ from infalign.aligning.losses import rloo_loss
 from infalign.data.dialogue import Dialogue
 from infalign.data.framing import asked
 from infalign.lm.freezing import freeze
-from infalign.lm.models import build_tiny
+from infalign.lm.models import build_tiny, pick_device, precision_on
 from infalign.lm.sampling.sampler import sample_responses
 from infalign.lm.training.loop import Schedule, optimiser_of
 from infalign.lm.training.parallel import Trainable
@@ -89,7 +89,8 @@ def build(size: Size, run: Run, device: torch.device) -> PreTrainedModel:
     """The model; the same weights in every process."""
     positions = size.prompt_tokens + size.response_tokens
     ids: Any = Ids(size.model.vocab_size)
-    return build_tiny(size.model, ids, positions, device, seed=0, precision=run.precision)
+    precision = precision_on(run.precision, pick_device(run.device))
+    return build_tiny(size.model, ids, positions, device, seed=0, precision=precision)
 
 
 def settings(work: str, device: torch.device, processes: int) -> Run:
@@ -161,16 +162,15 @@ def bandwidth(device: torch.device) -> float:
 def training(work: str, size: Size, device: torch.device, processes: int) -> dict[str, float]:
     """Tokens a second of a training step, each prompt counted once."""
     run = settings(work, device, processes)
-    policy = build(size, run, device)
-    reference: Any = None
+    reference: Any
     if work == "lora":
         from infalign.lm.training.lora import add_adapter, without_adapter
 
-        policy = freeze(add_adapter(policy, rank=16, seed=0))
-        reference = partial(without_adapter, policy)
-    trainable = Trainable(policy, run, partial(build, size, run, device))
-    if reference is None:
-        reference = trainable.shared_out(freeze(build(size, run, device)))
+        policy = freeze(add_adapter(build(size, run, device), rank=16, seed=0))
+        trainable, reference = Trainable(policy, run), partial(without_adapter, policy)
+    else:
+        trainable = Trainable(partial(build, size, run), run)
+        reference = trainable.shared_out(lambda device: freeze(build(size, run, device)))
     optimiser = optimiser_of("auto", trainable.weights(), Schedule(WARM + ROUNDS, RATE, 0.0))
     prompts, rng = prompts_of(size), np.random.default_rng(1)
     shape = (size.prompts, size.samples, size.response_tokens)
@@ -194,7 +194,9 @@ def training(work: str, size: Size, device: torch.device, processes: int) -> dic
 
     # Forward and twice that backward of the policy, forward of the reference. An adapter's
     # backward leaves out the derivatives by the model's own weights.
-    return measured(policy, device, once, passes=6 if work == "lora" else 8, ranks=processes)
+    return measured(
+        trainable.model, device, once, passes=6 if work == "lora" else 8, ranks=processes
+    )
 
 
 def measured(

@@ -39,6 +39,7 @@ from infalign.lm.freezing import freeze, is_frozen
 from infalign.lm.models import (
     load_format,
     load_policy,
+    precision_on,
 )
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import Responses, sample_responses
@@ -99,7 +100,8 @@ class Trainer:
         self._seed = derive_seed(run.seed, "align")
         if start is not None:
             _check_fits(start, self._folder)
-        self.training = Trainable(self._start(), run, self._start)
+        self._precision = precision_on(run.precision, device)
+        self.training = Trainable(self._start, run)
         self.policy: PreTrainedModel = self.training.model
         self.ranks = self.training.ranks
         self.form = load_format(self._folder)
@@ -136,14 +138,14 @@ class Trainer:
         """The reference; with an adapter, what gives the model without it for a while."""
         if self._params.align.lora_rank:
             return partial(without_adapter, self.policy)
-        return self._load(self._folder, frozen=True)
+        return self._load(self._folder, self._device, frozen=True)
 
     @cached_property
     def _beside(self) -> Any:
         """The reference in a step's passes, which are as many in every process."""
         if self._params.align.lora_rank:
             return self.reference
-        return self.training.shared_out(self.reference)
+        return self.training.shared_out(partial(self._load, self._folder, frozen=True))
 
     @cached_property
     def _source(self) -> RewardSource:
@@ -207,17 +209,17 @@ class Trainer:
             "truncated": float(1 - responses.finished.mean()),
         }
 
-    def _start(self) -> PreTrainedModel:
+    def _start(self, device: torch.device) -> PreTrainedModel:
         """The policy before training: another one, or the reference, with an empty adapter."""
         folder = self._begin or self._folder
-        policy = self._load(folder)
+        policy = self._load(folder, device)
         rank = self._params.align.lora_rank
         if not rank:
             return policy
         return freeze(add_adapter(policy, rank, derive_seed(self._seed, "lora")))
 
-    def _load(self, folder: Path, frozen: bool = False) -> PreTrainedModel:
-        return load_policy(folder, self._device, self._params.run.precision, frozen=frozen)
+    def _load(self, folder: Path, device: torch.device, frozen: bool = False) -> PreTrainedModel:
+        return load_policy(folder, device, self._precision, frozen=frozen)
 
     def finish(self) -> None:
         """Leave training behind: the policy and the reference as plain, whole models."""
@@ -228,7 +230,7 @@ class Trainer:
             self._adapter = adapter_weights(self.policy), self.policy.peft_config[NAME]
             start = self._begin or self._folder
             self.policy = plain(self.policy, lambda: load_policy(start, CPU))
-        self.reference = self._load(self._folder, frozen=True)
+        self.reference = self._load(self._folder, self._device, frozen=True)
 
     def save_adapter(self, folder: Path, scale: float) -> None:
         """Write the adapter by itself, its product times `scale`; `finish` came before."""

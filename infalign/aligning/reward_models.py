@@ -22,6 +22,7 @@ from infalign.lm.models import (
     load_format,
     own_padding,
     pick_device,
+    precision_on,
     save_model,
 )
 from infalign.lm.sampling.randomness import derive_seed
@@ -98,22 +99,24 @@ def _trained(
     device = pick_device(params.run.device)
     seed = derive_seed(params.run.seed, "reward", objective, STREAMS[half])
 
+    precision = precision_on(params.run.precision, device)
+
     def start(device: torch.device) -> PreTrainedModel:
         return build_reward_model(
             _start(workspace),
             form.tokenizer,
             device,
             seed,
-            params.run.precision,
+            precision,
             revision=settings.revision,
         )
 
-    def build() -> PreTrainedModel:
+    def build(device: torch.device) -> PreTrainedModel:
         if not settings.lora_rank:
             return start(device)
         return freeze(add_adapter(start(device), settings.lora_rank, seed, "reward"))
 
-    model, data = Trainable(build(), params.run, build), _encoded(pairs, form)
+    model, data = Trainable(build, params.run), _encoded(pairs, form)
     batches = EpochBatches(data.lengths, settings.batch_size, seed)
     schedule = Schedule(
         max(1, round(settings.epochs * len(data.lengths) / settings.batch_size)),

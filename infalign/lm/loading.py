@@ -44,10 +44,21 @@ def load_config(name_or_path: str | Path, revision: str | None = None) -> PreTra
 
 
 def load_weights(
-    kind: Any, name_or_path: str | Path, revision: str | None = None, **options: Any
+    kind: Any,
+    name_or_path: str | Path,
+    revision: str | None = None,
+    *,
+    empty: bool = False,
+    **options: Any,
 ) -> Loaded:
-    """A model of `kind`; an adapter's folder gives the model it belongs to with it merged."""
+    """A model of `kind`; an adapter's folder gives the model it belongs to with it merged.
+
+    Args:
+        empty: on the meta device, without reading its weights.
+    """
     base = base_of(name_or_path, revision)
+    if empty:
+        options["device_map"] = "meta"
     model, info = load(
         kind,
         base or name_or_path,
@@ -57,6 +68,8 @@ def load_weights(
         output_loading_info=True,
         **options,
     )
+    if empty:
+        return Loaded(model, [])
     weights = {name for name, _ in model.named_parameters()}
     missing = sorted(weights & set(info["missing_keys"]))
     if base is None:

@@ -8,6 +8,7 @@ do the products that give logits and rewards (`heads`).
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,11 @@ def load_policy(
     """A causal language model in eval mode, float32, dropout off; passes in `precision`.
 
     Args:
+        device: the meta device: without weights, as everywhere below.
         frozen: no one trains or saves it: linear weights in the type of its passes.
     """
-    loaded = load_weights(AutoModelForCausalLM, name_or_path, revision=revision)
+    empty = device.type == "meta"
+    loaded = load_weights(AutoModelForCausalLM, name_or_path, revision=revision, empty=empty)
     return _ready(_whole(loaded, name_or_path), device, precision, frozen)
 
 
@@ -183,7 +186,7 @@ def build_reward_model(
     tokenizer's, with a row in the embedding: by it transformers finds the token to pool at.
     """
     torch.manual_seed(seed)
-    model, missing = _classifier(name_or_path, revision)
+    model, missing = _classifier(name_or_path, revision, empty=device.type == "meta")
     embedding = model.get_input_embeddings().weight
     if any(model.get_parameter(name) is embedding for name in missing):
         raise InputError(
@@ -220,10 +223,10 @@ def _give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         config.pad_token_id = pad
 
 
-def _classifier(name_or_path: str | Path, revision: str | None) -> Loaded:
+def _classifier(name_or_path: str | Path, revision: str | None, empty: bool = False) -> Loaded:
     check_classifier(load_config(name_or_path, revision), name_or_path)
     kind = AutoModelForSequenceClassification
-    return load_weights(kind, name_or_path, revision=revision, num_labels=1)
+    return load_weights(kind, name_or_path, revision=revision, empty=empty, num_labels=1)
 
 
 def check_classifier(config: PreTrainedConfig, name_or_path: str | Path) -> None:
@@ -277,7 +280,9 @@ def build_tiny(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return _ready(LlamaForCausalLM(config), device, precision)
+    with device if device.type == "meta" else contextlib.nullcontext():
+        model = LlamaForCausalLM(config)
+    return _ready(model, device, precision)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -316,11 +321,16 @@ def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
     return inside + [part for each in inside for part in _parts(each)]
 
 
+def precision_on(precision: str, device: torch.device) -> str:
+    """run.precision where passes are on a device, wherever the model is made: `auto` settled."""
+    if precision == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return precision
+
+
 def passes_in(precision: str, device: torch.device) -> torch.dtype | None:
     """The type of autocast of run.precision; None: float32 throughout."""
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else None
+    return torch.bfloat16 if precision_on(precision, device) == "bfloat16" else None
 
 
 def _ready(

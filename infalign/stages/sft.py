@@ -23,7 +23,14 @@ from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.lm.formats import Format
 from infalign.lm.freezing import freeze
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
-from infalign.lm.models import build_tiny, load_format, load_policy, pick_device, save_model
+from infalign.lm.models import (
+    build_tiny,
+    load_format,
+    load_policy,
+    pick_device,
+    precision_on,
+    save_model,
+)
 from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.sampling.sampler import Responses, sample_responses
 from infalign.lm.sampling.ways import proven_way
@@ -59,10 +66,12 @@ def run(workspace: Workspace) -> None:
 
     rank = params.sft.lora_rank if params.sft.epochs else None
 
-    def given_model(device: torch.device) -> PreTrainedModel:
-        return _build(workspace, form, device)
+    precision = precision_on(params.run.precision, device)
 
-    def build() -> PreTrainedModel:
+    def given_model(device: torch.device) -> PreTrainedModel:
+        return _build(workspace, form, device, precision)
+
+    def build(device: torch.device) -> PreTrainedModel:
         if not rank:
             return given_model(device)
         seed = derive_seed(params.run.seed, "sft", "lora")
@@ -70,10 +79,10 @@ def run(workspace: Workspace) -> None:
 
     data = read_pairs(workspace, form, "train")
     held_out = read_pairs(workspace, form, "test", params.sft.held_out_pairs)
-    first = build()  # nothing is trained that could not be sampled from
+    model = Trainable(build, params.run)
     budget, longest = Budget(params.run.batch_tokens), workspace.lengths.response
-    proven_way(first, _longest_prompt(workspace, form), longest, budget)
-    model = Trainable(first, params.run, build)
+    # Nothing is trained that could not be sampled from.
+    proven_way(model.whole(), _longest_prompt(workspace, form), longest, budget)
     given = None
     if params.model.name_or_path != "tiny" and params.sft.epochs and held_out.lengths.size:
         given = _perplexity(model.whole(), held_out, params, model.ranks)
@@ -180,14 +189,15 @@ def _tell(workspace: Workspace, metrics: dict[str, float | None]) -> None:
         print(f"{workspace.instance}: {words}.", flush=True)
 
 
-def _build(workspace: Workspace, form: Format, device: torch.device) -> PreTrainedModel:
+def _build(
+    workspace: Workspace, form: Format, device: torch.device, precision: str
+) -> PreTrainedModel:
     """The model that training starts from.
 
     Rows of its embedding that no token has, padding of the vocabulary, are cut off: sampling could
     draw them.
     """
     params = workspace.params
-    precision = params.run.precision
     if params.model.name_or_path != "tiny":
         name, revision = params.model.name_or_path, params.model.revision
         model = load_policy(name, device, precision, revision)

@@ -163,6 +163,22 @@ def test_shares_of_the_model_give_the_same_history(finished, smoke_tree, tmp_pat
 
 
 @pytest.mark.soak
+def test_sft_and_reward_in_shares_give_the_same_history(finished, smoke_tree, tmp_path):
+    folder = project(finished, tmp_path / "fsdp2", smoke_tree, processes=2, sharding="fsdp2")
+    done = in_two(folder, "sft", "reward")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage, path in (("sft", "history.jsonl"), ("reward", "helpful/selecting.jsonl")):
+        mine = read_history(folder / f".infalign/work/{stage}/out/{stage}" / path)
+        assert mine == close(finished / f"results/{stage}" / path)
+    for name in ("config.json", "generation_config.json"):
+        mine, other = (
+            place / "sft/policy" / name
+            for place in (folder / ".infalign/work/sft/out", finished / "results")
+        )
+        assert mine.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_both_resume_exactly(two, finished, smoke_tree, tmp_path, sharding):
     run = {"processes": 2, "sharding": sharding}

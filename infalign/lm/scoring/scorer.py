@@ -125,9 +125,12 @@ def pooled_rewards(model: PreTrainedModel, batch: Batch, output: Output = LAST) 
         last = _last(inputs["input_ids"], inputs["attention_mask"].bool(), output.pad)
     else:
         prompt, response = shared_inputs(model, batch)
-        model.base_model(**prompt)
+        begun = model.base_model(**prompt).last_hidden_state
         prompt["past_key_values"].batch_repeat_interleave(batch.samples)
         hidden = model.base_model(**response).last_hidden_state
+        if getattr(model, "in_shares", False):
+            # FSDP2 gathers a layer for backward by its output: the prompt's, too, whose keys count.
+            hidden = hidden + 0 * begun.sum()
     state = hidden[torch.arange(len(hidden), device=hidden.device), last]
     with torch.autocast(state.device.type, enabled=False):  # bfloat16 rewards would tie
         return head(state.float())[:, output.label]

@@ -10,7 +10,7 @@ pass, the reference, is in shares where the policy is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,9 +22,20 @@ from transformers import PreTrainedModel
 from infalign.errors import InputError
 from infalign.lm.freezing import freeze
 from infalign.lm.memory import Budget, autocast
-from infalign.lm.models import without_dropout
+from infalign.lm.models import pick_device, without_dropout
+from infalign.lm.training.shares import (
+    META,
+    Build,
+    deal_out,
+    full,
+    gathered,
+    share_all,
+    share_layers,
+)
 from infalign.processes.ranks import ALONE, Ranks, join
 from infalign.settings.params import Run
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -47,9 +58,9 @@ class Trainable:
     """A model whose passes may be differentiated.
 
     Args:
+        model: on its device, or what builds it on a device; in shares it is built on the meta
+            device, and on the CPU of process 0, whose weights are dealt out.
         run: how; None: alone, in float32, without a bound.
-        build: makes a model like the one that is given, with all that is not trained; whatever the
-            weights that are.
 
     Attributes:
         model: the plain model; in FSDP2 its weights are shares.
@@ -61,22 +72,24 @@ class Trainable:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Build,
         run: Run | None = None,
-        build: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
-        self.model, self._build = model, build
+        self._build: Build = (lambda device: model) if isinstance(model, torch.nn.Module) else model
         self._whole: PreTrainedModel | None = None
         self.ranks: Ranks = join(run) if run else ALONE
         self.budget = Budget(run.batch_tokens if run else None)
         self.is_sharded = run is not None and run.sharding == "fsdp2" and self.ranks.size > 1
         self.used, self.can_cut = 0, False
         self._passed = False
+        self._device = pick_device(run.device) if run else CPU
+        self.model: PreTrainedModel = self._build(META if self.is_sharded else self._device)
         if run and run.recompute:
-            recompute(model)
-        self._passes: torch.nn.Module = _Passes(model)
+            recompute(self.model)
+        self._passes: torch.nn.Module = _Passes(self.model)
         if self.is_sharded:
-            _shard(self._passes, model)
+            share_all(self._passes, self.model, self._device)
+            self._deal_out(self.model, self._build)
         elif self.ranks.size > 1:
             self._passes = _copied(self._passes)
 
@@ -136,17 +149,26 @@ class Trainable:
         if not self.is_sharded:
             return self.model
         if self._whole is None:
-            self._whole = freeze(self._built())
-        return self._filled(self._whole)
+            self._whole = gathered(lambda device: freeze(self._build(device)), self.model)
+            return self._whole
+        weights = dict(self._whole.named_parameters())
+        with torch.no_grad():
+            for name, share in self.model.named_parameters():
+                if share.requires_grad:
+                    weights[name].copy_(full(share))
+        return self._whole
 
-    def shared_out(self, model: PreTrainedModel) -> PreTrainedModel:
+    def shared_out(self, build: Build) -> PreTrainedModel:
         """A frozen model for passes beside this one's: its layers in shares where this one's are.
 
         What stands outside of the layers, embedding and head, each process has whole: a step's last
         part may want the head once more, and not every process at the same time.
         """
-        if self.is_sharded:
-            _shard_layers(model)
+        if not self.is_sharded:
+            return build(self._device)
+        model = build(META)
+        share_layers(model, self._device)
+        self._deal_out(model, build)
         return model
 
     def state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
@@ -187,21 +209,10 @@ class Trainable:
         if not self.is_sharded:
             return finished(self.model)
         self._whole = None
-        return self._filled(self._built())
+        return gathered(self._build, self.model)
 
-    def _built(self) -> PreTrainedModel:
-        assert self._build is not None, "shares need a way to make a whole model"
-        return self._build()
-
-    def _filled(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model with the present values of what is trained."""
-        weights = dict(model.named_parameters())
-        with torch.no_grad():
-            shares: Iterable[tuple[str, Any]] = self.model.named_parameters()
-            for name, share in shares:
-                if share.requires_grad:
-                    weights[name].copy_(share.full_tensor())
-        return model
+    def _deal_out(self, model: PreTrainedModel, build: Build) -> None:
+        deal_out(model, build(CPU) if self.ranks.main else None, self._device)
 
 
 class _Passes(torch.nn.Module):
@@ -225,26 +236,6 @@ def _copied(passes: torch.nn.Module) -> torch.nn.Module:
     cpu = next(passes.parameters()).device.type == "cpu"
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[options])
     return accelerator.prepare_model(passes)
-
-
-def _shard(passes: torch.nn.Module, model: PreTrainedModel) -> None:
-    """A share of every weight in each process: FSDP2. (accelerate's does not do it on CPU.)"""
-    from torch.distributed.fsdp import fully_shard
-
-    fully_shard(passes, mesh=_shard_layers(model))
-
-
-def _shard_layers(model: PreTrainedModel) -> Any:
-    """A share of every layer in each process; the mesh of these."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
-    names = set(model._no_split_modules or ())
-    for module in model.modules():
-        if type(module).__name__ in names:
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    return mesh
 
 
 def recompute(model: PreTrainedModel) -> None:

@@ -41,10 +41,14 @@ SIZES = {
 }
 
 
-def built(lora: int | None, precision: str, *, frozen: bool = False) -> Any:
+def built(
+    lora: int | None, precision: str, device: torch.device = CPU, *, frozen: bool = False
+) -> Any:
     """The model before training."""
     torch.manual_seed(3)
-    model = _ready(LlamaForCausalLM(LlamaConfig(**SIZES)), CPU, precision, frozen)
+    with device:
+        model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model = _ready(model, device, precision, frozen)
     return freeze(add_adapter(model, lora, 5)) if lora else model
 
 
@@ -58,10 +62,9 @@ def main(folder: Path, steps: int, lora: int | None, precision: str) -> None:
     """Train, and write what is held."""
     size = int(os.environ["WORLD_SIZE"])
     run = Run(processes=size, sharding="fsdp2", device="cpu", precision=precision)
-    build = partial(built, lora, precision)
-    training = Trainable(build(), run, build)
-    model = built(None, precision, frozen=True)
-    reference = partial(without_adapter, training.model) if lora else training.shared_out(model)
+    training = Trainable(partial(built, lora, precision), run)
+    model = training.shared_out(partial(built, None, precision, frozen=True))
+    reference = partial(without_adapter, training.model) if lora else model
     rng = np.random.default_rng(1)
     prompts = [rng.integers(3, 200, 5).tolist() for _ in range(PROMPTS)]
     replies = [rng.integers(3, 200, rng.integers(2, 7)).tolist() for _ in range(PROMPTS)]

@@ -36,6 +36,9 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
+# Where a prompt is read in parts, the CPU build sets a seeded request's stream of random numbers
+# back, which torch's CPU generator cannot, and dies ("CPU Generator does not use offset").
+CPU_OPTIONS = ("--enforce-eager", "--no-enable-chunked-prefill")
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -86,7 +89,7 @@ def command(start: Start, port: int) -> list[str]:
     line += ["--host", HOST, "--port", str(port), "--generation-config", "vllm"]
     line += ["--dtype", "float32" if start.exact else "bfloat16", "--max-model-len", "auto"]
     if start.device == "cpu":
-        line += ["--enforce-eager"]
+        line += CPU_OPTIONS
     if start.lora_rank is not None:
         line += ["--enable-lora", "--max-lora-rank", str(_rank(start.lora_rank))]
     return [*line, *start.settings.options]

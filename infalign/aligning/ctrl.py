@@ -35,7 +35,7 @@ from infalign.engines.adapters import Adapters, open_adapters
 from infalign.errors import InputError
 from infalign.files.tables import SELECTING
 from infalign.files.workspace import Workspace
-from infalign.lm.freezing import freeze, is_frozen
+from infalign.lm.freezing import is_frozen
 from infalign.lm.models import (
     load_format,
     load_policy,
@@ -48,8 +48,8 @@ from infalign.lm.training.loop import EpochBatches, Step
 from infalign.lm.training.lora import (
     NAME,
     adapter_weights,
-    add_adapter,
     plain,
+    with_adapter,
     without_adapter,
     write_adapter,
 )
@@ -211,12 +211,11 @@ class Trainer:
 
     def _start(self, device: torch.device) -> PreTrainedModel:
         """The policy before training: another one, or the reference, with an empty adapter."""
-        folder = self._begin or self._folder
-        policy = self._load(folder, device)
-        rank = self._params.align.lora_rank
-        if not rank:
-            return policy
-        return freeze(add_adapter(policy, rank, derive_seed(self._seed, "lora")))
+        load = partial(self._load, self._begin or self._folder)
+        settings = self._params.align
+        if not settings.lora_rank:
+            return load(device)
+        return with_adapter(load, device, settings, derive_seed(self._seed, "lora"))
 
     def _load(self, folder: Path, device: torch.device, frozen: bool = False) -> PreTrainedModel:
         return load_policy(folder, device, self._precision, frozen=frozen)
@@ -229,7 +228,7 @@ class Trainer:
         if self._params.align.lora_rank:
             self._adapter = adapter_weights(self.policy), self.policy.peft_config[NAME]
             start = self._begin or self._folder
-            self.policy = plain(self.policy, lambda: load_policy(start, CPU))
+            self.policy = plain(self.policy, partial(self._load, start, CPU))
         self.reference = self._load(self._folder, self._device, frozen=True)
 
     def save_adapter(self, folder: Path, scale: float) -> None:

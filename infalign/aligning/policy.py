@@ -17,6 +17,7 @@ from infalign.aligning.goals import (
     make_goal,
     training_prompts,
 )
+from infalign.errors import InputError
 from infalign.files.sources import START
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.models import (
@@ -24,6 +25,7 @@ from infalign.lm.models import (
     save_model,
 )
 from infalign.lm.training.loop import Schedule, optimise
+from infalign.lm.training.quantising import check_quantising
 from infalign.theory.levels import has_few_levels, spendable
 
 KL_TOLERANCE = 0.05  # relative miss of the budget that is worth a word
@@ -34,6 +36,13 @@ def train_policy(workspace: Workspace, objective: str, variant: str) -> None:
     """Train one policy at the KL budget; write it with its history and metrics, or resume."""
     params, settings = workspace.params, workspace.params.align
     device = pick_device(params.run.device)
+    check_quantising(params, device)
+    if settings.lora_bits and settings.variants[variant].method == "offline":
+        raise InputError(
+            f"{workspace.instance}: offline learns from the stored log-probabilities of the "
+            f"reference, and align.lora_bits = {settings.lora_bits} trains over a rounding of it: "
+            "set it to null."
+        )
     prompts = training_prompts(workspace, objective)
     goal = make_goal(params, objective, variant, prompts.rewards)
     budget = budget_of(settings)

@@ -16,7 +16,6 @@ from infalign.files.tables import INDEPENDENT, SELECTING
 from infalign.files.weights import check_source
 from infalign.files.workspace import Workspace, write_json
 from infalign.lm.formats import Format
-from infalign.lm.freezing import freeze
 from infalign.lm.models import (
     build_reward_model,
     load_format,
@@ -29,9 +28,10 @@ from infalign.lm.sampling.randomness import derive_seed
 from infalign.lm.scoring.scorer import LAST, pooled_rewards
 from infalign.lm.text import TokenPairs
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
-from infalign.lm.training.lora import add_adapter, plain
+from infalign.lm.training.lora import plain, with_adapter
 from infalign.lm.training.losses import preference_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
+from infalign.lm.training.quantising import check_quantising
 from infalign.processes.ranks import join
 from infalign.rewards.classifier import Classifier, passes_of
 from infalign.rewards.pairs import Pairs, accuracy, held_out_pairs, margins
@@ -97,6 +97,7 @@ def _trained(
     """A reward model after training on the pairs."""
     params, settings = workspace.params, workspace.params.reward
     device = pick_device(params.run.device)
+    check_quantising(params, device)
     seed = derive_seed(params.run.seed, "reward", objective, STREAMS[half])
 
     precision = precision_on(params.run.precision, device)
@@ -114,7 +115,7 @@ def _trained(
     def build(device: torch.device) -> PreTrainedModel:
         if not settings.lora_rank:
             return start(device)
-        return freeze(add_adapter(start(device), settings.lora_rank, seed, "reward"))
+        return with_adapter(start, device, settings, seed, "reward")
 
     model, data = Trainable(build, params.run), _encoded(pairs, form)
     batches = EpochBatches(data.lengths, settings.batch_size, seed)

@@ -27,19 +27,27 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
     if model.autocast_dtype is None:
         return model
     for weight in linear_weights(model):
-        weight.requires_grad_(False).data = weight.data.to(model.autocast_dtype)
+        if weight.is_floating_point():  # else it has fewer bits already
+            weight.requires_grad_(False).data = weight.data.to(model.autocast_dtype)
     return model
 
 
 def linear_weights(model: PreTrainedModel) -> Iterator[torch.nn.Parameter]:
-    """Those of the trunk's linear layers, without an adapter's, embedding, head and pooler."""
+    """Those of the trunk's linear layers."""
+    for _, layer in linear_layers(model):
+        yield from layer.parameters(recurse=False)
+
+
+def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The trunk's linear layers by name, without an adapter's, embedding, head and pooler."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    outside = {id(end.weight) for end in ends if end is not None}
-    for _, module in classifier_head(model):
-        outside.update(id(weight) for weight in module.parameters(recurse=False))
-    for name, layer in model.base_model.named_modules():
-        if isinstance(layer, torch.nn.Linear | Conv1D) and "lora_" not in name:
-            yield from (w for w in layer.parameters(recurse=False) if id(w) not in outside)
+    ends += [module for _, module in classifier_head(model)]
+    outside = {id(weight) for end in ends if end is not None for weight in end.parameters()}
+    trunk = {id(module) for module in model.base_model.modules()}
+    for name, layer in model.named_modules():
+        is_linear = isinstance(layer, torch.nn.Linear | Conv1D) and "lora_" not in name
+        if is_linear and id(layer) in trunk and id(layer.weight) not in outside:
+            yield name, layer
 
 
 def is_frozen(model: PreTrainedModel) -> bool:

@@ -14,6 +14,8 @@ from infalign.files import stages
 from infalign.lm.training.bases import short_sides, suits
 from infalign.planning.load import Load
 from infalign.planning.shapes import Shape, Weight
+from infalign.settings.methods import Align
+from infalign.settings.params import Reward, Sft
 
 STAGES = tuple(word for word, stage in stages.STAGES.items() if stage.models and not stage.compares)
 LOGITS = 2**25  # values held at once (infalign.lm.scoring.vocabulary)
@@ -59,7 +61,7 @@ def _align(load: Load) -> list[Part]:
 def _aligned(load: Load, method: str) -> list[Part]:
     settings, run, n = load.params.align, load.params.run, load.processes
     policy, rank = load.policy, load.params.align.lora_rank
-    parts = _trained(load, policy, rank, settings.optimizer)
+    parts = _trained(load, policy, settings, settings.optimizer)
     if load.sharded and method != "offline":
         parts.append(
             Part("sampling copy", policy.frozen(load.halved), "whole, filled at every step")
@@ -95,6 +97,8 @@ def _settling(load: Load) -> list[Part]:
         halved = load.halved and rank is not None
         held = sum(w.share(n) * (2 if halved and w.linear else 4) for w in weights)
         parts.append(Part("shares", held, "of what was trained"))
+    if load.params.align.lora_bits:
+        parts.append(Part("quantised base", policy.quantised(load.halved), "of what was trained"))
     parts.append(Part("reference", policy.frozen(load.halved), "frozen, whole"))
     if load.machine.is_cpu:
         copies = 4 * policy.parameters * (1 + load.halved)
@@ -115,7 +119,7 @@ def _sft(load: Load) -> list[Part]:
         whole = Part("policy", 4 * load.policy.parameters, "taken as it is")
         return [whole, Part("passes", _scoring(load, load.policy, rows), "perplexity")]
     settings = load.params.sft
-    parts = _trained(load, load.policy, settings.lora_rank, settings.optimizer)
+    parts = _trained(load, load.policy, settings, settings.optimizer)
     return [*parts, _pairs(load, "sft", load.policy, load.params.sft.batch_size // 2)]
 
 
@@ -123,7 +127,7 @@ def _reward(load: Load) -> list[Part]:
     if not load.trained:
         return []
     shape = max(load.trained, key=lambda one: one.parameters)
-    parts = _trained(load, shape, load.params.reward.lora_rank, "adamw")
+    parts = _trained(load, shape, load.params.reward, "adamw")
     return [*parts, _pairs(load, "reward", shape, load.params.reward.batch_size)]
 
 
@@ -166,8 +170,11 @@ def _evaluate(load: Load) -> list[Part]:
     ]
 
 
-def _trained(load: Load, shape: Shape, rank: int | None, optimizer: str) -> list[Part]:
+def _trained(
+    load: Load, shape: Shape, settings: Align | Sft | Reward, optimizer: str
+) -> list[Part]:
     """Weights, gradients and optimiser of what is trained, and what is gathered in passes."""
+    rank, is_small = settings.lora_rank, settings.lora_bits is not None
     n = load.processes if load.sharded else 1
     trained = list(shape.weights) if rank is None else shape.adapter(rank)
     numbers = sum(weight.share(n) for weight in trained)
@@ -183,7 +190,10 @@ def _trained(load: Load, shape: Shape, rank: int | None, optimizer: str) -> list
             if load.sharded
             else shape.frozen(load.halved)
         )
-        parts.append(Part("base under the adapter", base, f"frozen, {how}"))
+        if is_small:
+            base = shape.quantised(load.halved)
+        kept = "in 4 bits" if is_small else f"frozen, {how}"
+        parts.append(Part("base under the adapter", base, kept))
     parts += [
         Part("weights", 4 * numbers, f"trained, float32, {how}"),
         Part("gradients", 4 * numbers, f"float32, {how}"),

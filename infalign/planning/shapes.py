@@ -56,6 +56,15 @@ class Weight:
             total *= side
         return total
 
+    @property
+    def four_bits(self) -> int:
+        """Bytes in NF4: half of one a number, and of a block of 64 a scale, quantised again.
+
+        One byte a scale, four of 256 scales and of their mean, and two tables, of 16 and of 256.
+        """
+        blocks = -(-self.count // 64)
+        return -(-self.count // 2) + blocks + 4 * -(-blocks // 256) + 4 + 4 * (16 + 256)
+
     def share(self, processes: int) -> int:
         """Numbers of the largest share: rows are dealt out, and none is cut."""
         return -(-self.shape[0] // processes) * (self.count // self.shape[0])
@@ -94,6 +103,15 @@ class Shape:
     def frozen(self, halved: bool) -> int:
         """Bytes of a whole copy that no one trains."""
         return 4 * self.parameters - 2 * self.linear * halved
+
+    def quantised(self, halved: bool) -> int:
+        """Bytes of a whole copy whose linear layers are in 4 bits."""
+        return sum(
+            w.four_bits
+            if w.linear and len(w.shape) == 2
+            else w.count * (2 if w.linear and halved else 4)
+            for w in self.weights
+        )
 
     def frozen_shares(self, processes: int, halved: bool) -> int:
         """Bytes that each process holds of one whose layers are in shares."""

@@ -28,6 +28,7 @@ def check_combinations(params: Params) -> None:
     _reachable_budgets(params)
     _known_suites(params)
     _servers_somewhere(params)
+    _quantised_bases(params)
     if params.align.start == "champion" and params.align.lora_rank is not None:
         raise ValueError(
             f"align.start = champion trains all weights of the champion, and align.lora_rank = "
@@ -62,6 +63,42 @@ def _servers_somewhere(params: Params) -> None:
             f"generation.engine = {generation.engine} asks servers, and generation.urls names "
             "none: name them, or set generation.start to true"
         )
+
+
+def _quantised_bases(params: Params) -> None:
+    """What a base in 4 bits needs, and what does not go with it."""
+    for section in ("sft", "reward", "align"):
+        bits = getattr(params, section).lora_bits
+        if bits is None:
+            continue
+        field = f"{section}.lora_bits = {bits}"
+        if getattr(params, section).lora_rank is None:
+            raise ValueError(
+                f"{field} quantises the base under an adapter, and {section}.lora_rank = null "
+                f"trains all weights: set it to 16, say, or {section}.lora_bits to null"
+            )
+        if params.run.device == "cpu":
+            raise ValueError(f"{field} needs CUDA, and run.device = cpu: set it to null")
+        if params.run.sharding == "fsdp2" and params.run.processes > 1:
+            raise ValueError(
+                f"{field} cannot be dealt out, and run.sharding = fsdp2 deals every weight out: "
+                f"set it to ddp, or {section}.lora_bits to null"
+            )
+    if params.align.lora_bits is None:
+        return
+    if params.generation.engine != "builtin":
+        raise ValueError(
+            f"align.lora_bits = {params.align.lora_bits} trains over a quantised base, and the "
+            f"servers of generation.engine = {params.generation.engine} draw from the base as it "
+            "is: set generation.engine to builtin, or align.lora_bits to null"
+        )
+    for name in params.run.variants:
+        if params.align.variants[name].method == "offline":
+            raise ValueError(
+                f"align.lora_bits = {params.align.lora_bits} moves the reference's "
+                f"log-probabilities, and run.variants names {name!r}, whose method offline learns "
+                "from the stored ones: leave it out, or set align.lora_bits to null"
+            )
 
 
 def _known_suites(params: Params) -> None:

@@ -147,6 +147,12 @@ RANK: Any = Field(
     default=None,
     description="null: train all weights; else an adapter of this rank (extra `lora`)",
 )
+Bits = Literal[4] | None
+BITS: Any = Field(
+    default=None,
+    description="null: the base under an adapter as it is; 4: quantised while the adapter is "
+    "trained (NF4, CUDA only, extra `qlora`)",
+)
 Optimizer = Literal["auto", "soap", "adamw"]
 OPTIMIZER: Any = Field(
     default="auto",
@@ -184,6 +190,7 @@ class Align(Section):
     )
     optimizer: Optimizer = OPTIMIZER
     lora_rank: Rank = RANK
+    lora_bits: Bits = BITS
     sync_every: Positive = Field(
         default=1,
         description="steps between two adapters that generation.engine = vllm draws with",

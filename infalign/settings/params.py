@@ -12,11 +12,13 @@ from infalign.errors import InputError
 from infalign.settings.combinations import check_combinations
 from infalign.settings.kinds import with_defaults
 from infalign.settings.methods import (
+    BITS,
     BLIND,
     MOST,
     OPTIMIZER,
     RANK,
     Align,
+    Bits,
     Commit,
     Compare,
     Name,
@@ -40,8 +42,8 @@ MODELS = ("run.seed", "run.device", "run.threads", "run.precision", "run.batch_t
 TRAINING = (*MODELS, "run.processes", "run.sharding", "run.recompute")  # what rounding depends on
 _ALIGN = (
     "kl_nats beta start steps prompts_per_step samples_per_prompt reference_samples learning_rate "
-    "warmup_share max_grad_norm identity_share optimizer lora_rank sync_every checkpoint_every "
-    "kl_prompts kl_samples"
+    "warmup_share max_grad_norm identity_share optimizer lora_rank lora_bits sync_every "
+    "checkpoint_every kl_prompts kl_samples"
 )
 
 
@@ -335,6 +337,7 @@ class Sft(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     optimizer: Optimizer = OPTIMIZER
     lora_rank: Rank = RANK
+    lora_bits: Bits = BITS
 
 
 class Reward(Section):
@@ -360,6 +363,7 @@ class Reward(Section):
     warmup_share: float = Field(default=0.1, ge=0, lt=1, description="share of steps that warm up")
     weight_decay: float = Field(default=0.01, ge=0)
     lora_rank: Rank = RANK
+    lora_bits: Bits = BITS
 
 
 class Sample(Section):

@@ -21,7 +21,6 @@ from infalign.files.tables import PREFERENCES, PROMPTS, read_table
 from infalign.files.weights import check_source, folders
 from infalign.files.workspace import Needs, Workspace, write_json, write_text
 from infalign.lm.formats import Format
-from infalign.lm.freezing import freeze
 from infalign.lm.memory import Block, Budget, autocast, in_pieces
 from infalign.lm.models import (
     build_tiny,
@@ -37,9 +36,10 @@ from infalign.lm.sampling.ways import proven_way
 from infalign.lm.scoring.scorer import token_log_probs
 from infalign.lm.text import TokenPairs, by_length
 from infalign.lm.training.loop import EpochBatches, Schedule, Step, optimise
-from infalign.lm.training.lora import add_adapter, plain, save_adapter
+from infalign.lm.training.lora import plain, save_adapter, with_adapter
 from infalign.lm.training.losses import likelihood_loss
 from infalign.lm.training.parallel import Part, Trainable, microbatched
+from infalign.lm.training.quantising import check_quantising
 from infalign.processes.ranks import Ranks
 from infalign.settings.params import TRAINING, Params
 
@@ -62,6 +62,7 @@ def run(workspace: Workspace) -> None:
     params = workspace.params
     check_source("model", params.model, workspace.root)
     device = pick_device(params.run.device)
+    check_quantising(params, device)
     form = load_format(workspace.results("prepare", "tokenizer"))
 
     rank = params.sft.lora_rank if params.sft.epochs else None
@@ -75,7 +76,7 @@ def run(workspace: Workspace) -> None:
         if not rank:
             return given_model(device)
         seed = derive_seed(params.run.seed, "sft", "lora")
-        return freeze(add_adapter(given_model(device), rank, seed, "sft"))
+        return with_adapter(given_model, device, params.sft, seed, "sft")
 
     data = read_pairs(workspace, form, "train")
     held_out = read_pairs(workspace, form, "test", params.sft.held_out_pairs)

@@ -104,6 +104,32 @@ def test_half_a_billion_on_one_gpu(offline):
     assert "494 million parameters" in text
 
 
+def test_a_base_in_4_bits():
+    shape = shape_of(SMALL, "small")
+    numbers = sum(w.count for w in shape.weights if not w.linear)
+    bits = 0
+    for weight in (w for w in shape.weights if w.linear):
+        blocks = -(-weight.count // 64)
+        scales = blocks + 4 * -(-blocks // 256) + 4  # a byte each, and what these are scaled by
+        bits += weight.count / 2 + scales + 4 * (16 + 256)
+    assert shape.quantised(halved=True) == 4 * numbers + bits
+    adapter = ("align.lora_rank=16", "run.device=cuda")
+    loads = [asked("qwen2.5-0.5b-1gpu", *adapter, *more, gpus=1) for more in ((), BITS)]
+    plain, small = ({p.name: p for p in memory.peak(load, "align")} for load in loads)
+    base = "base under the adapter"
+    assert small[base].why == "in 4 bits"
+    rest = 4 * sum(w.count for w in loads[1].policy.weights if not w.linear)
+    biases = 2 * sum(w.count for w in loads[1].policy.weights if w.linear and len(w.shape) == 1)
+    matrices = sum(w.count for w in loads[1].policy.weights if w.linear and len(w.shape) == 2)
+    assert small[base].bytes - rest - biases == pytest.approx(0.516 * matrices, rel=0.001)
+    assert {n: p for n, p in small.items() if n != base} == {
+        n: p for n, p in plain.items() if n != base
+    }
+
+
+BITS = ("align.lora_bits=4",)
+
+
 def test_other_kinds_of_models():
     def shape(kind, classifies=False, **sizes):
         return shape_of(AutoConfig.for_model(kind, **sizes), kind, classifies=classifies)

@@ -18,8 +18,13 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from infalign.errors import InputError
-from infalign.lm.freezing import is_frozen, linear_weights, thaw
+from infalign.lm.freezing import freeze, is_frozen, linear_layers, thaw
 from infalign.lm.heads import classifier_head
+from infalign.lm.training.quantising import is_quantised, quantise
+from infalign.settings.methods import Align
+from infalign.settings.params import Reward, Sft
+
+Settings = Align | Sft | Reward
 
 NAME = "infalign"
 SCALE = 2.0  # lora_alpha / rank
@@ -43,7 +48,7 @@ def add_adapter(
         r=rank,
         lora_alpha=SCALE * rank,
         lora_dropout=0.0,
-        target_modules=_linear_layers(model),
+        target_modules=[name for name, _ in linear_layers(model)],
     )
     torch.manual_seed(seed)
     dtype, device = model.dtype, model.device
@@ -60,6 +65,25 @@ def add_adapter(
         weight.requires_grad_("lora_" in name or name.rpartition(".")[0] in head)
     torch.nn.Module.to(model, device=device, dtype=dtype)  # float32, to be frozen later
     return model
+
+
+def with_adapter(
+    load: Callable[[torch.device], PreTrainedModel],
+    device: torch.device,
+    settings: Settings,
+    seed: int,
+    section: str = "align",
+) -> PreTrainedModel:
+    """A model on a device that no one trains, with an adapter that is trained.
+
+    Args:
+        load: the model in float32.
+        settings: a section of params.yaml with lora_rank and lora_bits.
+        section: its name.
+    """
+    rank, is_small = settings.lora_rank or 0, settings.lora_bits is not None
+    base = quantise(load(torch.device("cpu")), device) if is_small else load(device)
+    return freeze(add_adapter(base, rank, seed, section))
 
 
 @contextlib.contextmanager
@@ -120,19 +144,21 @@ def plain(model: PreTrainedModel, base: Callable[[], PreTrainedModel]) -> PreTra
         base: loads the model that the adapter was added to, in float32; on CPU it takes no room of
             the device's.
     """
+    if is_quantised(model):
+        return _transplanted(model, base())
     if is_frozen(model):
         thaw(model, base())
     return merge_adapter(model)
 
 
-def _linear_layers(model: PreTrainedModel) -> list[str]:
-    """The trunk's linear layers by name."""
-    weights = {id(weight) for weight in linear_weights(model)}
-    return [
-        name
-        for name, module in model.named_modules()
-        if id(getattr(module, "weight", None)) in weights
-    ]
+def _transplanted(model: PreTrainedModel, base: PreTrainedModel) -> PreTrainedModel:
+    """The base with what was trained over a rounding of it."""
+    weights = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+    whole = add_adapter(base, model.peft_config[NAME].r, seed=0)
+    whole.load_state_dict(weights, strict=False)
+    merged = merge_adapter(whole)
+    torch.nn.Module.to(merged, device=model.device)
+    return merged
 
 
 def _layers(model: PreTrainedModel) -> Iterator[Any]:

@@ -80,7 +80,7 @@ def test_an_adapter_is_merged_into_the_reference(workspace):
     losses = [row["loss"] for row in read_history(folder / "history.jsonl")]
     assert losses[-1] < losses[0]
     form = load_format(made.results("prepare", "tokenizer"))
-    before = sft._build(made, form, torch.device("cpu")).state_dict()
+    before = sft._build(made, form, torch.device("cpu"), "float32").state_dict()
     after = AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict()
     assert after.keys() == before.keys()
     moved = {name for name, value in after.items() if not value.equal(before[name])}

@@ -46,9 +46,11 @@ def share_layers(model: PreTrainedModel, device: torch.device) -> Any:
     model.in_shares = True
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     names = set(model._no_split_modules or ())
+    dealt: set[int] = set()
     for module in model.modules():
-        if type(module).__name__ in names:
+        if type(module).__name__ in names and id(module) not in dealt:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            dealt.update(id(inner) for inner in module.modules())  # Mamba names a layer's mixer too
     return mesh
 
 

@@ -91,8 +91,8 @@ def default_run(device: str, toy: bool) -> int:
     run = params["run"]
     run["device"] = device
     objectives, variants = run["objectives"], run["variants"]
-    calls = [[word] for word in ("corpus", "sources", "prepare", "sft", "reward", "sample")]
-    calls += [["calibrate", "--objective", o] for o in objectives]
+    calls = [[word] for word in ("corpus", "sources", "prepare", "sft", "sample")]
+    calls += [[word, "--objective", o] for word in ("reward", "calibrate") for o in objectives]
     calls += [["align", "--objective", o, "--variant", v] for o in objectives for v in variants]
     calls += [["evaluate", "--objective", o] for o in objectives]
     whole = time.perf_counter()

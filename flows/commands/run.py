@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,6 +87,8 @@ def run_pipeline(
         check_data(params, root)
         if write_own(root, params):
             _say("dvc.yaml: its dependencies are those that params.yaml names.")
+        call = {"name": name, "root": str(root), "promote": promote, "target": target}
+        call["settings"] = {key: redact(str(value)) for key, value in written.items()}
         prepare_environment(root)
         with prefect_server(root) as server:
             if server.temporary and not view.on:
@@ -93,12 +96,7 @@ def run_pipeline(
             with watching(root) as progress:
                 progress.phase = "Starting a Prefect server" if server.temporary else ""
                 view.follow(progress)
-                import flows.runs.pipeline  # noqa: F401 (while the server starts)
-
-                server.wait()
-                call = {"name": name, "root": str(root), "promote": promote, "target": target}
-                call["settings"] = {key: redact(str(value)) for key, value in written.items()}
-                done = _run_flow(root, call, server)
+                done = _work(root, call, server)
             served = "infalign up" if server.temporary else ""
             page = server.page(done["flow_run_id"]), served
         view.stop()
@@ -108,6 +106,16 @@ def run_pipeline(
             show_decision(decision)
         if push:
             _push(root)
+
+
+def _work(root: Path, call: dict[str, Any], server: Server) -> dict[str, Any]:
+    """What the flow gave; it is prepared while a temporary server starts."""
+    import flows.runs.pipeline  # noqa: F401 (which takes as long as the server's first seconds)
+    from flows.runs.preparing import ahead
+
+    with ahead(root.resolve(), call["target"], _say) if server.temporary else nullcontext():
+        server.wait()
+        return _run_flow(root, call, server)
 
 
 def _run_flow(root: Path, call: dict[str, Any], server: Server) -> dict[str, Any]:

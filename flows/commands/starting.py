@@ -84,10 +84,10 @@ def graph(params: Params) -> dict[str, tuple[str, ...]]:
         "sources": (),
         "prepare": ("corpus",),
         "sft": ("prepare",),
-        "reward": ("sft", "sources"),
         "sample": ("sft",),
     }
-    found |= {f"calibrate@{o}": ("reward", "sample") for o in objectives}
+    found |= {f"reward@{o}": ("sft", "sources") for o in objectives}
+    found |= {f"calibrate@{o}": (f"reward@{o}", "sample") for o in objectives}
     policies = {o: tuple(f"align@{o}-{v}" for v in variants) for o in objectives}
     found |= {name: (f"calibrate@{o}",) for o, names in policies.items() for name in names}
     found |= {f"evaluate@{o}": policies[o] for o in objectives}

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,23 +23,18 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from flows.children.locks import gpus_held, run_lock, visible_gpus
+from flows.children.locks import gpus_held, run_lock
 from flows.children.processes import (
     RETRIES,
     RETRY_SECONDS,
     Tell,
     child_environment,
-    end_leftovers,
-    warm_process,
 )
 from flows.project import dvc_lock, versions
-from flows.project.configuration import check_data, complete_params
-from flows.project.dependencies import write_own
-from flows.project.leftovers import clear
 from flows.project.versions import Busy, Plan, StageFailed, StageKilled, lock_entries
-from flows.registry.start import bring_starts
 from flows.runs import published
 from flows.runs.ending import ending
+from flows.runs.preparing import prepare, taken, warmed
 from flows.runs.progress import FAILED, Progress, progress_of
 from flows.runs.stopping import ends_on_signals, watch_cancelling
 from flows.tracking import records
@@ -134,39 +128,28 @@ async def _run(root: Path, name: str, target: str, settings: dict[str, Any]) -> 
     """The flow's body, with the workspace held."""
     logger, begun = get_run_logger(), time.monotonic()
     tell = _teller(logger.info)
-    params = complete_params(root / "params.yaml", tell)
-    versions.check_project(root)
-    check_data(params, root)
-    if write_own(root, params):
-        tell("dvc.yaml: its dependencies are those that params.yaml names.")
-    if end_leftovers(root):
-        tell("A run that was killed before left stages at work: they were ended.")
-    if dvc_lock.mend(root):
-        tell("dvc.lock was cut short by a kill: the last whole one is back.")
-    dvc_lock.keep(root)
-    tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
-    status = "KILLED"
     progress = progress_of(root)
     progress.phase = "Asking DVC what is stale"
+    early = taken(root)
+    found = early or await prepare(root, target, tell)
+    params, plan = found.params, found.plan
+    tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
+    status = "KILLED"
     try:
-        plan = await versions.read_plan(root, tell, target=target)
-        if await bring_starts(root, params, plan, tell):
-            plan = await versions.read_plan(root, tell, target=target)
-        for path in await clear(root, plan):
-            tell(f"{path}: no stage makes it any more, so it is removed; DVC's cache holds it.")
         slots = asyncio.Semaphore(params.run.concurrency)
-        here = params.run.launcher == "local" and params.run.device != "cpu"
-        gpus = await asyncio.to_thread(visible_gpus) if here else []
-        extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}
         progress.plan(plan.upstream, plan.stale, params.run.concurrency)
-        run = Run(root, params, plan, tracker, tell, slots, gpus, extra, progress)
+        run = Run(root, params, plan, tracker, tell, slots, found.gpus, found.extra, progress)
         title = name or what_changed(plan, params, settings, target, not lock_entries(root))
         if not name:
             await _rename(title)
         records.begin_run(run.tracker, root, params, title, plan)
         _RUNS[str(flow_run.id)] = run
         status = "FAILED"
-        with _at_work(run) if plan.stale else contextlib.nullcontext():
+        with contextlib.ExitStack() as around:
+            if plan.stale:
+                around.enter_context(watched(tracker))
+            if early is None:
+                around.enter_context(warmed(root, found))
             outcomes = await _run_all(run, str(flow_run.id))
         status = "FINISHED"
         copy = await asyncio.to_thread(_published, run, target, time.monotonic() - begun)
@@ -346,30 +329,6 @@ async def _rename(title: str) -> None:
     with contextlib.suppress(Exception):
         async with get_client() as client:
             await client.update_flow_run(UUID(str(flow_run.id)), name=title)
-
-
-@contextlib.contextmanager
-def _at_work(run: Run) -> Iterator[None]:
-    """What a run that makes something has around it."""
-    with watched(run.tracker), _warm(run):
-        yield
-
-
-@contextlib.contextmanager
-def _warm(run: Run) -> Iterator[None]:
-    """Stages as forks of one process, where each of them is one process."""
-    if run.gpus or run.params.run.processes > 1 or run.params.run.launcher != "local":
-        yield
-        return
-    with warm_process(run.root, child_environment(run.extra)) as found:
-        run.extra |= found
-        yield
-
-
-def _is_local(params: Params, root: Path) -> bool:
-    """Whether no stage has anything to download."""
-    names = {params.model.name_or_path, params.reward.name_or_path} - {"tiny", "sft"}
-    return all((root / name).is_dir() for name in names)
 
 
 def _teller(log: Tell, instance: str = "", progress: Progress | None = None) -> Tell:

@@ -109,10 +109,9 @@ def curve(name: str) -> str | None:
     """What a number of a history is called: `training/kl`; None where it is left out.
 
     Args:
-        name: as followers give it, `helpful/selecting/loss` of a reward model.
+        name: as followers give it, `selecting/loss` of a reward model.
     """
-    *of, last = name.split("/")
-    return "/".join(["training", *(["-".join(of)] if of else []), last]) if last in CURVES else None
+    return f"training/{name}" if name.rpartition("/")[2] in CURVES else None
 
 
 def finals(instance: str, numbers: Mapping[str, Any]) -> list[tuple[str, float, int]]:
@@ -126,9 +125,8 @@ def finals(instance: str, numbers: Mapping[str, Any]) -> list[tuple[str, float, 
         rows += [("calibration_error", float(error), int(many)) for many, error in errors.items()]
     if word == "reward":
         rows += [
-            (f"accuracy/{objective}-{judge}", float(found["accuracy"]), 0)
-            for objective, judges in numbers.items()
-            for judge, found in judges.items()
+            (f"accuracy/{judge}", float(found["accuracy"]), 0)
+            for judge, found in numbers.items()
             if isinstance(found, dict) and "accuracy" in found
         ]
     return rows

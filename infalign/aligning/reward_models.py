@@ -48,7 +48,7 @@ def train_model(
     Args:
         alter: changes the training pairs; the held-out ones stay as they are.
     """
-    folder = workspace.work / objective / half
+    folder = workspace.work / half
     finished = folder / "metrics.json"
     ranks = join(workspace.params.run)
     if ranks.first(finished.exists()):
@@ -129,8 +129,8 @@ def _trained(
         model,
         schedule,
         lambda number: _step(model, data, batches.at(number), device),
-        workspace.work / objective / half,
-        name=f"{workspace.instance} {objective} {half}",
+        workspace.work / half,
+        name=f"{workspace.instance} {half}",
         bounds={"loss": MOST_LOSS},
     )
     trained = model.plain()

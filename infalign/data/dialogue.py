@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,9 +91,7 @@ class Dialogue:
     @property
     def name(self) -> str:
         """What its id is the hash of: no two dialogues have one."""
-        marked = self.marked
-        simple = {turn.role for turn in self.turns} <= {"user", "assistant"}
-        return marked if simple and read_marked(marked) == self else self.text
+        return _name(self)
 
     def share(self, purpose: str) -> float:
         """A number in [0, 1) that depends on the dialogue and the purpose alone."""
@@ -114,6 +113,13 @@ class Dialogue:
         system = tuple(turn for turn in self.turns[:1] if turn.role == "system")
         kept = self.exchanges()[-exchanges:]
         return Dialogue(system + tuple(turn for group in kept for turn in group))
+
+
+@lru_cache(maxsize=4096)  # the pairs of a prompt stand together
+def _name(dialogue: Dialogue) -> str:
+    marked = dialogue.marked
+    simple = {turn.role for turn in dialogue.turns} <= {"user", "assistant"}
+    return marked if simple and read_marked(marked) == dialogue else dialogue.text
 
 
 def read_marked(text: str) -> Dialogue | None:

@@ -104,7 +104,7 @@ def agreement(
     None where none was trained here, or nothing is new.
     """
     folder = root / "results" / "reward" / objective / SELECTING
-    metrics = root / "results" / "reward" / "metrics.json"
+    metrics = folder.parent / "metrics.json"
     trained = isinstance(params.objectives[objective].reward, TrainedReward)
     if not trained or not folder.is_dir() or not metrics.is_file() or not pairs:
         return None
@@ -112,7 +112,7 @@ def agreement(
     from infalign.rewards.classifier import Passes, trained_classifier
     from infalign.rewards.pairs import accuracy
 
-    held_out = json.loads(metrics.read_text(encoding="utf-8"))[objective][SELECTING]["accuracy"]
+    held_out = json.loads(metrics.read_text(encoding="utf-8"))[SELECTING]["accuracy"]
     chosen = sorted(pairs, key=lambda pair: hash_share(json.dumps(pair[1:3]), pair.prompt.id))
     chosen = chosen[: params.intake.agreement_pairs]
     form, lengths = (

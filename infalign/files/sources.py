@@ -64,6 +64,7 @@ def items(word: str, params: Params, objective: str) -> dict[str, str]:
             f"results/{made}": "run.objectives and run.variants"
             for name in run.objectives
             for made in (
+                f"reward/{name}/metrics.json",
                 f"calibrate/{name}",
                 *(f"align/{name}/{variant}" for variant in run.variants),
                 f"evaluate/{name}",

@@ -50,7 +50,7 @@ STAGES = {
         Stage("sources", light=True),
         Stage("prepare"),
         Stage("sft", models=True),
-        Stage("reward", models=True),
+        Stage("reward", OBJECTIVE, models=True),
         Stage("sample", models=True),
         Stage("calibrate", OBJECTIVE, models=True),
         Stage("align", VARIANT, models=True),

@@ -38,7 +38,8 @@ def lines(
     """A line for every stage instance up to evaluate.
 
     Args:
-        metrics: `prepare`, `sft`, `reward` and `sample` to the stage's metrics.json.
+        metrics: `prepare`, `sft`, `sample` to the stage's metrics.json; `reward` to those of
+            every objective.
         budget: the KL budget, nats; None where there was none.
     """
     found = [

@@ -34,7 +34,8 @@ def render(
 
     Args:
         drawn: objective to its figures by chapter.
-        metrics: `prepare`, `sft`, `reward` and `sample` to the stage's metrics.json.
+        metrics: `prepare`, `sft`, `sample` to the stage's metrics.json; `reward` to those of
+            every objective.
         settings: `model`, `data`, `seed`, `kl_nats` (None: a beta was given) and `examples`.
     """
     budget = settings["kl_nats"]

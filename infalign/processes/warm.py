@@ -1,7 +1,7 @@
 """Stages that need not import torch and transformers anew: forks of one process that has.
 
 Importing takes 5 to 7 s, a third of a short stage. `infalign run` starts one process of this
-module, which imports when the first stage asks. Where its address is in the environment,
+module, as soon as it knows of work, which imports at once. Where its address is in the environment,
 `python -m infalign STAGE` has the stage run by a fork of it, with its own arguments, folder,
 environment and output, and waits. The two end together: a stage that is killed takes its fork
 along, and where a fork dies without a word, its stage ends as if killed. What cannot be had so (no
@@ -74,22 +74,20 @@ def run_there(word: str, arguments: Sequence[str]) -> int | None:
 
 
 def serve(address: str) -> None:
-    """Import when the first stage asks, fork for each, until standard input ends."""
+    """Import, then fork for each stage that asks, until standard input ends."""
     from infalign.processes.one_stage import PARAMS, apply_threads, import_stage
 
-    imported = False
     apply_threads(PARAMS)
     state = _state()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
-        listener.listen()
+        listener.listen()  # whoever asks meanwhile waits
+        for stage in STAGES.values():
+            if not stage.compares:
+                import_stage(stage.word)
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             line, _ = listener.accept()
             with line:
-                for stage in STAGES.values() if not imported else ():
-                    if not stage.compares:
-                        import_stage(stage.word)
-                imported = True
                 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks leave no zombies
                 with contextlib.suppress(OSError, ValueError):  # who asked is gone
                     line.sendall(READY)

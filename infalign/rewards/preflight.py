@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from infalign.data.dialogue import Dialogue
 from infalign.errors import InputError
+from infalign.lm.formats import Format
 from infalign.lm.loading import base_of, check_weights, load_config
 from infalign.lm.models import load_format
 from infalign.lm.preflight import check_reads
@@ -25,22 +27,29 @@ def check_sources(
     root: Path,
     texts: Mapping[str, Texts],
     columns: Mapping[str, Columns],
+    form: Format,
     longest: int,
 ) -> None:
     """Raise for the first source of rewards that could not be asked later.
 
     Args:
-        texts: by objective: prompts, and a response to each, cut as a policy's would be; of prompts
-            alone there are none.
+        texts: by objective: prompts, and a response to each; of prompts alone there are none.
         columns: by objective: prompts alone with the other columns of their rows.
+        form: the policy's, as whose the responses are cut.
         longest: of a policy's responses, tokens.
     """
+
+    @cache
+    def cut(name: str) -> Texts:
+        prompts, said = texts[name]
+        return prompts, form.cut_responses(said, longest)
+
     for name in params.run.objectives:
         _check_pairs(params, name, bool(texts[name][1]))
     try_sources(params, root, columns)
     for name, field, settings in named_leaves(params.running):
         if isinstance(settings, ModelReward):
-            check_model(f"{field}.path", settings, root, texts[name], longest)
+            check_model(f"{field}.path", settings, root, cut(name), longest)
 
 
 def _check_pairs(params: Params, name: str, has_pairs: bool) -> None:

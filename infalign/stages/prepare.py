@@ -95,11 +95,7 @@ def run(workspace: Workspace) -> None:
     answered = [pair for each in texts.values() for pair in zip(*each, strict=False)]
     check_texts(params, form, lengths, everyone, answered)
     columns = {name: _columns(part) for name, part in kept.items()}
-    cut_texts = {
-        name: (prompts, form.cut_responses(said, lengths.response))
-        for name, (prompts, said) in texts.items()
-    }
-    check_sources(params, workspace.root, cut_texts, columns, lengths.response)
+    check_sources(params, workspace.root, texts, columns, form, lengths.response)
     for prompt, response in answered[:WHOLE]:
         form.check_whole(prompt, response)
     if any(prompt.turns[0].role == "system" for prompt in everyone) and not form.takes_system:

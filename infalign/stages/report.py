@@ -1,8 +1,9 @@
 """report: one page for people, one summary for programs.
 
-Reads results/{prepare,sft,reward,sample}/metrics.json, results/prepare/prompts.parquet and, for
-every objective, results/calibrate/O, results/align/O/V/{history.jsonl, metrics.json} and
-results/evaluate/O. Writes results/report/{index.html, summary.json, metrics.json, plots/*.png,
+Reads results/{prepare,sft,sample}/metrics.json, results/prepare/prompts.parquet and, for every
+objective, results/reward/O/metrics.json, results/calibrate/O, results/evaluate/O and
+results/align/O/V/{history.jsonl, metrics.json}. Writes results/report/{index.html, summary.json,
+metrics.json, plots/*.png,
 headline/O-V.json, data/NAME/O.json}. The page is one file that opens from disk and loads nothing,
 and begins with the gate's verdict by the rules that results answer; summary.json has a row per
 objective, policy, judge and procedure; the last two are for `dvc metrics` and `dvc plots`
@@ -47,7 +48,7 @@ from infalign.rewards.description import FIELDS, REWARDS, in_words, kinds, setti
 from infalign.settings.params import Objective, Params
 from infalign.theory.calibration import calibrate
 
-MEASURED = ("prepare", "sft", "reward", "sample")
+MEASURED = ("prepare", "sft", "sample")
 BOUNDS = tuple(  # what the gate's verdict on the page goes by, and nothing else of the section
     f"promotion.{name}"
     for name in (
@@ -111,6 +112,10 @@ def run(workspace: Workspace) -> None:
         "examples": params.report.examples,
     }
     metrics = {word: _json(workspace.results(word, "metrics.json")) for word in MEASURED}
+    metrics["reward"] = {
+        name: _json(workspace.results("reward", name, "metrics.json"))
+        for name in params.run.objectives
+    }
     write_text(out / "index.html", render(objectives, drawn, metrics, settings))
     write_json(out / "summary.json", summary_rows(objectives))
     measured = {data.name: data.metrics["evaluate"] for data in objectives}

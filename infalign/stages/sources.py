@@ -2,7 +2,7 @@
 
 Reads the files of one's own that params.yaml names: functions, local models. Writes to
 results/sources: O.json, what the reward and the judge of an objective are made of, and
-trained.json, which reward models have to be trained. An edit of one function changes one of these
+trained/O.json, which of the two have to be trained. An edit of one function changes one of these
 files, and makes that objective stale alone. Functions and servers are tried on two small dialogues.
 """
 
@@ -35,5 +35,4 @@ def run(workspace: Workspace) -> None:
     try_sources(params, workspace.root)
     for name, objective in params.running.items():
         write_json(out / f"{name}.json", described(objective, workspace.root))
-    halves = {name: trained_halves(objective) for name, objective in params.running.items()}
-    write_json(out / "trained.json", halves)
+        write_json(out / "trained" / f"{name}.json", trained_halves(objective))

@@ -83,10 +83,11 @@ def test_unfinished_work_is_of_the_weights_it_began_with(
 ) -> None:
     for name in ("results/corpus", "results/prepare", "results/sft", "mine"):
         (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "results" / "sources").mkdir()
-    (tmp_path / "results" / "sources" / "trained.json").write_text("{}")
+    (tmp_path / "results" / "sources" / "trained").mkdir(parents=True)
+    (tmp_path / "results" / "sources" / "trained" / "helpful.json").write_text("[]")
     local = params(smoke_tree, **{section: {"name_or_path": "mine", "folder": "mine"}})
-    needs = importlib.import_module(f"infalign.stages.{word}").needs(local)
+    names = ("helpful",) if word == "reward" else ()
+    needs = importlib.import_module(f"infalign.stages.{word}").needs(local, *names)
     (tmp_path / "mine" / "model.safetensors").write_bytes(b"old")
     before = fingerprint(word, needs, local, tmp_path)
     assert fingerprint(word, needs, local, tmp_path) == before

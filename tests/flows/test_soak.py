@@ -97,16 +97,16 @@ def test_the_whole_pipeline_through_slurm(
     write_real(project.root, merged(smoke_tree, {"run": {"launcher": "slurm"}}))
     shutil.copytree(ROOT / "deploy", project.root / "deploy")
     child = project.start("run")
-    done: set[str] = set()
+    done, judge = set[str](), "reward@helpful"
     try:
         deadline = time.monotonic() + 1500
         while child.poll() is None and time.monotonic() < deadline:
-            for word, command in (("sft", "scancel --name="), ("reward", "scontrol requeue ")):
+            for word, command in (("sft", "scancel --name="), (judge, "scontrol requeue ")):
                 work = project.root / ".infalign" / "work" / word
                 notes = project.root / ".infalign" / "jobs" / word / "job.json"
                 if word not in done and work.is_dir() and notes.is_file():
                     job = name = json.loads(notes.read_text())["name"]
-                    if word == "reward":
+                    if word == judge:
                         named = (slurm / "jobs").glob("*/name")
                         job = next(p.parent.name for p in named if p.read_text() == name)
                     subprocess.run((command + job).split(), env=environment, check=True)
@@ -116,7 +116,7 @@ def test_the_whole_pipeline_through_slurm(
     finally:
         project.end()
     assert child.returncode == 0, output
-    assert done == {"sft", "reward"}
+    assert done == {"sft", judge}
     assert "It is tried again" in output
     stages = [instance for instance in instances() if instance not in ("corpus", "sources")]
     assert len(list((slurm / "jobs").iterdir())) == len(stages) + 1

@@ -103,7 +103,10 @@ def test_a_fork_that_is_killed_ends_its_stage_alike(project, server):
 def at_work(project, server):
     """A stage whose fork has begun."""
     stage = subprocess.Popen(
-        [*COMMAND, "reward"], cwd=project, env=server[1], stderr=subprocess.DEVNULL
+        [*COMMAND, "reward", "--objective", "helpful"],
+        cwd=project,
+        env=server[1],
+        stderr=subprocess.DEVNULL,
     )
     wait_for(lambda: [fork for fork in forks(server) if fork.num_threads() > 1])
     return stage

@@ -15,14 +15,14 @@ from infalign.processes.one_stage import main
 from infalign.settings.params import check_params
 from tests.conftest import MakeOnce
 
-STAGES = ("corpus", "sources", "prepare", "sft", "reward", "sample")
+STAGES = ("corpus", "sources", "prepare", "sft", "sample")
 
 
 def instances(tree: dict[str, Any]) -> Iterator[list[str]]:
     """The arguments of `python -m infalign` for a whole pipeline, in order."""
     objectives, variants = tree["run"]["objectives"], tree["run"]["variants"]
     yield from ([stage] for stage in STAGES)
-    yield from (["calibrate", "--objective", o] for o in objectives)
+    yield from ([word, "--objective", o] for word in ("reward", "calibrate") for o in objectives)
     yield from (["align", "--objective", o, "--variant", v] for o in objectives for v in variants)
     yield from (["evaluate", "--objective", o] for o in objectives)
     yield ["report"]

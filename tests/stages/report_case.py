@@ -89,7 +89,8 @@ def write_inputs(root: Path, params: Params, gold: bool = True) -> None:
         "held_out_pairs": 1000,
     }
     halves = {"selecting": accuracy, "independent": accuracy}
-    write_json(results / "reward" / "metrics.json", dict.fromkeys(params.run.objectives, halves))
+    for objective in params.run.objectives:
+        write_json(results / "reward" / objective / "metrics.json", halves)
     write_json(
         results / "sample" / "metrics.json",
         {

@@ -92,8 +92,8 @@ def test_a_long_list_of_settings_is_cut() -> None:
 
 def test_few_curves_are_shown_and_no_constants() -> None:
     assert curve("kl") == "training/kl"
-    assert curve("helpful/selecting/loss") == "training/helpful-selecting/loss"
-    assert [curve(name) for name in ("beta", "gradient_norm", "helpful/log_ratio")] == [None] * 3
+    assert curve("selecting/loss") == "training/selecting/loss"
+    assert [curve(name) for name in ("beta", "gradient_norm", "selecting/log_ratio")] == [None] * 3
     assert finals("prepare", {"lines": 3}) == finals("report", {"a": {"b": 1.0}}) == []
 
 
@@ -103,8 +103,8 @@ def test_final_numbers_have_one_name() -> None:
         ("calibration_error", 0.2, 4),
         ("calibration_error", 0.1, 16),
     ]
-    reward = {"o": {"accuracy_ceiling": 0.9, "selecting": {"accuracy": 0.8, "pairs": 9}}}
-    assert finals("reward", reward) == [("accuracy/o-selecting", 0.8, 0)]
+    reward = {"accuracy_ceiling": 0.9, "selecting": {"accuracy": 0.8, "pairs": 9}}
+    assert finals("reward@o", reward) == [("accuracy/selecting", 0.8, 0)]
     numbers = {"win_rate": 0.8, "kl": 0.5, "kl_se": 0.1, "efficiency": None}
     rows = [("win_rate", 0.8, 0), ("kl", 0.5, 0)]
     assert evaluated(numbers) == finals("contend@o-v-0.5-0", numbers) == rows

@@ -50,8 +50,8 @@ STAGES = {
         Stage("sources", light=True),
         Stage("prepare"),
         Stage("sft", models=True),
+        Stage("sample", models=True),  # what most of the others wait for begins first
         Stage("reward", OBJECTIVE, models=True),
-        Stage("sample", models=True),
         Stage("calibrate", OBJECTIVE, models=True),
         Stage("align", VARIANT, models=True),
         Stage("evaluate", OBJECTIVE, models=True),

@@ -96,7 +96,7 @@ def run_pipeline(
             with watching(root) as progress:
                 progress.phase = "Starting a Prefect server" if server.temporary else ""
                 view.follow(progress)
-                done = _work(root, call, server)
+                done = _run_flow(root, call, server)
             served = "infalign up" if server.temporary else ""
             page = server.page(done["flow_run_id"]), served
         view.stop()
@@ -108,22 +108,20 @@ def run_pipeline(
             _push(root)
 
 
-def _work(root: Path, call: dict[str, Any], server: Server) -> dict[str, Any]:
-    """What the flow gave; it is prepared while a temporary server starts."""
-    import flows.runs.pipeline  # noqa: F401 (which takes as long as the server's first seconds)
-    from flows.runs.preparing import ahead
-
-    with ahead(root.resolve(), call["target"], _say) if server.temporary else nullcontext():
-        server.wait()
-        return _run_flow(root, call, server)
-
-
 def _run_flow(root: Path, call: dict[str, Any], server: Server) -> dict[str, Any]:
-    """What the flow gave; exits with one sentence where a stage, or Prefect, is in the way."""
+    """What the flow gave; exits with one sentence where a stage, or Prefect, is in the way.
+
+    While a temporary server starts, what the flow needs is imported and prepared.
+    """
     from prefect.exceptions import FlowPauseTimeout, TerminationSignal
 
+    import flows.runs.pipeline  # noqa: F401
+    from flows.runs.preparing import ahead
+
     try:
-        return _recorded(root, call, server)
+        with ahead(root.resolve(), call["target"], _say) if server.temporary else nullcontext():
+            server.wait()
+            return _recorded(root, call, server)
     except versions.StageFailed as error:
         print(f"infalign: {error}", file=sys.stderr)
         sys.exit(2 if error.user_error else 1)

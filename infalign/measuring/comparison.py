@@ -216,12 +216,17 @@ def phrase_share(texts: Sequence[str], phrase: str, n_prompts: int) -> Array:
     return np.array([phrase in text for text in texts], float).reshape(n_prompts, -1).mean(1)
 
 
-def headline(curves: Sequence[Mapping[str, Any]], gains: Sequence[Mapping[str, Any]]) -> Any:
-    """The numbers that `dvc metrics` shows: win rates and gains at every budget, as trained for."""
+def headline(
+    curves: Sequence[Mapping[str, Any]], gains: Sequence[Mapping[str, Any]], procedure: str
+) -> Any:
+    """The numbers that `dvc metrics` shows: win rates and gains at every budget.
+
+    Args:
+        procedure: the objective's own, by which its win rates are.
+    """
     found: dict[str, Any] = {}
-    own = curves[0]["procedure"]
     for row in curves:
-        if (row["judge"], row["procedure"]) == (SELECTING, own):
+        if (row["judge"], row["procedure"]) == (SELECTING, procedure):
             place = found.setdefault(f"kl {row['kl_nats']}", {})
             place[row["variant"]] = {n: row[n] for n in ("win_rate", "kl", "efficiency")}
     for row in gains:

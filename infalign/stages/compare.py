@@ -79,7 +79,7 @@ def run(workspace: Workspace, objective: str) -> None:
         save_png(plate.figure, out / "plots" / f"{plate.name}.png")
     write_text(out / "index.html", render_comparison(found, drawn))
     write_json(out / "comparison.json", found._asdict())
-    write_json(out / "metrics.json", headline(found.curves, found.gains))
+    write_json(out / "metrics.json", headline(found.curves, found.gains, found.procedure))
 
 
 def _with_poison(found: Comparison, workspace: Workspace, objective: str) -> Comparison:

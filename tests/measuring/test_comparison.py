@@ -38,7 +38,7 @@ def responses(shift, seed, kl=0.5):
 def rivals():
     contest = Contest(
         OWN,
-        (OWN, parse_procedure("standard")),
+        (parse_procedure("standard"), OWN),
         {"ctrl": "exp:5", "plain": "identity", "rlhf": "raw"},
         0.6,
         200,
@@ -55,13 +55,18 @@ def rivals():
     return Rivals(contenders, responses(0.0, 99, 0.0), contest, blind, ["selecting", "independent"])
 
 
+def own_row(rows, variant, kl):
+    """The row of a policy by the selecting reward under the objective's own procedure."""
+    asked = (variant, kl, "selecting", str(OWN))
+    names = ("variant", "kl_nats", "judge", "procedure")
+    [row] = [row for row in rows if tuple(row[name] for name in names) == asked]
+    return row
+
+
 def test_a_row_is_the_mean_over_seeds(rivals):
     rows = curve_rows(rivals)
     assert len(rows) == 3 * 2 * 2 * 2  # variants, budgets, procedures, judges
-    row = next(
-        r for r in rows if (r["variant"], r["kl_nats"], r["judge"]) == ("ctrl", 0.6, "selecting")
-    )
-    assert row["procedure"] == "best_of:2"
+    row = own_row(rows, "ctrl", 0.6)
     each = [
         prompt_wins(OWN, one.responses, rivals.reference, "selecting").mean()
         for one in rivals.contenders
@@ -131,7 +136,10 @@ def test_phrases_are_counted_prompt_by_prompt(rivals):
 
 
 def test_the_headline_has_every_method_and_the_gain(rivals):
-    found = headline(curve_rows(rivals), gain_rows(rivals))
+    curves = curve_rows(rivals)
+    found = headline(curves, gain_rows(rivals), str(OWN))
     assert set(found) == {"kl 0.3", "kl 0.6"}
     assert set(found["kl 0.6"]) == {"ctrl", "plain", "rlhf", "gain"}
     assert found["kl 0.6"]["gain"]["ctrl"]["rival"] == "plain"
+    row = own_row(curves, "ctrl", 0.6)
+    assert found["kl 0.6"]["ctrl"]["win_rate"] == row["win_rate"]

@@ -32,6 +32,10 @@ JUDGE_TEXT = (
     "what training maximised; where a curve rises with KL under the selecting reward and falls "
     "under the others, the reward is over-optimised."
 )
+NO_JUDGE_TEXT = (
+    "Only the reward that selects judges here: there is no independent judge, so that nothing on "
+    "this page tells reward hacking."
+)
 POISON_TEXT = (
     "The same methods when the reward model learnt from preferences in which a spurious phrase "
     "was put into some responses, mostly the preferred ones. How often the policies say the "
@@ -87,20 +91,20 @@ def plates(data: Comparison) -> list[Plate]:
             "dashed lines are what exact optimisation of a method’s reward would reach; no policy "
             "lies in the shaded area but by chance.",
         ),
-        Plate(
-            "judges",
-            rivalry(
-                [
-                    Panel(f"{JUDGES[judge]}, {own}", lines_of(_own(data.curves, data, judge)), {})
-                    for judge in data.judges
-                ],
-                data.order,
-                data.methods,
-            ),
-            "Win rate against KL by every judge",
-            f"The same policies under {own}, judged by each judge.",
-        ),
     ]
+    if data.others:
+        drawn = rivalry(
+            [
+                Panel(f"{JUDGES[judge]}, {own}", lines_of(_own(data.curves, data, judge)), {})
+                for judge in data.judges
+            ],
+            data.order,
+            data.methods,
+        )
+        title = "Win rate against KL by every judge"
+        found.append(
+            Plate("judges", drawn, title, f"The same policies under {own}, judged by each judge.")
+        )
     if data.poison:
         said = (
             f"Policies trained on the poisoned reward: the share of responses with “"
@@ -223,14 +227,15 @@ def _policy(data: Comparison, name: str) -> Html:
 
 def render_comparison(data: Comparison, drawn: Sequence[Plate]) -> str:
     """The page as one HTML text; every value is escaped."""
-    frontier, judges, *poison = (shown(plate) for plate in drawn)
+    plate = {plate.name: shown(plate) for plate in drawn}
+    judged = [tag("p", JUDGE_TEXT), plate["judges"]] if data.others else [tag("p", NO_JUDGE_TEXT)]
     chapters = [
         Chapter("gain", "Gain at equal KL", join([tag("p", GAIN_TEXT), gain_sheet(data)])),
-        Chapter("frontier", "Win rate against KL", join([frontier, curve_sheet(data)])),
-        Chapter("judges", "Who judges", join([tag("p", JUDGE_TEXT), judges])),
+        Chapter("frontier", "Win rate against KL", join([plate["frontier"], curve_sheet(data)])),
+        Chapter("judges", "Who judges", join(judged)),
     ]
     if data.poison:
-        parts = [tag("p", _poison_said(data.poison)), *poison, poison_sheet(data)]
+        parts = [tag("p", _poison_said(data.poison)), plate["poison"], poison_sheet(data)]
         chapters.append(Chapter("poison", "A poisoned reward", join(parts)))
     title = f"Methods at equal KL: {data.objective}, {procedure_words(data.procedure)}"
     return document(title, Html(""), chapters)

@@ -127,23 +127,25 @@ def test_the_comparison_has_its_figure_table_and_rows(compared):
     assert row["win_rate"] == pytest.approx(mean)
 
 
-def test_without_poison_there_is_neither_a_chapter_nor_a_figure_of_it(compared, tree, tmp_path):
-    own_folder(compared, tmp_path, merged(tree, {"compare": {"poison": {"objectives": []}}}))
+def test_without_poison_and_other_judges_there_is_no_figure_of_them(compared, tree, tmp_path):
+    bare = {"judges": ["selecting"], "poison": {"objectives": []}}
+    own_folder(compared, tmp_path, merged(tree, {"compare": bare}))
     (tmp_path / "results" / "contend").symlink_to(compared / "results" / "contend")
     with contextlib.chdir(tmp_path):
         assert main(["compare", "--objective", "helpful"]) == 0
     folder = tmp_path / "results/compare/helpful"
-    assert {p.name for p in (folder / "plots").iterdir()} == {"frontier.png", "judges.png"}
+    assert {p.name for p in (folder / "plots").iterdir()} == {"frontier.png"}
     found, other = (
         json.loads((place / "results/compare/helpful/comparison.json").read_text())
         for place in (tmp_path, compared)
     )
     assert found["poison"] is None
-    assert found["curves"] == other["curves"]
-    assert found["gains"] == other["gains"]
+    for name in ("curves", "gains"):
+        assert found[name] == [row for row in other[name] if row["judge"] == "selecting"]
     page = (folder / "index.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 1
     assert "poison" not in page.lower()
+    assert "there is no independent judge" in page
 
 
 def test_the_poisoned_rewards_are_the_poisoned_models_own(compared, finished):

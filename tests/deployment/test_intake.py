@@ -125,8 +125,8 @@ def project(tmp_path_factory, tokenizer, params_tree) -> Path:  # type: ignore[n
     folder = root / "results" / "reward" / "helpful" / "selecting"
     folder.parent.mkdir(parents=True)
     shutil.move(root / "reward", folder)
-    accuracy = {"helpful": {"selecting": {"accuracy": 0.8}}}
-    (root / "results" / "reward" / "metrics.json").write_text(json.dumps(accuracy))
+    accuracy = {"selecting": {"accuracy": 0.8}}
+    (folder.parent / "metrics.json").write_text(json.dumps(accuracy))
     source = trained_classifier(folder, "cpu", "float32", Passes())
     form = load_format(folder)
     rows = []

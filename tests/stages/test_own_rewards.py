@@ -326,14 +326,14 @@ def test_an_edit_changes_one_description_alone(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = project / "results/sources"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.glob("*.json")}
     (project / "rewards/even.py").write_text(EVEN.replace("% 2", "% 3"))
     assert main(["calibrate", "--objective", "even"]) == 2
     assert "rewards/even.py is not the file that was described when it was looked at" in (
         capsys.readouterr().err
     )
     assert main(["sources"]) == 0
-    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    after = {path.name: path.read_bytes() for path in folder.glob("*.json")}
     assert {name for name in after if after[name] != before[name]} == {"even.json"}
     assert main(["calibrate", "--objective", "even"]) == 0
 

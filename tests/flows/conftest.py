@@ -104,7 +104,7 @@ with prefect_server(root) as server, open(root / "users") as users:
 """
 VARIANTS = ["ctrl", "rlhf"]
 OBJECTIVES = ["helpful", "harmless"]
-REAL_INSTANCES = 6 + 2 + 2 * len(VARIANTS) + 2 + 1
+REAL_INSTANCES = 5 + 2 + 2 + 2 * len(VARIANTS) + 2 + 1
 INSTANCES = ["corpus", "prepare", "align@helpful-ctrl", "align@harmless-ctrl", "report"]
 
 

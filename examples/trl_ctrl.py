@@ -49,6 +49,7 @@ from infalign.rewards.classifier import Passes
 from infalign.rewards.opening import judges_of, open_source
 from infalign.settings.params import load_params
 
+CPU = torch.device("cpu")
 SEED = 1000  # of the samples that are measured
 
 
@@ -155,7 +156,7 @@ def write_samples(
 ) -> None:
     """The policy's responses to the evaluation prompts, with every judge's rewards and KL."""
     form, sft = load_format(workspace.results("sft", "policy")), workspace.results("sft", "policy")
-    policy, reference = (load_policy(place, "cpu") for place in (asked.out / "policy", sft))
+    policy, reference = (load_policy(place, CPU) for place in (asked.out / "policy", sft))
     many = workspace.params.sample.test_samples
     drawn = sample_responses(
         policy,

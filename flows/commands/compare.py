@@ -49,18 +49,21 @@ def with_objectives(
 
     While compare.objectives is empty dvc.yaml has no stages of a comparison, so that those who
     never compare have none that were never run. The first comparison names them: those of
-    run.objectives, and for the poison those of them whose reward is trained here.
+    run.objectives, and for the poison those of them whose reward is trained here. Where others are
+    compared later, those that were poisoned still are.
     """
     path = root / "params.yaml"
+    before = load_params(path).compare
     assigned = {text.partition("=")[0].strip(): text for text in assignments}
     keys = {*assigned, *dict(recipe)}
-    if load_params(path).compare.objectives and OBJECTIVES not in keys:
+    if before.objectives and OBJECTIVES not in keys:
         return list(recipe)
     assigned.pop(POISONED, None)
     asked = planned(path, [*assigned.values()], [*recipe, (POISONED, [])])
-    compared = asked.compare.objectives or asked.run.objectives
-    settings = [*recipe, *([] if asked.compare.objectives else [(OBJECTIVES, compared)])]
+    compared = asked.compare.objectives if OBJECTIVES in keys else asked.run.objectives
+    settings = [*recipe, *([] if OBJECTIVES in keys else [(OBJECTIVES, compared)])]
     if POISONED not in keys:
         trained = [name for name in compared if asked.objectives[name].reward.kind == "train"]
-        settings.append((POISONED, trained))
+        known = before.poison.objectives if before.objectives else trained
+        settings.append((POISONED, [name for name in trained if name in known]))
     return settings

@@ -6,6 +6,7 @@ Nothing here imports DVC. A stage instance (`align@helpful-ctrl`) is a stage of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -110,6 +111,8 @@ async def dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     except BaseException:
         if child.returncode is None:
             child.kill()
+        with contextlib.suppress(TimeoutError):  # reap it, and close the pipes
+            await asyncio.wait_for(child.communicate(), 5)
         raise
     assert child.returncode is not None
     return subprocess.CompletedProcess(arguments, child.returncode, out.decode(), err.decode())

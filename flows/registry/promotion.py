@@ -275,7 +275,7 @@ async def registered(
 
 def known(registry: Registry, params: Params, objective: str) -> str | None:
     """The version of what is in results/, if it was registered."""
-    digest = result_digest(registry.root, objective, params.promotion.variant)
+    digest = result_digest(registry.root, params, objective)
     version = find(registry, objective, digest)
     return str(version.version) if version is not None else None
 
@@ -288,7 +288,7 @@ def write_decision(registry: Registry, params: Params, decision: Decision) -> Pa
     """
     path, tree = _decision_file(registry.root, decision.objective), decision.as_tree()
     try:
-        result = result_digest(registry.root, decision.objective, params.promotion.variant)
+        result = result_digest(registry.root, params, decision.objective)
     except InputError:  # nothing in results/
         result = None
     if result is not None:
@@ -303,7 +303,7 @@ def read_decision(root: Path, params: Params, objective: str) -> Decision | None
     """What was last decided of what is in results/; None where nothing was."""
     try:
         tree = json.loads(_decision_file(root, objective).read_text(encoding="utf-8"))
-        result = result_digest(root, objective, params.promotion.variant)
+        result = result_digest(root, params, objective)
         if tree.pop("result", None) != result:
             return None
         verdict = tree.pop("verdict")

@@ -149,15 +149,17 @@ def open_registry(root: Path) -> Registry:
     return Registry(root, client, experiment)
 
 
-def result_digest(root: Path, objective: str, variant: str) -> str:
-    """One name for what evaluate found of a variant, by DVC's hash of evaluate's output."""
+def result_digest(root: Path, params: Params, objective: str) -> str:
+    """One name for what is to be deployed, by DVC's hash of what evaluate found, and how it is."""
     entry = versions.lock_entries(root).get(f"evaluate@{objective}")
     outputs = [out.get("md5") for out in (entry or {}).get("outs", [])]
     if not outputs or None in outputs:
         raise InputError(
             f"dvc.lock has no result of evaluate@{objective}: run `infalign run` first."
         )
-    return hashlib.sha256(json.dumps([objective, variant, outputs]).encode()).hexdigest()[:32]
+    how = [params.promotion.temperature] if params.promotion.temperature != 1.0 else []
+    named = [objective, params.promotion.variant, outputs, *how]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
 
 
 def find(registry: Registry, objective: str, digest: str) -> ModelVersion | None:
@@ -179,7 +181,7 @@ def register(
         folder: the package.
         parent: the MLflow run of the pipeline run, if there is one.
     """
-    digest = result_digest(registry.root, objective, params.promotion.variant)
+    digest = result_digest(registry.root, params, objective)
     champions = registry.champions(objective)
     champions.ensure()
     found = read_evidence(folder / "evidence")
@@ -195,7 +197,7 @@ def register(
 
 def recall(registry: Registry, params: Params, objective: str) -> ModelVersion | None:
     """The version of what is in results/, made good; None if there is none yet."""
-    digest = result_digest(registry.root, objective, params.promotion.variant)
+    digest = result_digest(registry.root, params, objective)
     version = find(registry, objective, digest)
     if version is None:
         return None

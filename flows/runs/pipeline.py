@@ -126,11 +126,9 @@ async def work(
 
 async def _run(root: Path, name: str, target: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The flow's body, with the workspace held."""
-    logger, begun = get_run_logger(), time.monotonic()
-    tell = _teller(logger.info)
-    progress = progress_of(root)
-    progress.phase = "Asking DVC what is stale"
-    early = taken(root)
+    tell = _teller(get_run_logger().info)
+    progress, early = progress_of(root), taken(root)
+    progress.phase = "" if early else "Asking DVC what is stale"
     found = early or await prepare(root, target, tell)
     params, plan = found.params, found.plan
     tracker = Tracker(root, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", tell)
@@ -152,7 +150,7 @@ async def _run(root: Path, name: str, target: str, settings: dict[str, Any]) -> 
                 around.enter_context(warmed(root, found))
             outcomes = await _run_all(run, str(flow_run.id))
         status = "FINISHED"
-        copy = await asyncio.to_thread(_published, run, target, time.monotonic() - begun)
+        copy = await asyncio.to_thread(_published, run, target, time.monotonic() - found.begun)
         records.end_run(run.tracker, root, params, target, outcomes, copy)
         done = {"flow_run_id": str(flow_run.id), "outcomes": outcomes}
     except asyncio.CancelledError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,14 @@ class Prepared:
     Attributes:
         gpus: of this machine, that stages may have.
         extra: environment of every stage.
+        begun: when it was begun, on the monotonic clock.
     """
 
     params: Params
     plan: Plan
     gpus: list[str]
     extra: dict[str, str]
+    begun: float
 
 
 _AHEAD: dict[Path, Prepared] = {}  # by project, until its flow takes it
@@ -43,6 +46,7 @@ _AHEAD: dict[Path, Prepared] = {}  # by project, until its flow takes it
 
 async def prepare(root: Path, target: str, tell: Tell) -> Prepared:
     """Put the project in order, and ask DVC what is stale; the workspace is held."""
+    begun = time.monotonic()
     params = complete_params(root / "params.yaml", tell)
     versions.check_project(root)
     check_data(params, root)
@@ -61,7 +65,7 @@ async def prepare(root: Path, target: str, tell: Tell) -> Prepared:
     here = params.run.launcher == "local" and params.run.device != "cpu"
     gpus = await asyncio.to_thread(visible_gpus) if here else []
     extra = {"HF_HUB_OFFLINE": "1"} if _is_local(params, root) else {}
-    return Prepared(params, plan, gpus, extra)
+    return Prepared(params, plan, gpus, extra, begun)
 
 
 @contextlib.contextmanager

@@ -342,6 +342,8 @@ def _load(job: Job, stack: contextlib.ExitStack) -> Any:
 
 def _hand_over(model: Any, job: Job, stack: contextlib.ExitStack) -> None:
     """Have servers of vLLM draw; the policy leaves this process."""
+    import torch
+
     from infalign.deployment.served import by_engine
 
     if _deployed(model) is None:
@@ -349,6 +351,7 @@ def _hand_over(model: Any, job: Job, stack: contextlib.ExitStack) -> None:
     owner, settings = model.unwrap_python_model(), (job.limits, job.generation)
     owner.deployed = by_engine(owner.deployed, job.name, *settings, stack)
     gc.collect()
+    torch.cuda.empty_cache()  # what torch keeps of the policy's memory; without CUDA nothing
 
 
 def main() -> None:

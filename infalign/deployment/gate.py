@@ -182,6 +182,8 @@ def _at_most(name: str, number: float, bound: float, words: str) -> Rule:
 
 def _win_rate(wins: Array, candidate: Evidence, bounds: Promotion) -> Rule:
     words = f"win rate over the reference, lower end ({wins.mean():.3f} on average)"
+    if candidate.facts.temperature != 1.0:
+        words += f", measured at temperature 1; deployed at {candidate.facts.temperature:g}"
     return _at_least("win_rate", _low(wins, candidate, bounds), bounds.win_rate, words)
 
 

@@ -118,10 +118,9 @@ class Served:
     ) -> Responses:
         """As `sample_responses`; of several processes that share a call, rank 0 asks.
 
-        Log-probabilities are those without a temperature.
+        Log-probabilities are those without a temperature. What is drawn at another temperature
+        than 1 cannot be checked, so some responses are drawn at 1 for that.
         """
-        if self.policy is not None and temperature != 1.0:
-            raise ValueError("only what is drawn at temperature 1 can be checked")
         responses = None
         if ranks.main:
             wanted = Wanted(longest, self.form.ends, temperature)
@@ -148,10 +147,12 @@ class Served:
         drawn: list[Drawn] = []
         if self.policy is not None and encoded:
             some = min(len(encoded), max(2, -(-truth.RESPONSES // samples)))
-            drawn += self.engine.draw(encoded[:some], seeds[:some], samples, wanted)
-            self._check(self.policy, encoded[:some], drawn)
-        first = len(drawn) // samples
-        drawn += self.engine.draw(encoded[first:], seeds[first:], samples, wanted)
+            plain = wanted._replace(temperature=1.0)
+            first = self.engine.draw(encoded[:some], seeds[:some], samples, plain)
+            self._check(self.policy, encoded[:some], first)
+            drawn += first if wanted == plain else []
+        done = len(drawn) // samples
+        drawn += self.engine.draw(encoded[done:], seeds[done:], samples, wanted)
         tokens = [one.tokens for one in drawn]
         sums = np.array([_sum(one.logp) for one in drawn])
         finished = np.array([one.finished for one in drawn], dtype=bool)

@@ -68,7 +68,7 @@ class Engine:
         self._key = key_of(settings.api_key_variable, "generation.api_key_variable")
         self._remedies = Remedies(
             late="raise it, or lower generation.concurrency",
-            missing=f"start it with `infalign engine start`, or --served-model-name {model}",
+            missing=f"start it {self._how()}",
         )
         self.urls = self._serving(urls)
 
@@ -77,6 +77,13 @@ class Engine:
         other = copy.copy(self)
         other.model = model
         return other
+
+    def _how(self) -> str:
+        """How a server comes by the model's name, as the rest of a sentence."""
+        named = f"with --served-model-name {self.model}"
+        if self.section == "serving":
+            return f"with the version's policy, and {named}"
+        return f"with `infalign engine start --model {self.model}`, or name it there {named}"
 
     def _serving(self, urls: Sequence[str]) -> list[str]:
         """The servers that have the model; one sentence where there is none."""
@@ -91,9 +98,8 @@ class Engine:
             return own
         there = "; ".join(f"{url} has {', '.join(names)}" for url, names in found.items())
         raise InputError(
-            f"{self.section}.urls: no server has the model {self.model!r}: {there}: start one with "
-            f"`infalign engine start --model {self.model}`, or name it there with "
-            "--served-model-name."
+            f"{self.section}.urls: no server has the model {self.model!r}: {there}: start one "
+            f"{self._how()}."
         )
 
     def _look(self, urls: Sequence[str]) -> dict[str, list[str]]:

@@ -71,6 +71,26 @@ def with_defaults(tree: dict[Any, Any]) -> dict[Any, Any]:
     return filled
 
 
+def with_poisoned(tree: dict[Any, Any]) -> dict[Any, Any]:
+    """A tree of params.yaml that says which of the compared objectives are poisoned.
+
+    Where it does not, those whose reward is trained. What is not sound stays as it is.
+    """
+    compare, objectives = tree.get("compare"), tree.get("objectives")
+    if not isinstance(compare, dict) or not isinstance(objectives, dict):
+        return tree
+    poison, compared = compare.get("poison", {}), compare.get("objectives")
+    if not isinstance(poison, dict) or "objectives" in poison or not isinstance(compared, list):
+        return tree
+    trained = [name for name in compared if _is_trained(objectives.get(name))]
+    return tree | {"compare": compare | {"poison": poison | {"objectives": trained}}}
+
+
+def _is_trained(objective: Any) -> bool:
+    reward = objective.get("reward", {}) if isinstance(objective, dict) else None
+    return isinstance(reward, dict) and reward.get("kind", "train") == "train"
+
+
 def fits(kind: str, found: str) -> bool:
     """Whether a model may be taken for a kind; base models with a chat template are not rare."""
     return kind == found or (kind, found) == ("base", "instruct")

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from infalign.errors import InputError
 from infalign.settings.combinations import check_combinations
-from infalign.settings.kinds import with_defaults
+from infalign.settings.kinds import with_defaults, with_poisoned
 from infalign.settings.methods import (
     BITS,
     BLIND,
@@ -453,8 +453,8 @@ class Params(Section):
     @model_validator(mode="before")
     @classmethod
     def _kind(cls, tree: Any) -> Any:
-        """What is not given has the default of the model's kind."""
-        return with_defaults(tree) if isinstance(tree, dict) else tree
+        """What is not given has the default of the model's kind, or follows from the rest."""
+        return with_poisoned(with_defaults(tree)) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _names(self) -> Params:

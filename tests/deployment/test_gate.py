@@ -326,3 +326,12 @@ def test_ten_thousand_prompts_are_judged(tmp_path):
     write_evidence(tmp_path / "b", evidence(0.9, seed=2, prompts=10_000, samples=64))
     ours, theirs = read_evidence(tmp_path / "a"), read_evidence(tmp_path / "b")
     assert against(ours, theirs, bootstrap=1000).passed
+
+
+def test_a_rule_says_where_another_temperature_is_deployed_than_it_measured() -> None:
+    rules = [
+        judge_candidate(evidence(1.0, **about), None, bounds()).rules[0]
+        for about in ({}, {"temperature": 0.7})
+    ]
+    assert "temperature" not in rules[0].words
+    assert rules[1].words.endswith("measured at temperature 1; deployed at 0.7")

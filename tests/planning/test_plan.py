@@ -215,5 +215,5 @@ def test_the_command_prints_the_default_run_on_this_machine():
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["machine"] == "cpu"
-    words = ["sft", "reward", "sample", "calibrate", "align", "evaluate"]
+    words = ["sft", "sample", "reward", "calibrate", "align", "evaluate"]
     assert list(found["stages"]) == words

@@ -155,7 +155,9 @@ def _transplanted(model: PreTrainedModel, base: PreTrainedModel) -> PreTrainedMo
     """The base with what was trained over a rounding of it."""
     weights = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
     whole = add_adapter(base, model.peft_config[NAME].r, seed=0)
-    whole.load_state_dict(weights, strict=False)
+    unknown = whole.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"the base has no place for what was trained, as {unknown[0]}")
     merged = merge_adapter(whole)
     torch.nn.Module.to(merged, device=model.device)
     return merged

@@ -63,7 +63,7 @@ def deal_out(model: PreTrainedModel, source: PreTrainedModel | None, device: tor
         device: where the shares are.
     """
     given = {place.name: place.tensor for place in _places(source)} if source is not None else {}
-    _fill(model, lambda place: _dealt(place.tensor, given.get(place.name), device))
+    _fill(model, lambda place: _dealt(place.tensor, given[place.name] if given else None, device))
 
 
 def gathered(build: Build, model: PreTrainedModel) -> PreTrainedModel:

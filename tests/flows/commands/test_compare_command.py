@@ -73,6 +73,15 @@ def test_the_first_comparison_names_the_objectives(tmp_path: Path) -> None:
         text.replace("  objectives: []  # empty: nothing is", "  objectives: [helpful]  # is")
     )
     assert with_objectives(tmp_path, []) == []
+    # Which the file poisons stays; one that says nothing of it poisons what is trained.
+    alone = ["compare.objectives=[helpful]"]
+    assert with_objectives(tmp_path, alone) == [(poisoned, [])]
+    assert with_objectives(tmp_path, ["compare.objectives=[]"]) == [(poisoned, [])]
+    text = (tmp_path / "params.yaml").read_text()
+    silent = [line for line in text.splitlines() if "those of compare.objectives" not in line]
+    (tmp_path / "params.yaml").write_text("\n".join(silent) + "\n")
+    assert load_params(tmp_path / "params.yaml").compare.poison.objectives == ["helpful"]
+    assert with_objectives(tmp_path, alone) == [one]
 
 
 def test_an_instance_s_name_says_what_it_is() -> None:

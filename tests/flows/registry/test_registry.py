@@ -587,3 +587,17 @@ def test_find_takes_the_first_of_a_result(root: Path) -> None:
     assert found is not None
     assert str(found.version) == "1"
     assert find(store, "helpful", "unknown") is None
+
+
+def test_the_same_results_at_another_temperature_are_another_version(
+    tmp_path: Path, params: Params
+) -> None:
+    entry = {"cmd": "x", "outs": [{"path": "results/evaluate/helpful", "md5": "0123.dir"}]}
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {"evaluate@helpful": entry}}))
+
+    def name(temperature: float) -> str:
+        promotion = params.promotion.model_copy(update={"temperature": temperature})
+        changed = params.model_copy(update={"promotion": promotion})
+        return registry.result_digest(tmp_path, changed, "helpful")
+
+    assert len({name(1.0), name(0.7), name(0.5)}) == 3

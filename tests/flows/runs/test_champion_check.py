@@ -38,6 +38,7 @@ def write_log(folder: Path, model: str, texts: list[str]) -> None:
             dialogue=asked(text),
             prompt_tokens=4,
             procedure=best_of(2),
+            temperature=1.0,
             responses=["yes", "no"],
             n_tokens=np.array([2, 2]),
             finished=np.array([True, True]),

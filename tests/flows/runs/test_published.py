@@ -87,7 +87,7 @@ def test_what_was_decided_of_these_results_is_said_and_nothing_else(project) -> 
     refused = Decision("helpful", "3", "2", Verdict(rules), "refused")
     path = root / ".infalign" / "promotion" / "helpful.json"
     path.parent.mkdir(parents=True)
-    digest = result_digest(root, "helpful", params.promotion.variant)
+    digest = result_digest(root, params, "helpful")
     path.write_text(json.dumps(refused.as_tree() | {"result": digest}))
     publish(root, params)
     assert "No: ctrl was refused, infalign-helpful version 3." in copy_of(root)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -342,16 +341,13 @@ def _load(job: Job, stack: contextlib.ExitStack) -> Any:
 
 def _hand_over(model: Any, job: Job, stack: contextlib.ExitStack) -> None:
     """Have servers of vLLM draw; the policy leaves this process."""
-    import torch
-
-    from infalign.deployment.served import by_engine
+    from infalign.deployment.served import by_engine, give_memory_back
 
     if _deployed(model) is None:
         raise InputError("it is none that an engine could draw for: set serving.engine to builtin.")
     owner, settings = model.unwrap_python_model(), (job.limits, job.generation)
     owner.deployed = by_engine(owner.deployed, job.name, *settings, stack)
-    gc.collect()
-    torch.cuda.empty_cache()  # what torch keeps of the policy's memory; without CUDA nothing
+    give_memory_back()
 
 
 def main() -> None:

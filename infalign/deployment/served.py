@@ -8,9 +8,11 @@ the reward alone is here.
 from __future__ import annotations
 
 import contextlib
+import gc
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from infalign.data.framing import asked
 from infalign.deployment.deployed import Deployed
@@ -67,3 +69,9 @@ def _check(served: Served, deployed: Deployed) -> None:
         seed=derive_seed(0, "check"),
         longest=deployed.response_tokens,
     )
+
+
+def give_memory_back() -> None:
+    """The memory of models that nobody holds any more, and what torch keeps of it on a GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()

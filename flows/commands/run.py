@@ -6,8 +6,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,6 @@ from flows.commands.live import View
 from flows.commands.promote import show_decision
 from flows.project import versions
 from flows.project.configuration import check_data, set_params
-from flows.project.dependencies import write_own
 from flows.project.recipes import Setting
 from flows.runs.progress import watching
 from flows.services.prefect_server import Server, prefect_server, prepare_environment
@@ -37,6 +36,21 @@ def _say(line: str) -> None:
 
 def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Interrupts wait: pydantic, within what is imported, makes another error of one."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def show_plan(
@@ -84,9 +98,7 @@ def run_pipeline(
         written = dict(recipe) | {
             k.strip(): v for k, _, v in (a.partition("=") for a in assignments)
         }
-        check_data(params, root)
-        if write_own(root, params):
-            _say("dvc.yaml: its dependencies are those that params.yaml names.")
+        check_data(params, root)  # before a server is started for nothing
         call = {"name": name, "root": str(root), "promote": promote, "target": target}
         call["settings"] = {key: redact(str(value)) for key, value in written.items()}
         prepare_environment(root)
@@ -113,13 +125,14 @@ def _run_flow(root: Path, call: dict[str, Any], server: Server) -> dict[str, Any
 
     While a temporary server starts, what the flow needs is imported and prepared.
     """
-    from prefect.exceptions import FlowPauseTimeout, TerminationSignal
+    with _held_back():
+        from prefect.exceptions import FlowPauseTimeout, TerminationSignal
 
-    import flows.runs.pipeline  # noqa: F401
-    from flows.runs.preparing import ahead
+        import flows.runs.pipeline  # noqa: F401
+        from flows.runs.preparing import ahead
 
     try:
-        with ahead(root.resolve(), call["target"], _say) if server.temporary else nullcontext():
+        with ahead(root.resolve(), call["target"], _say):
             server.wait()
             return _recorded(root, call, server)
     except versions.StageFailed as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any
 
 import httpx
 import pytest
+from promotion_case import bounds, evidence, project_params, write_lock, write_package
 
+from flows.registry.registry import open_registry, register
 from flows.serving.server import SAID, Job
 from infalign.settings.params import load_params
 from infalign.settings.servers import Generation
@@ -23,6 +26,25 @@ from tests.conftest import MakeOnce
 from tests.flows.conftest import ROOT
 
 LIMITS = load_params(ROOT / "params.yaml").serving
+
+
+def two_versions(root: Path, models: Callable[[int], Path]) -> None:
+    """A project with two registered versions, the first of which is the champion.
+
+    Args:
+        models: the number of a version, 1 and then 2, to the folder of its models.
+    """
+    root.mkdir()
+    shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
+    params = project_params()
+    sizes = params.model.model_copy(update={"response_tokens": 12})
+    params = params.model_copy(update={"promotion": bounds(), "model": sizes})
+    registry = open_registry(root)
+    for number in (1, 2):
+        folder = write_package(root / "package", models(number), evidence(seed=number))
+        write_lock(root, f"result {number}")
+        register(registry, params, "helpful", folder)
+    registry.champions("helpful").promote("1", None, "the first", {})
 
 
 @dataclass

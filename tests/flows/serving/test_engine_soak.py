@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -17,15 +16,15 @@ import psutil
 import pytest
 import torch
 import yaml
-from promotion_case import bounds, evidence, project_params, write_lock, write_package
 
-from flows.registry.registry import open_registry, register
+from flows.registry.registry import open_registry
 from infalign.deployment.deployed import Request, load_deployed
 from infalign.engines.starting import Start, end, free_port, log_path, spawn, wait_until_up
 from infalign.lm.models import build_reward_model, build_tiny, save_model
 from infalign.settings.params import Tiny
 from infalign.settings.servers import Generation
 from tests.flows.conftest import ROOT, Project
+from tests.flows.serving.conftest import two_versions
 from tests.flows.serving.test_supervisor import NAME, Running, until
 
 PYTHON = ROOT / ".venv-engine" / "bin" / "python"
@@ -57,18 +56,7 @@ def models(folder: Path, tokenizer: Any, seed: int) -> Path:
 def project(tmp_path: Path, tokenizer: Any, quiet: dict[str, str]) -> Iterator[Project]:
     """Two versions of other weights, the first of which is the champion."""
     root = tmp_path / "project"
-    root.mkdir()
-    shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
-    params = project_params()
-    sizes = params.model.model_copy(update={"response_tokens": 12})
-    params = params.model_copy(update={"promotion": bounds(), "model": sizes})
-    registry = open_registry(root)
-    for number in (1, 2):
-        made = models(tmp_path / f"models {number}", tokenizer, seed=number)
-        write_lock(root, f"result {number}")
-        folder = write_package(root / "package", made, evidence(seed=number))
-        register(registry, params, "helpful", folder)
-    registry.champions("helpful").promote("1", None, "the first", {})
+    two_versions(root, lambda n: models(tmp_path / f"models {n}", tokenizer, seed=n))
     made_of = Project(root, quiet | {"HF_HUB_OFFLINE": "1"})
     yield made_of
     made_of.end()

@@ -17,12 +17,13 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from promotion_case import bounds, evidence, project_params, tiny_models, write_lock, write_package
+from promotion_case import tiny_models
 
-from flows.registry.registry import open_registry, register
+from flows.registry.registry import open_registry
 from flows.serving.log import ANSWERS, read_log
 from infalign.deployment.deployed import Request, load_deployed
-from tests.flows.conftest import ROOT, Project
+from tests.flows.conftest import Project
+from tests.flows.serving.conftest import two_versions
 from tests.flows.serving.test_supervisor import Running, until
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
@@ -42,20 +43,14 @@ REDACT = f'''def clean(text):
 def project(tmp_path: Path, tokenizer: Any, quiet: dict[str, str]) -> Any:
     """Two versions of other weights, the first of which is the champion."""
     root = tmp_path / "project"
-    root.mkdir()
-    shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
-    params = project_params()
-    sizes = params.model.model_copy(update={"response_tokens": 12})
-    params = params.model_copy(update={"promotion": bounds(), "model": sizes})
     tiny_models(tmp_path / "models", tokenizer)
-    registry = open_registry(root)
-    for number in (1, 2):
+
+    def models(number: int) -> Path:
         if number == 2:
             other_weights(tmp_path / "models" / "policy")
-        write_lock(root, f"result {number}")
-        folder = write_package(root / "package", tmp_path / "models", evidence(seed=number))
-        register(registry, params, "helpful", folder)
-    registry.champions("helpful").promote("1", None, "the first", {})
+        return tmp_path / "models"
+
+    two_versions(root, models)
     tree = yaml.safe_load((root / "params.yaml").read_text())
     tree["serving"] |= {"poll_seconds": 0.3, "log_rows": 500, "redact": "redact.py:clean"}
     (root / "params.yaml").write_text(yaml.safe_dump(tree))
